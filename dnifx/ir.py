@@ -1,0 +1,319 @@
+"""The value types that flow through the passes: a Program and what it is made of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A value on its way from one node to another, named by graph nodes or module paths; as a cut, exactly this edge."""
+
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor before it is computed."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool = False
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the elements take."""
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
+        return f"{kind}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one node costs, seen by running it on fake tensors.
+
+    Attributes:
+        tensors: The specs of the tensors in the node's value, in pytree order.
+        is_tensor: Whether the value is one tensor (and not a tuple, a number, ...).
+        flops: Floating-point operations of its forward, as ``torch.utils.flop_counter`` counts them.
+        parameter_bytes: Bytes of the parameters that the node reads.
+        activation_bytes: Bytes of the tensors that the node makes (views make none).
+        storages: The identity of each tensor's storage; equal numbers are aliases.
+        writes: Names of the argument nodes whose memory this node writes in place.
+    """
+
+    tensors: tuple[TensorSpec, ...] = ()
+    is_tensor: bool = False
+    flops: int = 0
+    parameter_bytes: int = 0
+    activation_bytes: int = 0
+    storages: tuple[int, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any tensor of the value carries a gradient."""
+        return any(tensor.requires_grad for tensor in self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors in the value."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def cost(self) -> int:
+        """Work of the node for balancing: its FLOPs, and one for each element it makes."""
+        return self.flops + sum(tensor.elements for tensor in self.tensors)
+
+
+class Signature(Protocol):
+    """How a model is called: from its arguments to the graph's flat inputs, and from the graph's flat outputs back.
+
+    ``inputs`` are the names of the graph's placeholders, in order; the graph's output node holds a flat tuple.
+    """
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's placeholders, in order."""
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return one value for each of ``inputs``; raise InputError where the structure is another one."""
+
+    def unflatten(self, values: tuple[Any, ...]) -> Any:
+        """Return the model's output, in its own structure, from the graph's flat outputs."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A submodule that capture kept whole, as one node, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Capture:
+    """How the graph was obtained.
+
+    Attributes:
+        rung: The technique that succeeded: ``record``, ``export`` or ``symbolic``.
+        kept: Submodules kept whole, with the reason.
+        verified: Whether outputs, gradients and buffers were compared with the original's.
+        tried: Rungs that were refused before, each with its reason.
+    """
+
+    rung: str
+    kept: tuple[Kept, ...] = ()
+    verified: bool = False
+    tried: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place to decouple: after ``nodes`` (completed to every value that crosses there), or exactly at ``edges``."""
+
+    name: str
+    nodes: tuple[str, ...] = ()
+    edges: tuple[Edge, ...] = ()
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A subgraph that updates alone.
+
+    Attributes:
+        index: Its place in the order of execution.
+        nodes: Names of its graph nodes, in order; every node has exactly one home.
+        inputs: Names of the values it takes: model inputs and values of earlier partitions, in order.
+        outputs: Names of the values that later partitions (or the model's output) take.
+        parameters: Paths of the trainable parameters that it owns and updates.
+        uses: Paths of all trainable parameters that it reads, its own and those that a later partition owns.
+        flops: Floating-point operations of its forward.
+        parameter_bytes: Bytes of the parameters that it reads.
+        activation_bytes: Bytes of the tensors that its forward makes.
+        device: The device its parameters live on.
+    """
+
+    index: int
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    flops: int = 0
+    parameter_bytes: int = 0
+    activation_bytes: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+    @property
+    def name(self) -> str:
+        """The name users and generated code know it by, as torch.fx's split_module numbers them."""
+        return f"submod_{self.index}"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """All differentiable values that cross from one partition to later ones at one cut.
+
+    Attributes:
+        index: Its number, in the order of its producers.
+        name: The name of its cut, as the user wrote or would write it.
+        producer: Index of the partition that makes the values.
+        consumers: Indices of the partitions that take any of them, in order.
+        values: Names of the values.
+        specs: Their tensor specs.
+    """
+
+    index: int
+    name: str
+    producer: int
+    consumers: tuple[int, ...]
+    values: tuple[str, ...]
+    specs: tuple[TensorSpec, ...]
+
+    @property
+    def key(self) -> str:
+        """The name as a Python identifier: the key of its estimator in the module and in state dicts."""
+        text = "".join(letter if letter.isalnum() else "_" for letter in self.name)
+        return text if text[:1].isalpha() else f"cut_{text}"
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What stands on a boundary: a gradient estimator, and optionally an input model.
+
+    Attributes:
+        boundary: Index of its boundary.
+        estimator: The gradient estimator.
+        description: The estimator in a few words, as reports show it: ``Synthetic(hidden=1)``.
+        locked: Whether the producer waits for the true gradient (oracle, BP(lambda)).
+        fits: Whether the estimator learns from the target gradient, so that the target has to be computed.
+        input_model: The synthetic input model, if any.
+    """
+
+    boundary: int
+    estimator: nn.Module
+    description: str
+    locked: bool = False
+    fits: bool = True
+    input_model: nn.Module | None = None
+
+
+class Kind(StrEnum):
+    """What an action does."""
+
+    FORWARD = "F"
+    SYNTHESISE = "S"
+    BACKWARD = "B"
+    UPDATE = "U"
+    INPUT = "I"
+    TARGET = "T"
+    FIT = "M"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One step of a schedule, written ``F1``, ``B1@cuda:0`` or ``F1@cuda:0/2`` (device, stream).
+
+    ``F`` forward, ``B`` backward, ``U`` update and ``I`` synthetic input act on the partition of that index; ``S`` synthesise,
+    ``T`` target arrives and ``M`` fit the estimator act on the boundary of that index.
+    """
+
+    kind: Kind
+    index: int
+    device: str | None = None
+    stream: int | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.device is None else f"@{self.device}"
+        stream = "" if self.stream is None else f"/{self.stream}"
+        return f"{self.kind}{self.index}{place}{stream}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one training step runs, in which order and where; ``str`` prints it and ``dnifx.schedules.parse`` reads it back."""
+
+    name: str
+    actions: tuple[Action, ...]
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.actions))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What estimators may see beside the activation.
+
+    Attributes:
+        features: From what the user passes as context (a label, by default) to a float tensor [batch, ..., width].
+        width: Size of its last dimension, or None where it is known only once it runs.
+        description: A few words for reports: ``label (10 classes)``.
+        classes: Number of classes of a label context, or None.
+    """
+
+    features: Callable[[Any], torch.Tensor]
+    width: int | None
+    description: str
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """The model on its way through the passes; each pass returns a new one with more of it known.
+
+    Attributes:
+        model: The user's module; parameters and buffers are never copied.
+        args: Example positional arguments.
+        kwargs: Example keyword arguments.
+        graph: The captured graph, over the model's own module paths (capture).
+        signature: How the graph is called (capture).
+        capture: How the graph was obtained (capture).
+        measures: What each node costs, by node name (measure).
+        cuts: The cuts, resolved to nodes and edges (cuts).
+        levels: How many cuts lie before each node, by node name (cuts).
+        homes: The partition index of each node, by node name (partition).
+        partitions: The partitions in order (partition).
+        boundaries: The boundaries, in the order of their producers (legalize).
+        interfaces: One for each boundary (insert).
+        context: What estimators may see (insert).
+        submodules: One graph for each partition (split).
+        schedule: What a training step runs (schedule).
+        fused: The whole graph with interface nodes (emit).
+        notes: What the passes fixed or left out, in words for the user.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    graph: fx.Graph | None = None
+    signature: Signature | None = None
+    capture: Capture | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
+    levels: Mapping[str, int] = field(default_factory=dict)
+    homes: Mapping[str, int] = field(default_factory=dict)
+    partitions: tuple[Partition, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    context: Context | None = None
+    submodules: tuple[fx.Graph, ...] = ()
+    schedule: Schedule | None = None
+    fused: fx.Graph | None = None
+    notes: tuple[str, ...] = ()
