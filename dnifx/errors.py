@@ -52,6 +52,10 @@ class DataError(DnifxError):
     """A data set is absent, damaged or unknown."""
 
 
+class OptionError(DnifxError):
+    """A recipe or a model of the zoo was given an option that it does not know or cannot take."""
+
+
 class PassError(DnifxError):
     """A pass broke its own contract: a fault of dnifx or of a user's pass, not of the model."""
 

@@ -1,0 +1,13 @@
+"""Experiments, each run by one command, ``dnifx train NAME``, or by its recipe's ``run``."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from dnifx.zoo.recipes.base import Option, Recipe, option, options_of
+from dnifx.zoo.recipes.feedforward import CNN_RECIPE, FCN_RECIPE
+
+RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({recipe.name: recipe for recipe in (FCN_RECIPE, CNN_RECIPE)})
+"""Every recipe by its name."""
+
+__all__ = ["RECIPES", "Option", "Recipe", "option", "options_of"]
