@@ -1,0 +1,132 @@
+"""Files of data sets: found in the data folder, checked, and downloaded where they are absent."""
+
+import hashlib
+import logging
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dnifx.errors import DataError
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A published file.
+
+    Attributes:
+        path: Where it lies, relative to the data folder.
+        md5: The hash of its bytes.
+        url: Where it, or the archive that holds it, is published.
+        archive: The archive that holds it, or None where the url leads to the file itself.
+    """
+
+    path: str
+    md5: str
+    url: str = ""
+    archive: "Resource | None" = None
+
+
+def data_folder() -> Path:
+    """Return where data sets lie: ``$DNIFX_DATA``, or ``~/.cache/dnifx``."""
+    return Path(os.environ.get("DNIFX_DATA") or Path.home() / ".cache" / "dnifx")
+
+
+def find(resource: Resource) -> Path:
+    """Return the path of a file that is there and whole, downloading it, with a progress bar, where it is absent.
+
+    Raises:
+        DataError: Where the file is damaged, or absent and cannot be downloaded.
+    """
+    path = data_folder() / resource.path
+    if not path.exists():
+        _download(resource, path)
+    got = _md5(path)
+    if got != resource.md5:
+        raise DataError(
+            f"{path} is damaged: its md5 is {got}, expected {resource.md5}; remove the file and run again to download "
+            "it, or put the published file there"
+        )
+    return path
+
+
+def _download(resource: Resource, path: Path) -> None:
+    if resource.archive is None:
+        _retrieve(resource, path)
+        return
+    archive = find(resource.archive)
+    member = path.relative_to(archive.parent).as_posix()
+    part = path.with_name(path.name + ".part")
+    with tarfile.open(archive) as files:
+        source = files.extractfile(member) if member in files.getnames() else None
+        if source is None:
+            raise DataError(f"{archive} holds no file {member}; put the published file at {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    part.replace(path)
+
+
+def _retrieve(resource: Resource, path: Path) -> None:
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(f"{path} is absent, and pooch, which downloads it, too: pip install 'dnifx[zoo]'") from error
+    try:
+        with _quiet(pooch.get_logger()), _Bar(path.name) as bar:
+            downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+            pooch.retrieve(resource.url, f"md5:{resource.md5}", path.name, path.parent, downloader=downloader)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is absent and could not be downloaded from {resource.url}: {error}; connect to the network, or "
+            f"put the published file there (md5 {resource.md5}), or set DNIFX_DATA to the folder that holds it"
+        ) from error
+
+
+class _Bar:
+    """A progress bar as pooch drives it."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.progress.add_task(name, total=None)
+        self.total = 0
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, count: int) -> None:
+        """Add ``count`` bytes."""
+        self.progress.update(self.task, total=self.total or None, advance=count)
+
+    def reset(self) -> None:
+        """Go back to no byte."""
+        self.progress.update(self.task, completed=0)
+
+    def close(self) -> None:
+        """Nothing is left to close; the context manager does it."""
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
