@@ -1,0 +1,1 @@
+"""What people look at: terminal, Graphviz, SVG, JSON, chrome trace."""

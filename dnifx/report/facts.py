@@ -1,0 +1,259 @@
+"""What every report says about a program: the facts once, for terminal, pictures and machines."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from dnifx.ir import Boundary, Partition, Program
+
+FORMAT = 1
+"""Version of the machine-readable form; it grows when a key changes its meaning or goes away."""
+
+
+@dataclass(frozen=True)
+class ValueFacts:
+    """A value: its name, and shape, dtype, bytes and short form of each tensor in it."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    bytes: int
+    text: str
+
+
+@dataclass(frozen=True)
+class PartitionFacts:
+    """A partition: where it begins and ends in the model, and what it costs.
+
+    ``first`` and ``last`` are module paths (node names for operations outside of submodules), ``share`` is its part of
+    the program's cost, between 0 and 1.
+    """
+
+    name: str
+    index: int
+    first: str
+    last: str
+    modules: tuple[str, ...]
+    nodes: int
+    parameters: int
+    parameter_bytes: int
+    flops: int
+    activation_bytes: int
+    share: float
+    device: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BoundaryFacts:
+    """A boundary and what stands on it; the estimator's fields are None where no interface was inserted yet."""
+
+    name: str
+    index: int
+    producer: str
+    consumers: tuple[str, ...]
+    values: tuple[ValueFacts, ...]
+    estimator: str | None
+    estimator_parameters: int | None
+    locked: bool | None
+    fits: bool | None
+    input_model: str | None
+    input_model_parameters: int | None
+
+
+@dataclass(frozen=True)
+class CrossingFacts:
+    """A value that crosses without a gradient, and therefore without an interface."""
+
+    value: ValueFacts
+    producer: str
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CaptureFacts:
+    """How the graph was obtained; ``kept`` holds path and reason, ``tried`` rung and reason."""
+
+    rung: str
+    verified: bool
+    kept: tuple[tuple[str, str], ...]
+    tried: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ProgramFacts:
+    """Everything that reports tell of a program."""
+
+    format: int
+    model: str
+    inputs: tuple[ValueFacts, ...]
+    nodes: int
+    parameters: int
+    flops: int
+    capture: CaptureFacts | None
+    partitions: tuple[PartitionFacts, ...]
+    boundaries: tuple[BoundaryFacts, ...]
+    without_gradient: tuple[CrossingFacts, ...]
+    context: str | None
+    schedule_name: str | None
+    schedule: str | None
+    notes: tuple[str, ...]
+
+
+def program_facts(program: Program) -> ProgramFacts:
+    """Collect the facts of a program, however many passes have run on it."""
+    nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
+    parameters = dict(program.model.named_parameters(remove_duplicate=False))
+    return ProgramFacts(
+        format=FORMAT,
+        model=type(program.model).__name__,
+        inputs=tuple(value_facts(program, node.name) for node in nodes.values() if node.op == "placeholder"),
+        nodes=len(nodes),
+        parameters=count_parameters(program.model),
+        flops=sum(measure.flops for measure in program.measures.values()),
+        capture=_capture_facts(program),
+        partitions=tuple(_partition_facts(program, partition, nodes, parameters) for partition in program.partitions),
+        boundaries=tuple(_boundary_facts(program, boundary) for boundary in program.boundaries),
+        without_gradient=crossings_without_gradient(program),
+        context=program.context.description if program.context else None,
+        schedule_name=program.schedule.name if program.schedule else None,
+        schedule=str(program.schedule) if program.schedule else None,
+        notes=program.notes,
+    )
+
+
+def as_dict(program: Program) -> dict[str, Any]:
+    """Return the facts as plain dicts, lists, strings and numbers, ready for ``json.dumps``.
+
+    Keys are those of ProgramFacts; ``format`` names the version of the form.
+    """
+    return _plain(asdict(program_facts(program)))  # type: ignore[no-any-return]
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node belongs to, or "" where that is the model itself."""
+    if node.op == "call_module":
+        return str(node.target)
+    paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return str(paths[-1]) if paths else ""
+
+
+def node_label(node: fx.Node) -> str:
+    """Return what a user would call a node: its module's path where it is a module's call, else its name."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the elements of a module's parameters, each shared one once; what is not yet sized counts as none."""
+    return sum(
+        parameter.numel()
+        for parameter in module.parameters()
+        if not isinstance(parameter, nn.parameter.UninitializedParameter)
+    )
+
+
+def value_facts(program: Program, name: str) -> ValueFacts:
+    """Describe the value of one node; without a measure only its name is known."""
+    measure = program.measures.get(name)
+    tensors = measure.tensors if measure else ()
+    return ValueFacts(
+        name=name,
+        shapes=tuple(tensor.shape for tensor in tensors),
+        dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in tensors),
+        bytes=sum(tensor.bytes for tensor in tensors),
+        text=", ".join(map(str, tensors)) or ("?" if measure is None else "no tensor"),
+    )
+
+
+def crossings_without_gradient(program: Program) -> tuple[CrossingFacts, ...]:
+    """Find the values that pass from one partition to others outside of every boundary; model inputs are not meant."""
+    bounded = {(value, consumer) for line in program.boundaries for value in line.values for consumer in line.consumers}
+    given = {node.name for node in program.graph.nodes if node.op == "placeholder"} if program.graph else set()
+    makers = {name: partition for partition in program.partitions for name in partition.outputs}
+    found: dict[str, list[str]] = {}
+    for partition in program.partitions:
+        for value in partition.inputs:
+            if value in makers and value not in given and (value, partition.index) not in bounded:
+                found.setdefault(value, []).append(partition.name)
+    return tuple(
+        CrossingFacts(value_facts(program, value), makers[value].name, tuple(takers)) for value, takers in found.items()
+    )
+
+
+def _capture_facts(program: Program) -> CaptureFacts | None:
+    """Tell how the graph was obtained."""
+    capture = program.capture
+    if capture is None:
+        return None
+    kept = tuple((kept.path, kept.reason) for kept in capture.kept)
+    return CaptureFacts(capture.rung, capture.verified, kept, capture.tried)
+
+
+def _partition_facts(
+    program: Program, partition: Partition, nodes: Mapping[str, fx.Node], parameters: Mapping[str, nn.Parameter]
+) -> PartitionFacts:
+    """Describe one partition."""
+    working = [
+        nodes[name]
+        for name in partition.nodes
+        if name in nodes and nodes[name].op not in ("placeholder", "get_attr", "output")
+    ]
+    places = [module_path(node) or node.name for node in working]
+    return PartitionFacts(
+        name=partition.name,
+        index=partition.index,
+        first=places[0] if places else "",
+        last=places[-1] if places else "",
+        modules=tuple(dict.fromkeys(path for path in map(module_path, working) if path)),
+        nodes=len(partition.nodes),
+        parameters=sum(parameters[path].numel() for path in partition.parameters if path in parameters),
+        parameter_bytes=partition.parameter_bytes,
+        flops=partition.flops,
+        activation_bytes=partition.activation_bytes,
+        share=_share(program, partition),
+        device=str(partition.device),
+        inputs=partition.inputs,
+        outputs=partition.outputs,
+    )
+
+
+def _share(program: Program, partition: Partition) -> float:
+    """Return the partition's part of the program's cost, by measured cost or, without measures, by FLOPs."""
+    if program.measures:
+        cost = sum(program.measures[name].cost for name in partition.nodes if name in program.measures)
+        whole = sum(measure.cost for measure in program.measures.values())
+    else:
+        cost, whole = partition.flops, sum(other.flops for other in program.partitions)
+    return cost / whole if whole else 0.0
+
+
+def _boundary_facts(program: Program, boundary: Boundary) -> BoundaryFacts:
+    """Describe one boundary and its interface, if there is one."""
+    interface = next((item for item in program.interfaces if item.boundary == boundary.index), None)
+    model = interface.input_model if interface else None
+    return BoundaryFacts(
+        name=boundary.name,
+        index=boundary.index,
+        producer=program.partitions[boundary.producer].name,
+        consumers=tuple(program.partitions[index].name for index in boundary.consumers),
+        values=tuple(
+            ValueFacts(name, (spec.shape,), (str(spec.dtype).removeprefix("torch."),), spec.bytes, str(spec))
+            for name, spec in zip(boundary.values, boundary.specs, strict=True)
+        ),
+        estimator=interface.description if interface else None,
+        estimator_parameters=count_parameters(interface.estimator) if interface else None,
+        locked=interface.locked if interface else None,
+        fits=interface.fits if interface else None,
+        input_model=type(model).__name__ if model else None,
+        input_model_parameters=count_parameters(model) if model else None,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,337 @@
+"""Where everything in the picture stands: bands under each other, gates between them, long lines in a gutter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dnifx.report.grid import LANE, Grid, Point, Rect, grid_of, lanes, text_width
+from dnifx.report.picture import Gate, Picture
+
+MARGIN = 20.0
+PAD = 14.0
+TITLE = 64.0
+LINE = 16.0
+"""Height of a line of text."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A drawn line: its points, its look (``flow``, ``plain``, ``cut``, ``locked``), whether it ends in an arrow."""
+
+    points: tuple[Point, ...]
+    kind: str
+    arrow: bool = True
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The picture with every place known; ``head`` is the width at the left of each band that its title has."""
+
+    width: float
+    height: float
+    head: float
+    bands: Mapping[int, Rect]
+    boxes: Mapping[str, Rect]
+    gates: Mapping[str, Rect]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True)
+class Net:
+    """What one value (or boundary) joins across bands: boxes of one band, perhaps a gate, boxes further on."""
+
+    key: str
+    band: int
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    kind: str
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The room between a band and the next: lanes, gates, lanes; y counts from the band's lower edge."""
+
+    upper: Mapping[str, int]
+    lower: Mapping[str, int]
+    gates: float
+
+    @property
+    def gate_y(self) -> float:
+        """Upper edge of the gates."""
+        return PAD + _room(self.upper)
+
+    @property
+    def height(self) -> float:
+        """From band to band."""
+        return self.gate_y + self.gates + (PAD if self.gates else 0.0) + _room(self.lower) + PAD / 2
+
+    def upper_y(self, key: str) -> float:
+        """The lane above the gates that a net has."""
+        return PAD + self.upper[key] * LANE
+
+    def lower_y(self, key: str) -> float:
+        """The lane below the gates that a net has."""
+        return self.gate_y + self.gates + (PAD if self.gates else 0.0) + self.lower[key] * LANE
+
+
+def _room(used: Mapping[str, int]) -> float:
+    """Height of the lanes in use, with the distance to what follows."""
+    return max(used.values()) * LANE + PAD if used else 0.0
+
+
+def place(picture: Picture) -> Drawing:
+    """Lay a picture out from top to bottom, in time and space near to linear in what it shows."""
+    nets = nets_of(picture)
+    band_of = {box.key: box.band for box in picture.boxes}
+    indices = [band.index for band in picture.bands]
+    head = max(text_width(text) for band in picture.bands for text in (band.title, *band.detail.split(" · "))) + 24
+    left = MARGIN + head
+    grids = {
+        index: grid_of(
+            picture,
+            index,
+            [(net.key, box) for net in nets for box in net.targets if band_of[box] == index],
+            [(net.key, box) for net in nets for box in net.sources if band_of[box] == index],
+        )
+        for index in indices
+    }
+    gate_x = {index: _gate_places(nets, index, grids[index], left) for index in indices}
+    ends = [rect.right for row in gate_x.values() for rect in row.values()]
+    ends += [left + grid.width for grid in grids.values()]
+    right = max([*ends, MARGIN + text_width(picture.detail), MARGIN + 420.0]) + PAD
+    gutter = lanes(_long_spans(nets, band_of))
+    return _assemble(_Frame(picture, nets, grids, gate_x, band_of, left, right, gutter), head)
+
+
+def nets_of(picture: Picture) -> list[Net]:
+    """Collect what runs from band to band: gates, inputs, and values that are outputs of the model."""
+    band_of = {box.key: box.band for box in picture.boxes}
+    nets = [Net(gate.key, gate.band, gate.sources, gate.targets, _kind(gate), gate) for gate in picture.gates]
+    free: dict[tuple[str, bool], list[str]] = {}
+    for line in picture.lines:
+        if band_of[line.source] != band_of[line.target]:
+            free.setdefault((line.source, line.dashed), []).append(line.target)
+    return nets + [
+        Net(f"line {source}", band_of[source], (source,), tuple(targets), "plain" if dashed else "flow")
+        for (source, dashed), targets in free.items()
+    ]
+
+
+def gate_size(gate: Gate) -> tuple[float, float]:
+    """Return the width and height that a gate's text needs."""
+    return max(map(text_width, gate.lines)) + 24, len(gate.lines) * LINE + 12
+
+
+def _kind(gate: Gate) -> str:
+    """Name the look of a gate's lines."""
+    return "plain" if gate.dashed else "locked" if gate.locked else "cut"
+
+
+def _gate_places(nets: Sequence[Net], band: int, grid: Grid, left: float) -> dict[str, Rect]:
+    """Put the gates below a band side by side, each as near as can be under the boxes it comes from."""
+    wanted = []
+    for net in nets:
+        if net.gate is not None and net.band == band:
+            middles = [left + grid.exits[net.key, box][-1][0] for box in net.sources]
+            wanted.append((sum(middles) / len(middles), net.key, net.gate))
+    placed: dict[str, Rect] = {}
+    free = left
+    for middle, key, gate in sorted(wanted, key=lambda item: item[:2]):
+        width, height = gate_size(gate)
+        x = max(free, middle - width / 2)
+        placed[key] = Rect(x, 0.0, width, height)
+        free = x + width + PAD
+    return placed
+
+
+def _long_spans(nets: Sequence[Net], band_of: Mapping[str, int]) -> list[tuple[str, float, float]]:
+    """List the nets that pass by a whole band, with the bands they pass."""
+    spans = []
+    for net in nets:
+        last = max(band_of[box] for box in net.targets)
+        if last > net.band + 1:
+            spans.append((net.key, net.band * 100.0, (last - 1) * 100.0))
+    return spans
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """All that is known before the heights: who stands where across, and who runs in the gutter."""
+
+    picture: Picture
+    nets: Sequence[Net]
+    grids: Mapping[int, Grid]
+    gate_x: Mapping[int, Mapping[str, Rect]]
+    band_of: Mapping[str, int]
+    left: float
+    right: float
+    gutter: Mapping[str, int]
+
+    @property
+    def last(self) -> int:
+        """Index of the band of the output."""
+        return self.picture.bands[-1].index
+
+    def gutter_x(self, net: Net) -> float:
+        """Where a net runs at the side."""
+        return self.right + PAD + self.gutter[net.key] * LANE
+
+    def start_x(self, net: Net) -> float:
+        """Where a net's lower lane begins: under its gate, or under its only source."""
+        if net.gate is not None:
+            return self.gate_x[net.band][net.key].centre[0]
+        return self.left + self.grids[net.band].exits[net.key, net.sources[0]][-1][0]
+
+    def entry_x(self, net: Net, box: str) -> float:
+        """Where a net comes into a box's band."""
+        return self.left + self.grids[self.band_of[box]].entries[net.key, box][0][0]
+
+    def by_upper_lane(self, net: Net) -> bool:
+        """Whether a net without a gate leaves by a lane above the gates, so as not to run through one."""
+        return net.gate is None and bool(self.gate_x[net.band]) and net.key in self.gutter
+
+
+def _gap(frame: _Frame, band: int) -> Gap:
+    """Decide on the lanes below one band."""
+    upper, lower = [], []
+    for net in frame.nets:
+        near = [frame.entry_x(net, box) for box in net.targets if frame.band_of[box] == band + 1]
+        if net.band == band:
+            upper += _upper_spans(frame, net)
+            if not frame.by_upper_lane(net):
+                across = [frame.start_x(net), *near, *([frame.gutter_x(net)] if net.key in frame.gutter else [])]
+                lower += [(net.key, min(across), max(across))]
+            elif near:
+                lower += [(net.key, min(near), frame.gutter_x(net))]
+        elif near:
+            lower += [(net.key, min(near), frame.gutter_x(net))]
+    height = max((rect.height for rect in frame.gate_x[band].values()), default=0.0)
+    return Gap(lanes(upper), lanes(lower), height)
+
+
+def _upper_spans(frame: _Frame, net: Net) -> list[tuple[str, float, float]]:
+    """Say how far a net runs above the gates: from its sources to its gate, or to the gutter."""
+    starts = [frame.left + frame.grids[net.band].exits[net.key, box][-1][0] for box in net.sources]
+    if frame.by_upper_lane(net):
+        return [(net.key, starts[0], frame.gutter_x(net))]
+    if net.gate is None:
+        return []
+    rect = frame.gate_x[net.band][net.key]
+    ends = [_clamp(x, rect) for x in starts]
+    return [(net.key, min(starts + ends), max(starts + ends))] if starts != ends else []
+
+
+def _clamp(x: float, rect: Rect) -> float:
+    """Return the place on a gate's upper or lower edge nearest to x."""
+    return min(max(x, rect.x + 10), rect.right - 10)
+
+
+def _assemble(frame: _Frame, head: float) -> Drawing:
+    """Stack bands and gaps, and draw every line through them."""
+    bands: dict[int, Rect] = {}
+    gaps: dict[int, Gap] = {}
+    y = TITLE
+    width = frame.right - MARGIN
+    for band in frame.picture.bands:
+        text = (1 + len(band.detail.split(" · ")) * bool(band.detail)) * LINE
+        height = max(frame.grids[band.index].height, text) + 2 * PAD
+        bands[band.index] = Rect(MARGIN, y, width, height)
+        gaps[band.index] = _gap(frame, band.index)
+        y += height + (gaps[band.index].height if band.index != frame.last else 0.0)
+    boxes = {
+        key: rect.moved(frame.left, bands[index].y + PAD)
+        for index, grid in frame.grids.items()
+        for key, rect in grid.rects.items()
+    }
+    gates = {
+        key: rect.moved(0.0, bands[index].bottom + gaps[index].gate_y)
+        for index, row in frame.gate_x.items()
+        for key, rect in row.items()
+    }
+    routes = [*_inner_routes(frame, bands)]
+    for net in frame.nets:
+        routes += _net_routes(frame, net, bands, gaps, gates)
+    lanes_used = max(frame.gutter.values(), default=-1) + 1
+    total = frame.right + (PAD + lanes_used * LANE if lanes_used else 0.0) + MARGIN
+    return Drawing(total, y + MARGIN, head, bands, boxes, gates, tuple(routes))
+
+
+def _inner_routes(frame: _Frame, bands: Mapping[int, Rect]) -> list[Route]:
+    """Move the lines inside each band to where the band stands."""
+    return [
+        Route(_moved(points, frame.left, bands[index].y + PAD), "plain" if line.dashed else "flow")
+        for index, grid in frame.grids.items()
+        for line, points in grid.routes.items()
+    ]
+
+
+def _moved(points: Sequence[Point], x: float, y: float) -> tuple[Point, ...]:
+    """Shift points."""
+    return tuple((a + x, b + y) for a, b in points)
+
+
+def _net_routes(
+    frame: _Frame, net: Net, bands: Mapping[int, Rect], gaps: Mapping[int, Gap], gates: Mapping[str, Rect]
+) -> list[Route]:
+    """Draw one net: from its sources to its gate, and from there to each box that takes it."""
+    base = bands[net.band].bottom
+    gap = gaps[net.band]
+    begin = bands[net.band].y + PAD
+    exits = {box: _moved(frame.grids[net.band].exits[net.key, box], frame.left, begin) for box in net.sources}
+    if net.gate is None:
+        only = exits[net.sources[0]]
+        return [
+            Route(_tidy((*only, *_way(frame, net, box, bands, gaps, only[-1][0]))), net.kind) for box in net.targets
+        ]
+    rect = gates[net.key]
+    routes = []
+    for points in exits.values():
+        x, end = points[-1][0], _clamp(points[-1][0], rect)
+        bend = ((x, base + gap.upper_y(net.key)), (end, base + gap.upper_y(net.key))) if x != end else ()
+        routes.append(Route(_tidy((*points, *bend, (end, rect.y))), net.kind, arrow=False))
+    for box in net.targets:
+        entry = frame.entry_x(net, box)
+        straight = frame.band_of[box] == net.band + 1 and entry == _clamp(entry, rect)
+        x = entry if straight else rect.centre[0]
+        way = _entry_points(frame, net, box, bands) if straight else _way(frame, net, box, bands, gaps, x)
+        routes.append(Route(_tidy(((x, rect.bottom), *way)), net.kind))
+    return routes
+
+
+def _way(
+    frame: _Frame, net: Net, box: str, bands: Mapping[int, Rect], gaps: Mapping[int, Gap], x: float
+) -> tuple[Point, ...]:
+    """Lead a net that stands at x below its band (or gate) to a box: by its lane, and by the gutter where it is far."""
+    target = frame.band_of[box]
+    gap, base = gaps[net.band], bands[net.band].bottom
+    entry = _entry_points(frame, net, box, bands)
+    upper = frame.by_upper_lane(net)
+    y = base + (gap.upper_y(net.key) if upper else gap.lower_y(net.key))
+    if target == net.band + 1 and not upper:
+        return (x, y), (entry[0][0], y), *entry
+    side = frame.gutter_x(net)
+    arrival = bands[target - 1].bottom + gaps[target - 1].lower_y(net.key)
+    return (x, y), (side, y), (side, arrival), (entry[0][0], arrival), *entry
+
+
+def _entry_points(frame: _Frame, net: Net, box: str, bands: Mapping[int, Rect]) -> tuple[Point, ...]:
+    """Lead a net from the upper edge of a box's band into the box."""
+    band = frame.band_of[box]
+    return _moved(frame.grids[band].entries[net.key, box], frame.left, bands[band].y + PAD)
+
+
+def _tidy(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Drop points that repeat, and those in the middle of a straight piece."""
+    kept: list[Point] = []
+    for point in points:
+        if kept and kept[-1] == point:
+            continue
+        while len(kept) > 1 and _straight(kept[-2], kept[-1], point):
+            kept.pop()
+        kept.append(point)
+    return tuple(kept)
+
+
+def _straight(one: Point, two: Point, three: Point) -> bool:
+    """Whether three points lie on one upright or level line."""
+    return one[0] == two[0] == three[0] or one[1] == two[1] == three[1]
