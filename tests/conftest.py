@@ -1,0 +1,39 @@
+"""What every test runs under: one thread, derandomised examples, and reasons for what is left out."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+SLOW_CHECKS = [
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.large_base_example,
+]
+settings.register_profile(
+    "ci", derandomize=True, database=None, deadline=None, max_examples=30, suppress_health_check=SLOW_CHECKS
+)
+settings.register_profile("night", deadline=None, max_examples=3000, print_blob=True, suppress_health_check=SLOW_CHECKS)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+COMMANDS = {
+    "slow": "a long run, by a command of its own: pytest -m slow",
+    "models": "the sweep over real models, by a command of its own: pytest -m models",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine or this command does not run."""
+    chosen = str(config.option.markexpr)
+    reasons = {marker: reason for marker, reason in COMMANDS.items() if marker not in chosen}
+    if not torch.cuda.is_available():
+        reasons["cuda"] = "torch finds no CUDA device on this machine"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
