@@ -1,9 +1,10 @@
 """The options of the feed-forward recipes, and what the recipe chooses where they leave it open."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from dnifx.errors import OptionError
 from dnifx.zoo.recipes.base import option
@@ -90,54 +91,79 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
 """By network and data: the sizes of the paper (appendix A.1; smaller for the digits), and a small machine's steps."""
 
 
-def complete(options: Feedforward) -> Feedforward:
-    """Return the options with everything chosen that they left open (``hidden`` stays open: it depends on the context).
+@dataclass(frozen=True)
+class Settings:
+    """Options with nothing left open; ``Feedforward`` says what each is.
+
+    Attributes:
+        hidden: Hidden layers of an estimator without context.
+        hidden_label: Hidden layers of an estimator that sees the label.
+    """
+
+    net: str
+    data: str
+    layers: int
+    width: int
+    gradient: tuple[str, ...]
+    context: tuple[str, ...]
+    hidden: int
+    hidden_label: int
+    estimator_width: int
+    steps: int
+    batch: int
+    lr: float
+    lr_drops: tuple[float, ...]
+    seeds: int
+    seed: int
+    validation: int
+    evaluate_every: int
+    target: str
+    device: str
+    out: Path | None
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds that each arm is run from."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+def complete(options: Feedforward) -> Settings:
+    """Return the options with everything chosen that they left open.
 
     Raises:
-        OptionError: Where a number is out of its range.
+        OptionError: Where a value is out of its range.
     """
-    preset = PRESETS[options.net, options.data]
-    chosen = {
-        one.name: getattr(preset, one.name)
-        for one in fields(Preset)
-        if one.name not in ("hidden", "hidden_label") and getattr(options, one.name) is None
-    }
-    options = replace(options, **chosen)
-    if options.lr_drops is None:
-        options = replace(options, lr_drops=(0.6, 0.8))
-    if options.evaluate_every is None:
-        options = replace(options, evaluate_every=max(1, (options.steps or 1) // 20))
-    _check(options)
-    return options
+    given = {**vars(options), "hidden_label": options.hidden}
+    chosen: dict[str, Any] = {**asdict(PRESETS[options.net, options.data]), "lr_drops": (0.6, 0.8)}
+    chosen["evaluate_every"] = max(1, (options.steps or chosen["steps"]) // 20)
+    values: dict[str, Any] = {name: chosen.get(name) if value is None else value for name, value in given.items()}
+    settings = Settings(**values)
+    _check(settings)
+    return settings
 
 
-def hidden_layers(options: Feedforward, context: str) -> int:
-    """Return how many hidden layers an estimator with that context gets."""
-    preset = PRESETS[options.net, options.data]
-    if options.hidden is not None:
-        return options.hidden
-    return preset.hidden_label if context == "label" else preset.hidden
-
-
-def _check(options: Feedforward) -> None:
-    least = {
-        "layers": 2,
-        "width": 1,
-        "steps": 1,
-        "batch": 2,
-        "seeds": 1,
-        "validation": 1,
-        "evaluate_every": 1,
-        "hidden": 0,
-    }
-    for name, minimum in least.items():
-        value = getattr(options, name)
-        if value is not None and value < minimum:
+def _check(settings: Settings) -> None:
+    least = {"layers": 2, "batch": 2, "hidden": 0}
+    for name in (
+        "layers",
+        "width",
+        "hidden",
+        "estimator_width",
+        "steps",
+        "batch",
+        "seeds",
+        "validation",
+        "evaluate_every",
+    ):
+        value, minimum = getattr(settings, name), least.get(name, 1)
+        if value < minimum:
             raise OptionError(f"--{name.replace('_', '-')}: got {value}, expected {minimum} or more")
-    if not options.gradient or not options.context:
+    if settings.lr <= 0:
+        raise OptionError(f"--lr: got {settings.lr}, expected a rate above 0, as 1e-3")
+    if not settings.gradient or not settings.context:
         raise OptionError(
-            "--gradient and --context: got no value, expected one or more; leave them out for the default arms"
+            "--gradient, --context: got no value, expected one or more; leave them out for the default arms"
         )
-    for drop in options.lr_drops or ():
+    for drop in settings.lr_drops:
         if not 0 < drop < 1:
             raise OptionError(f"--lr-drops: got {drop}, expected shares of the steps between 0 and 1, as 0.6,0.8")

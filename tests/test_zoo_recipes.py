@@ -1,0 +1,166 @@
+"""Recipes: their options as text, and what their runs leave behind."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnifx.errors import DnifxError, OptionError, StateError
+from dnifx.zoo.recipes import RECIPES, Recipe, option, options_of
+from dnifx.zoo.recipes.feedforward import run
+from dnifx.zoo.recipes.learners import Arm, arms
+from dnifx.zoo.recipes.settings import PRESETS, Feedforward, complete
+from dnifx.zoo.recipes.store import Checkpoint, write_whole
+
+FCN = RECIPES["fcn"]
+BRIEF: Mapping[str, Any] = {"width": 8, "steps": 6, "batch": 16, "seeds": 1, "evaluate_every": 2, "estimator_width": 8}
+
+
+def parsed(command: str) -> Mapping[str, Any]:
+    """Return the option values of a command line of --flag value pairs."""
+    words = shlex.split(command)[3:]
+    return {flag[2:].replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_options_know_their_types() -> None:
+    known = {one.name: one for one in FCN.parameters}
+    assert "net" not in known
+    assert (known["lr"].kind, known["lr"].flag) == (float, "--lr")
+    assert (known["lr_drops"].kind, known["lr_drops"].many, known["lr_drops"].flag) == (float, True, "--lr-drops")
+    assert (known["out"].kind, known["out"].default) == (Path, None)
+    assert known["gradient"].choices[0] == "backprop"
+    assert all(one.help for one in FCN.parameters)
+
+
+@given(
+    layers=st.integers(2, 21),
+    lr=st.none() | st.floats(1e-6, 1),
+    drops=st.none() | st.lists(st.floats(0.1, 0.9), max_size=3).map(tuple),
+    gradient=st.lists(st.sampled_from(["backprop", "zero", "synthetic"]), min_size=1, unique=True).map(tuple),
+    context=st.sampled_from([("none",), ("label",), ("none", "label")]),
+    out=st.none() | st.sampled_from(["runs/a", "a folder"]).map(Path),
+)
+def test_the_command_reads_back_as_its_options(**values: Any) -> None:
+    values["lr_drops"] = values.pop("drops")
+    options = Feedforward(**values)
+    assert FCN.read(parsed(FCN.command(options))) == options
+
+
+def test_many_values_are_repeated_or_joined_by_commas() -> None:
+    assert FCN.read({"gradient": "zero,synthetic"}) == FCN.read({"gradient": ["zero", "synthetic"]})
+    assert FCN.read({"gradient": ("zero", "synthetic,stale")}).gradient == ("zero", "synthetic", "stale")
+    assert FCN.read({"lr_drops": "none"}).lr_drops == ()
+    assert FCN.read({"context": "none"}).context == ("none",)
+    assert FCN.read({"steps": None}) == Feedforward()
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"stepz": 3}, "recipe fcn: no option 'stepz'; did you mean 'steps'"),
+        ({"steps": "many"}, "--steps: got 'many', expected int"),
+        ({"data": "minst"}, "--data: got 'minst', expected one of digits, mnist, .*; did you mean 'mnist'"),
+        ({"gradient": "zero,sinthetic"}, "--gradient: got 'sinthetic'.*did you mean 'synthetic'"),
+    ],
+)
+def test_bad_values_say_what_is_expected(values: Mapping[str, Any], text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        FCN.read(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"steps": 0}, "--steps: got 0, expected 1 or more"),
+        ({"layers": 1}, "--layers: got 1, expected 2 or more"),
+        ({"lr": 0.0}, "--lr: got 0.0, expected a rate above 0"),
+        ({"lr_drops": (0.6, 60.0)}, "--lr-drops: got 60.0, expected shares"),
+        ({"gradient": ()}, "--gradient, --context: got no value"),
+        ({"device": "abacus"}, "--device: got 'abacus', expected cpu"),
+        ({"device": "cuda:99"}, "--device: got 'cuda:99', but torch sees"),
+        ({"validation": 5000}, "validation=5000, expected fewer than the 1437"),
+    ],
+)
+def test_senseless_options_are_refused(values: Mapping[str, Any], text: str) -> None:
+    with pytest.raises(DnifxError, match=text):
+        run(Feedforward(**{**BRIEF, "gradient": ("backprop",), **values}))
+
+
+def test_a_field_that_no_command_line_can_say_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        table: Mapping[str, int] = option(None, "a table")
+
+    with pytest.raises(OptionError, match="option 'table' of type"):
+        options_of(Odd)
+
+
+def test_booleans_are_flags() -> None:
+    @dataclass(frozen=True)
+    class Switches:
+        fast: bool = option(False, "be fast")
+
+    recipe = Recipe("switch", "a switch", Switches, lambda options, console: None)
+    assert recipe.command(Switches(fast=True)) == "dnifx train switch --fast"
+    assert recipe.read({"fast": True}).fast is True
+    assert recipe.read({"fast": "false"}).fast is False
+    with pytest.raises(OptionError, match="--fast: got 'maybe', expected bool"):
+        recipe.read({"fast": "maybe"})
+
+
+def test_arms_are_the_four_of_the_paper() -> None:
+    assert [arm.name for arm in arms(complete(Feedforward()))] == ["backprop", "no gradient", "DNI", "cDNI"]
+    only = complete(Feedforward(gradient=("zero", "synthetic"), context=("label",)))
+    assert arms(only) == (Arm("zero"), Arm("synthetic", "label"))
+
+
+def test_every_preset_is_complete() -> None:
+    for net, data in PRESETS:
+        settings = complete(Feedforward(net=net, data=data))
+        assert None not in [value for name, value in vars(settings).items() if name != "out"]
+    assert complete(Feedforward(data="mnist")).hidden == 2
+    assert complete(Feedforward(data="mnist", hidden=1)).hidden_label == 1
+
+
+def test_writing_whole_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_whole(path, lambda part: part.write_text("old"))
+
+    def fail(part: Path) -> None:
+        part.write_text("ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    Checkpoint(path, {"lr": 1e-3, "steps": 5}).save({"step": 2})
+    assert Checkpoint(path, {"lr": 1e-3, "steps": 5}).load() == {"step": 2}
+    with pytest.raises(StateError, match=r"other settings \(lr: 0.001, now 0.01\); give the same"):
+        Checkpoint(path, {"lr": 1e-2, "steps": 5}).load()
+    path.write_bytes(b"damaged")
+    with pytest.raises(StateError, match=r"run\.pt cannot be read as a checkpoint"):
+        Checkpoint(path, {}).load()
+    assert Checkpoint(tmp_path / "absent.pt", {}).load() is None
+
+
+def test_results_are_written_whole_and_read_as_json(tmp_path: Path) -> None:
+    results = run(Feedforward(**BRIEF, gradient=("backprop",), out=tmp_path))
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["command"] == results.command
+    assert FCN.read(parsed(saved["command"])) == Feedforward(**BRIEF, gradient=("backprop",), out=tmp_path)
+    assert saved["arms"][0]["test_error"]["mean"] == results.arms[0].mean
+    assert [point["step"] for point in saved["arms"][0]["runs"][0]["curve"]] == [2, 4, 6]
+    assert saved["versions"].keys() == {"dnifx", "torch", "python", "system"}
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "curves.png", "results.json"]

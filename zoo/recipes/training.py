@@ -1,0 +1,148 @@
+"""Training from a seed, in steps that can be interrupted and taken up again bit for bit."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dnifx.errors import LossError
+from dnifx.zoo.batches import Batches
+from dnifx.zoo.data import Split
+from dnifx.zoo.recipes.results import Point
+from dnifx.zoo.recipes.store import Checkpoint
+
+
+class Learner(ABC):
+    """A model and the way it learns from a batch."""
+
+    model: nn.Module
+    """The model, whose error is measured."""
+
+    @abstractmethod
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Train on a batch, inputs [batch, ...] and classes [batch], and return its mean loss, detached."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next steps depend on."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state that ``state_dict`` gave."""
+
+
+class Watcher(Protocol):
+    """Who is told how training goes."""
+
+    def step(self, step: int) -> None:
+        """Be told that ``step`` steps are done."""
+
+    def point(self, point: Point) -> None:
+        """Be told of a new place on the curve."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training run is.
+
+    Attributes:
+        step: Steps done.
+        seconds: Time that they took.
+        curve: The learning curve so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: tuple[Point, ...] = ()
+
+
+def train(
+    learner: Learner,
+    batches: Batches,
+    validation: Split,
+    *,
+    steps: int,
+    every: int,
+    watcher: Watcher,
+    checkpoint: Checkpoint | None = None,
+) -> Progress:
+    """Train for ``steps`` steps, or for what is left of them after the checkpoint, and return how it went.
+
+    Args:
+        learner: What is trained.
+        batches: What it is trained on.
+        validation: What its error is measured on.
+        steps: Steps in all.
+        every: Steps from one measurement to the next; a checkpoint is saved after each.
+        watcher: Who is told how it goes.
+        checkpoint: Where the run is saved and resumed from.
+
+    Raises:
+        LossError: Where the loss is no longer finite.
+        StateError: Where the checkpoint cannot be taken up.
+    """
+    progress = _resume(learner, batches, checkpoint)
+    for point in progress.curve[-1:]:
+        watcher.point(point)
+    watcher.step(progress.step)
+    while progress.step < steps:
+        progress = _stretch(learner, batches, progress, min(every, steps - progress.step), watcher)
+        point = Point(progress.step, progress.curve[-1].loss, error_rate(learner.model, validation))
+        progress = replace(progress, curve=(*progress.curve[:-1], point))
+        if checkpoint is not None:
+            checkpoint.save(_state(learner, batches, progress))
+        watcher.point(point)
+    return progress
+
+
+def error_rate(model: nn.Module, split: Split, batch: int = 1000) -> float:
+    """Return the share of a split, in percent, that the model, in evaluation mode, classifies wrongly."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        pairs = zip(torch.split(split.inputs, batch), torch.split(split.targets, batch), strict=True)
+        wrong = sum(int((model(inputs).argmax(1) != targets).sum()) for inputs, targets in pairs)
+    model.train(was_training)
+    return 100 * wrong / len(split)
+
+
+def _stretch(learner: Learner, batches: Batches, progress: Progress, count: int, watcher: Watcher) -> Progress:
+    begin = time.perf_counter()
+    total: Tensor | float = 0.0
+    for done in range(1, count + 1):
+        total = total + learner.step(*batches.next())
+        watcher.step(progress.step + done)
+    loss, step = float(total) / count, progress.step + count
+    if not math.isfinite(loss):
+        raise LossError(f"the training loss is {loss} by step {step}, expected a finite number; give a lower --lr")
+    point = Point(step, loss, math.nan)
+    return Progress(step, progress.seconds + time.perf_counter() - begin, (*progress.curve, point))
+
+
+def _state(learner: Learner, batches: Batches, progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "curve": [(point.step, point.loss, point.error) for point in progress.curve],
+        "learner": learner.state_dict(),
+        "batches": batches.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def _resume(learner: Learner, batches: Batches, checkpoint: Checkpoint | None) -> Progress:
+    state = None if checkpoint is None else checkpoint.load()
+    if state is None:
+        return Progress()
+    learner.load_state_dict(state["learner"])
+    batches.load_state_dict(state["batches"])
+    torch.set_rng_state(state["random"])
+    if state["random_cuda"]:
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+    return Progress(state["step"], state["seconds"], tuple(Point(*point) for point in state["curve"]))
