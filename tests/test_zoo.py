@@ -68,8 +68,9 @@ def test_a_net_without_hidden_layer_is_refused(kind: type[FCN] | type[CNN]) -> N
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_of_the_zoo_runs(name: str) -> None:
-    model, args = MODELS[name].factory()
+    model, args = MODELS[name].factory(layers=3)
     assert MODELS[name].name == name
+    assert len(list(model.get_submodule("hidden").children())) == 2
     output = model(*args)
     assert output.shape == (args[0].shape[0], MODELS[name].classes)
     output.sum().backward()

@@ -78,7 +78,7 @@ _MNIST_CNN = Preset(64, 2, 0, 64, 2000, 128, 1e-3, 1, 5000)
 
 PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
     {
-        ("fcn", "digits"): Preset(256, 1, 0, 256, 800, 64, 1e-3, 3, 180),
+        ("fcn", "digits"): Preset(128, 1, 0, 256, 1500, 64, 3e-4, 3, 180),
         ("fcn", "mnist"): _MNIST_FCN,
         ("fcn", "fashion"): _MNIST_FCN,
         ("fcn", "cifar10"): Preset(1000, 1, 1, 4000, 2000, 256, 1e-3, 1, 5000),
