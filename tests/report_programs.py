@@ -1,6 +1,7 @@
 """Programs as the passes would leave them, put together by hand, so that reports are tested apart from the compiler."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -35,9 +36,8 @@ def program_of(model: nn.Module, args: tuple[Any, ...], cuts: Mapping[str, str],
     partitions = tuple(
         partition_of(module, index, homes, measuring.measures) for index in range(max(homes.values()) + 1)
     )
-    boundaries = tuple(
-        boundary_of(index, name, homes, module.graph, measuring.measures) for index, name in enumerate(cuts)
-    )
+    made = (boundary_of(index, name, homes, module.graph, measuring.measures) for index, name in enumerate(cuts))
+    boundaries = tuple(replace(boundary, index=index) for index, boundary in enumerate(filter(crossed, made)))
     interfaces = tuple(
         Interface(boundary.index, square(boundary.specs[0]), "Synthetic(hidden=0)") for boundary in boundaries
     )
@@ -53,6 +53,11 @@ def program_of(model: nn.Module, args: tuple[Any, ...], cuts: Mapping[str, str],
         interfaces=interfaces if estimators else (),
         notes=("drop: a view that crossed is copied",),
     )
+
+
+def crossed(boundary: Boundary) -> bool:
+    """Whether anything crosses."""
+    return bool(boundary.values)
 
 
 def square(spec: TensorSpec) -> nn.Module:

@@ -8,10 +8,13 @@ from torch import fx
 
 from dnifx.ir import Partition, Program
 from dnifx.report.facts import BoundaryFacts, ProgramFacts, ValueFacts, module_path, program_facts, value_facts
-from dnifx.report.units import percent, plural, quantity
+from dnifx.report.units import percent, plural, quantity, shorten
 
 INPUTS = -1
 """The band of the model's inputs, before the first partition."""
+
+LONGEST = 40
+"""Characters of a name, before its middle is left out."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +169,19 @@ def _end_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: int) 
     inputs = [node for node in nodes.values() if node.op == "placeholder" and node.users]
     outputs = [node for node in nodes.values() if node.op == "output"]
     return [
-        *(Box(f"input_{node.name}", INPUTS, node.name, _made(program, node), (node.name,)) for node in inputs),
+        *(_input_box(program, node) for node in inputs),
         *(Box("output", partitions, "output", "", (node.name,)) for node in outputs),
     ]
 
 
+def _input_box(program: Program, node: fx.Node) -> Box:
+    """Make the box of one input."""
+    return Box(f"input_{node.name}", INPUTS, shorten(node.name, LONGEST), _made(program, node), (node.name,))
+
+
 def _title(members: Sequence[fx.Node]) -> str:
     """Name a box by the innermost module that holds all of it, or by its operation."""
-    return _common_path(members) or members[0].name
+    return shorten(_common_path(members) or members[0].name, LONGEST)
 
 
 def _detail(program: Program, members: Sequence[fx.Node]) -> str:
@@ -280,13 +288,14 @@ def _gate_lines(line: BoundaryFacts) -> tuple[str, ...]:
     if line.estimator_parameters:
         estimator += f" · {quantity(line.estimator_parameters)} parameters"
     extra = [f"input model {line.input_model}"] if line.input_model else []
-    return (f"cut {line.name}", _few(line.values), estimator, *extra)
+    return (f"cut {shorten(line.name, LONGEST)}", _few(line.values), estimator, *extra)
 
 
 def _few(values: Sequence[ValueFacts]) -> str:
     """Write the first two values and count the rest."""
     more = [f"+{len(values) - 2} more"] if len(values) > 2 else []
-    return ", ".join([f"{value.name} {value.text}" for value in values[:2]] + more)
+    texts = [f"{shorten(value.name, LONGEST)} {shorten(value.text, LONGEST)}" for value in values[:2]]
+    return ", ".join(texts + more)
 
 
 def _has_gradient(program: Program, node: fx.Node) -> bool:

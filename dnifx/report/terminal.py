@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from io import StringIO
+from itertools import takewhile
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,7 +14,7 @@ from dnifx.ir import Program
 from dnifx.report.facts import BoundaryFacts, PartitionFacts, ProgramFacts, ValueFacts, program_facts
 from dnifx.report.units import byte_size, percent, plural, quantity, share_bar
 
-BAR = 10
+BAR = 8
 """Width of the bar that shows a partition's share of the cost, in characters."""
 
 SHOWN = 6
@@ -68,14 +69,14 @@ def partition_table(partitions: tuple[PartitionFacts, ...]) -> Table:
     """Lay the partitions out, one a row, with their share of the cost as a bar."""
     table = _table()
     table.add_column("partition", style="bold cyan", no_wrap=True)
-    table.add_column("from .. to", ratio=1, overflow="fold")
-    for name in ("nodes", "parameters", "FLOPs", "activations"):
+    table.add_column("from .. to", overflow="fold")
+    for name in ("nodes", "params", "FLOPs", "activations"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("cost", no_wrap=True, min_width=BAR + 5)
     for part in partitions:
         table.add_row(
             part.name,
-            span(part),
+            span(part, partitions),
             f"{part.nodes:,}",
             quantity(part.parameters),
             quantity(part.flops),
@@ -89,11 +90,11 @@ def boundary_table(boundaries: tuple[BoundaryFacts, ...]) -> Table:
     """Lay the boundaries out, one a row: what crosses, from where to where, and what answers for its gradient."""
     table = _table()
     table.add_column("boundary", style="bold magenta", overflow="fold")
-    table.add_column("values", ratio=1, overflow="fold")
+    table.add_column("values", overflow="fold")
     table.add_column("from -> to", overflow="fold")
-    table.add_column("estimator", ratio=1, overflow="fold")
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("estimator", overflow="fold")
+    table.add_column("params", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=6 if any(line.locked for line in boundaries) else 0)
     for line in boundaries:
         table.add_row(
             line.name,
@@ -106,11 +107,22 @@ def boundary_table(boundaries: tuple[BoundaryFacts, ...]) -> Table:
     return table
 
 
-def span(part: PartitionFacts) -> str:
-    """Say where in the model a partition begins and ends."""
+def span(part: PartitionFacts, partitions: tuple[PartitionFacts, ...]) -> str:
+    """Say where in the model a partition begins and ends; a module that it is the whole of stands alone."""
     if not part.first:
         return "inputs only"
-    return part.first if part.first == part.last else f"{part.first} .. {part.last}"
+    shared = zip(part.first.split("."), part.last.split("."), strict=False)
+    whole = ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], shared))
+    elsewhere = [path for other in partitions if other is not part for path in other.modules]
+    inside = all(_within(path, whole) for path in part.modules)
+    if whole and inside and not any(_within(path, whole) for path in elsewhere):
+        return whole
+    return f"{part.first} .. {part.last}"
+
+
+def _within(path: str, module: str) -> bool:
+    """Whether a path is a module's or that of a part of it."""
+    return f"{path}.".startswith(f"{module}.")
 
 
 def estimator_text(line: BoundaryFacts) -> str:
@@ -159,7 +171,9 @@ def _section(title: str, lines: list[str], limit: int | None = SHOWN) -> list[Re
 
 def _table() -> Table:
     """Make a table with a rule under its head and no other lines."""
-    return Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, show_edge=False, header_style="dim")
+    return Table(
+        box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="dim"
+    )
 
 
 def _labelled(label: str, text: str) -> Text:

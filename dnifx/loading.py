@@ -1,0 +1,265 @@
+"""What the words of a command line stand for: models, example inputs, settings, cuts, estimators."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnifx import estimators
+from dnifx.errors import OptionError, nearest
+from dnifx.ir import Edge
+from dnifx.zoo import MODELS
+
+Cuts = str | int | list[str | Edge]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that a command line named, with what is known of how to call and cut it.
+
+    Attributes:
+        model: The module.
+        args: Example positional arguments.
+        kwargs: Example keyword arguments.
+        cuts: The cuts that make sense by default, or None.
+        classes: Number of classes of its output, or None.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cuts: Cuts | None = None
+    classes: int | None = None
+
+
+def load_model(name: str, settings: Sequence[str] = (), inputs: Sequence[str] = (), meta: bool = False) -> Loaded:
+    """Build the model that a command line names.
+
+    Args:
+        name: A model of the zoo, ``package.module:factory`` or ``file.py:factory``. A factory is a callable that
+            returns a module, or a tuple of the module, its example arguments and (if any) keyword arguments; a module
+            itself will do.
+        settings: Keyword arguments of the factory, each ``name=value``.
+        inputs: Example inputs, each as ``read_input`` takes it; given, they replace the factory's own.
+        meta: Whether to build it on the meta device, where tensors take no memory: to look at, not to run.
+
+    Raises:
+        OptionError: The name stands for nothing, the factory does not take the settings, or there are no inputs.
+    """
+    with torch.device("meta") if meta else nullcontext():
+        loaded = _build(name, dict(map(read_setting, settings)))
+        if not inputs:
+            return _with_inputs(loaded, name)
+        device = next(loaded.model.parameters(), torch.empty(0)).device
+        read = [read_input(text, device) for text in inputs]
+    args = tuple(value for key, value in read if key is None)
+    kwargs = {key: value for key, value in read if key is not None}
+    return replace(loaded, args=args, kwargs=kwargs)
+
+
+def read_setting(text: str) -> tuple[str, Any]:
+    """Read ``name=value``; the value is a Python literal where it reads as one, else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise OptionError(f"--set {text}: expected NAME=VALUE, as in --set layers=6")
+    return name, _literal(value)
+
+
+def read_input(text: str, device: torch.device | None = None) -> tuple[str | None, Tensor]:
+    """Make an example input from ``32x784``, ``4x128:int64`` or, for a keyword argument, ``mask=4x128:bool``.
+
+    Floating-point inputs are normal random numbers of a fixed seed, integers are 0 and booleans true; only shapes and
+    dtypes matter to most models.
+
+    Returns:
+        The argument's keyword, or None, and the tensor.
+    """
+    head, equals, tail = text.rpartition("=")
+    sizes, _, kind = tail.partition(":")
+    dtype = getattr(torch, kind or "float32", None)
+    shape = sizes.lower().split("x") if sizes else []
+    if not isinstance(dtype, torch.dtype) or not all(size.isdecimal() for size in shape):
+        raise OptionError(
+            f"--input {text}: expected sizes with x between them, and a dtype of torch after a colon where it is not "
+            "float32, as in --input 32x784, --input 4x128:int64 or, by keyword, --input mask=4x128:bool"
+        )
+    return (head if equals else None), _example([int(size) for size in shape], dtype, device)
+
+
+def read_cuts(texts: Iterable[str]) -> Cuts | None:
+    """Read cuts: ``each``, a number of partitions, or names, globs and edges (``a->b``) with commas between them."""
+    words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+    if len(words) == 1 and words[0].isdecimal():
+        return int(words[0])
+    if len(words) == 1 and "->" not in words[0]:
+        return words[0]
+    return [_cut(word) for word in words] or None
+
+
+def read_gradient(text: str) -> Any:
+    """Read an estimator: a name that ``decouple`` knows (``zero``), or one with settings (``Synthetic(hidden=1)``)."""
+    if "(" not in text:
+        return text
+    name, _, _ = text.partition("(")
+    known = {type(factory).__name__: type(factory) for factory in estimators.BY_NAME.values() if is_dataclass(factory)}
+    if name not in known:
+        raise OptionError(f"--gradient {text}: no estimator {name!r}; did you mean {nearest(name, known)}?")
+    return _call(known[name], _arguments(text), f"--gradient {text}")
+
+
+def _build(name: str, settings: dict[str, Any]) -> Loaded:
+    """Find the factory and call it."""
+    if ":" in name:
+        return _loaded(_call(find(name), settings, name), name)
+    if name not in MODELS:
+        raise OptionError(
+            f"no model {name!r} in the zoo, which holds {', '.join(MODELS)}; did you mean {nearest(name, MODELS, 1)}? "
+            "A model of your own is named package.module:factory or file.py:factory"
+        )
+    known = MODELS[name]
+    loaded = _loaded(_call(known.factory, settings, name), name)
+    return replace(loaded, cuts=known.cuts, classes=known.classes)
+
+
+def find(name: str) -> Any:
+    """Return what ``package.module:factory`` or ``file.py:factory`` names; the working directory is searched too."""
+    place, _, attribute = name.rpartition(":")
+    module = _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
+    found: Any = module
+    for part in attribute.split("."):
+        known = dir(found)
+        if part not in known:
+            raise OptionError(f"{place} has no {attribute!r}; did you mean {nearest(part, _public(known))}?")
+        found = getattr(found, part)
+    return found
+
+
+def _public(names: Iterable[str]) -> list[str]:
+    """Leave out names that begin with an underscore."""
+    return [name for name in names if not name.startswith("_")]
+
+
+def _file_module(path: Path) -> ModuleType:
+    """Run a file as a module; modules beside it can be imported from it."""
+    if not path.is_file():
+        raise OptionError(f"there is no file {path} (looked in {Path.cwd()}); give file.py:factory")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"{path} is not a Python file; give file.py:factory")
+    _look_in(path.resolve().parent)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _named_module(name: str) -> ModuleType:
+    """Import a module; one that is missing itself is the user's mistake, one that it imports is not."""
+    _look_in(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise OptionError(
+            f"there is no module {name!r} to import; give package.module:factory or file.py:factory"
+        ) from error
+
+
+def _look_in(folder: Path) -> None:
+    """Let imports find what lies in a folder."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _call(factory: Any, settings: Mapping[str, Any], name: str) -> Any:
+    """Call a factory with its settings; a module needs no call."""
+    if isinstance(factory, nn.Module) and not settings:
+        return factory
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise OptionError(
+            f"{name} is {type(factory).__name__}, which takes no settings and cannot be called; name a factory"
+        )
+    signature = _signature(factory, name)
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        raise OptionError(f"{name}: {error}; it takes {signature}, settings are given by --set NAME=VALUE") from error
+    return factory(**settings)
+
+
+def _signature(factory: Callable[..., Any], name: str) -> inspect.Signature:
+    """Return how a factory is called."""
+    try:
+        return inspect.signature(factory)
+    except ValueError as error:
+        raise OptionError(
+            f"{name} does not say what it takes; name a function of Python's that builds the model"
+        ) from error
+
+
+def _loaded(built: Any, name: str) -> Loaded:
+    """Sort what a factory returned."""
+    parts = built if isinstance(built, tuple) else (built,)
+    model, args, kwargs = (*parts, (), {})[:3] if len(parts) < 3 else parts[:3]
+    if not isinstance(model, nn.Module) or len(parts) > 3:
+        raise OptionError(
+            f"{name} returned {type(built).__name__}, expected a torch.nn.Module, or a tuple (module, args) or "
+            "(module, args, kwargs)"
+        )
+    return Loaded(model, tuple(args), dict(kwargs))
+
+
+def _with_inputs(loaded: Loaded, name: str) -> Loaded:
+    """Refuse a model that nobody has said how to call."""
+    if not loaded.args and not loaded.kwargs:
+        raise OptionError(
+            f"{name}: no example inputs; give them by --input 32x784 (once for each), or let the factory return "
+            "(module, args)"
+        )
+    return loaded
+
+
+def _example(shape: list[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Make a tensor that any model of that signature should take."""
+    if dtype.is_floating_point or dtype.is_complex:
+        if device is not None and device.type == "meta":
+            return torch.empty(shape, dtype=dtype, device=device)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(shape, generator=generator, device="cpu").to(device, dtype)
+    return torch.full(shape, dtype is torch.bool, dtype=dtype, device=device)
+
+
+def _cut(word: str) -> str | Edge:
+    """Read one cut."""
+    source, arrow, target = word.partition("->")
+    return Edge(source.strip(), target.strip()) if arrow else word
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Read the keyword arguments in ``Name(a=1, b=2)``."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        if isinstance(call, ast.Call) and not call.args:
+            return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise OptionError(f"--gradient {text}: cannot be read; write Synthetic(hidden=1)") from error
+    raise OptionError(f"--gradient {text}: name each setting, as in Synthetic(hidden=1)")
+
+
+def _literal(text: str) -> Any:
+    """Read a Python literal; anything else is text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
