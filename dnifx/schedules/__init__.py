@@ -1,0 +1,42 @@
+"""What a training step runs, in which order and where: written, drawn, checked, simulated.
+
+``F1`` forward, ``S1`` synthesise, ``B1`` backward, ``U1`` update, ``I2`` synthetic input, ``T1`` target arrives,
+``M1`` fit.
+"""
+
+from dnifx.schedules.chance import random_order, unlocked
+from dnifx.schedules.dependencies import Answer, answers
+from dnifx.schedules.drawing import Grid, grid
+from dnifx.schedules.language import parse
+from dnifx.schedules.locking import Lock, locks
+from dnifx.schedules.orders import backprop, placed, sequential, without_fits
+from dnifx.schedules.registry import resolve
+from dnifx.schedules.simulation import Simulation, Span, simulate
+from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
+from dnifx.schedules.validation import validate
+
+__all__ = [
+    "Answer",
+    "Grid",
+    "Lock",
+    "ScheduleSource",
+    "Simulation",
+    "Span",
+    "alternate",
+    "answers",
+    "backprop",
+    "fit_every",
+    "fixed",
+    "grid",
+    "locks",
+    "parse",
+    "placed",
+    "random_order",
+    "resolve",
+    "sequential",
+    "simulate",
+    "unlocked",
+    "validate",
+    "warm_up",
+    "without_fits",
+]

@@ -1,0 +1,183 @@
+"""Schedules that are drawn: partitions take part by chance, in an order left to chance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnifx.errors import ScheduleError
+from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.schedules.dependencies import Links, links
+from dnifx.schedules.orders import Choice, arranged, chosen_actions, trained
+from dnifx.schedules.sources import Resumable, at_least
+
+_AT_ONCE = {Kind.TARGET: 0, Kind.FIT: 1, Kind.UPDATE: 2}
+_ORDER = {Kind.INPUT: 0, Kind.FORWARD: 1, Kind.SYNTHESISE: 2, Kind.BACKWARD: 3}
+
+
+@dataclass
+class RandomOrder(Resumable):
+    """Every partition runs forward; each then runs backward and is updated with probability ``p``, in random order."""
+
+    p: float
+    seed: int = 0
+    partial = True
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return f"random_order(p={self.p}, seed={self.seed})"
+
+    def at(self, step: int, program: Program) -> Schedule:
+        """Return the schedule that was drawn for a step."""
+        wiring = links(program)
+        ranks, fires = drawn(self.p, self.seed, step, wiring)
+        backward = _able(fires & trained(wiring), wiring)
+        choice = Choice(frozenset(wiring.partitions), backward)
+
+        def key(action: Action) -> tuple[int, ...]:
+            if action.kind in _AT_ONCE:
+                return 0, _AT_ONCE[action.kind], action.index
+            if action.kind is Kind.BACKWARD:
+                return 2, ranks[action.index], 0
+            return 1, wiring.place(action), _ORDER[action.kind]
+
+        return Schedule(self.name, arranged(chosen_actions(choice, wiring), wiring, key, {}))
+
+
+@dataclass
+class Unlocked(Resumable):
+    """Each partition is busy with probability ``1 - p``; the others run forward and backward, in random order."""
+
+    p: float
+    seed: int = 0
+    partial = True
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return f"unlocked(p={self.p}, seed={self.seed})"
+
+    def at(self, step: int, program: Program) -> Schedule:
+        """Return the schedule that was drawn for a step.
+
+        Raises:
+            ScheduleError: A boundary has no synthetic input model, so that its consumers have to wait for it.
+        """
+        wiring = links(program)
+        _demand_inputs(program, wiring)
+        ranks, fires = drawn(self.p, self.seed, step, wiring)
+        choice = _taking_part(fires, wiring)
+
+        def key(action: Action) -> tuple[int, ...]:
+            if action.kind in _AT_ONCE:
+                return 0, _AT_ONCE[action.kind], action.index
+            return 1, ranks[wiring.place(action)], _ORDER[action.kind]
+
+        return Schedule(self.name, arranged(chosen_actions(choice, wiring), wiring, key, {}))
+
+
+def random_order(p: float, seed: int = 0) -> RandomOrder:
+    """Sparse updates: after the forward pass each partition does its backward and update with probability ``p``.
+
+    Partitions that do not fire keep their weights, and the targets of the boundaries that they consume do not arrive.
+    A producer of a locked boundary fires only with all its consumers (in plain backpropagation, with all behind it);
+    partitions that share a parameter fire together.
+
+    Args:
+        p: Probability of each partition, above 0 and at most 1.
+        seed: Of the draws; those of a step depend on the seed and the step alone.
+
+    References:
+        Jaderberg et al. 2017, section 3.1 and figure 7 (left).
+    """
+    return RandomOrder(_probability(p), at_least(0, seed=seed))
+
+
+def unlocked(p: float, seed: int = 0) -> Unlocked:
+    """Complete unlock: partitions run on synthetic inputs and gradients, and with probability ``1 - p`` not at all.
+
+    A partition that is busy does neither forward nor backward; if the last one is, the step has no loss and no output.
+    An estimator is fitted when its producer and all its consumers took part, an input model when its producer and one
+    did.
+
+    Args:
+        p: Probability that a partition takes part, above 0 and at most 1.
+        seed: Of the draws; those of a step depend on the seed and the step alone.
+
+    References:
+        Jaderberg et al. 2017, section 3.1 and figure 7 (right).
+    """
+    return Unlocked(_probability(p), at_least(0, seed=seed))
+
+
+def drawn(p: float, seed: int, step: int, wiring: Links) -> tuple[list[int], frozenset[int]]:
+    """Draw, for one step, the rank of each partition in a random order, and which of them fire.
+
+    Philox counts: the step is the high word of its counter, so that any step can be drawn without those before it.
+    """
+    count = len(wiring.partitions)
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
+    places, chances = generator.random((2, count))
+    ranks = np.argsort(np.argsort(places, kind="stable"), kind="stable")
+    fires = frozenset(index for index in wiring.partitions if chances[min(_company(index, wiring))] < p)
+    return [int(rank) for rank in ranks], fires
+
+
+def _company(index: int, wiring: Links) -> frozenset[int]:
+    """The partitions that share parameters with one, directly or through others; they fire together."""
+    found, reached = {index}, [index]
+    while reached:
+        each = reached.pop()
+        new = (wiring.owners[each] | wiring.users[each]) - found
+        found |= new
+        reached.extend(new)
+    return frozenset(found)
+
+
+def _able(fires: frozenset[int], wiring: Links) -> frozenset[int]:
+    """Leave out who waits for a target that will not arrive, and who shares a parameter with one left out."""
+    while True:
+        stuck = {
+            gate.producer
+            for gate in wiring.gates
+            if gate.locked and gate.producer in fires and not gate.consumers <= fires
+        }
+        alone = {index for index in fires if not _company(index, wiring) <= fires}
+        if not stuck | alone:
+            return fires
+        fires -= stuck | alone
+
+
+def _taking_part(fires: frozenset[int], wiring: Links) -> Choice:
+    """Leave out, until all fits together, who lacks an input and who would run forward and not backward."""
+    idle = frozenset(wiring.partitions) - trained(wiring)
+    while True:
+        forward = _fed(fires, wiring)
+        backward = _able(forward & trained(wiring), wiring)
+        if fires == backward | (idle & forward):
+            return Choice(forward, backward)
+        fires = backward | (idle & forward)
+
+
+def _fed(fires: frozenset[int], wiring: Links) -> frozenset[int]:
+    """Leave out who takes a value for which nothing stands in from a partition that is left out."""
+    fed: set[int] = set()
+    for index in wiring.partitions:
+        if index in fires and wiring.direct[index] <= fed:
+            fed.add(index)
+    return frozenset(fed)
+
+
+def _demand_inputs(program: Program, wiring: Links) -> None:
+    bare = [boundary.name for boundary, gate in zip(program.boundaries, wiring.gates, strict=True) if not gate.imagines]
+    if bare:
+        raise ScheduleError(
+            f"The schedule 'unlocked' needs a synthetic input model on every boundary; there is none on {bare}. "
+            'Decouple with inputs="synthetic", or use random_order, which keeps the forward pass in order.'
+        )
+
+
+def _probability(p: float) -> float:
+    if not 0 < p <= 1:
+        raise ScheduleError(f"{p=} is no update probability; expected a number above 0 and at most 1.")
+    return float(p)

@@ -1,0 +1,257 @@
+"""When each action of a schedule would run, given its cost: makespan, idle devices, memory, the lock that binds."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+
+from dnifx.errors import ScheduleError
+from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.schedules.costs import given_costs, measured_costs
+from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
+from dnifx.schedules.drawing import device_of
+from dnifx.schedules.language import unplaced
+from dnifx.schedules.locking import Lock
+from dnifx.schedules.validation import validate
+
+_PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE})
+
+
+@dataclass(frozen=True)
+class Span:
+    """One action in time.
+
+    Attributes:
+        action: The action, as the schedule writes it.
+        step: Number of the training step it belongs to.
+        partition: The partition where it happens.
+        device: The device that it runs on.
+        stream: The stream that it runs on.
+        ready: When all that it needs had ended.
+        free: When its stream had ended what came before.
+        end: When it ended.
+        cause: Place, among the spans, of the one that it began right after; None for one that nothing held up.
+    """
+
+    action: Action
+    step: int
+    partition: int
+    device: str
+    stream: int
+    ready: float
+    free: float
+    end: float
+    cause: int | None
+
+    @property
+    def start(self) -> float:
+        """When it began: as soon as it was ready and its stream free."""
+        return max(self.ready, self.free)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A schedule in time.
+
+    Attributes:
+        name: Name of the schedule.
+        unit: Unit of every time: ``flop`` (a device does one at a time) or ``s``.
+        steps: Number of training steps, run one after the other as far as they depend on each other.
+        spans: The actions, in the order of issue.
+        makespan: When the last action ends.
+        bubble: Share of the makespan in which a device does nothing, by device.
+        peak_bytes: Most bytes of activations held at a time, from a partition's forward to the end of its backward, by
+            device.
+        critical: Places of the spans on the critical path, in order of time.
+        waits: Time that the actions on the critical path kept their streams still, by the lock that they waited for.
+    """
+
+    name: str
+    unit: str
+    steps: int
+    spans: tuple[Span, ...]
+    makespan: float
+    bubble: Mapping[str, float]
+    peak_bytes: Mapping[str, int]
+    critical: tuple[int, ...]
+    waits: Mapping[Lock, float]
+
+    @property
+    def binds(self) -> Lock | None:
+        """The lock that costs the critical path most waiting; None where nothing on it waits for another partition."""
+        lock = max(self.waits, key=lambda each: self.waits[each])
+        return lock if self.waits[lock] > 0 else None
+
+    def __rich__(self) -> RenderableType:
+        table = Table("device", Column("idle", justify="right"), Column("peak activations", justify="right"))
+        for device, idle in self.bubble.items():
+            table.add_row(device, f"{idle:.1%}", f"{self.peak_bytes[device] / 2**20:.2f} MiB")
+        head = f"{self.name}: {self.steps} step{'s' if self.steps > 1 else ''} in {self.makespan:.4g} {self.unit}"
+        total = sum(self.waits.values())
+        waits = ", ".join(f"{lock} {self.waits[lock] / total:.0%}" for lock in Lock if self.waits[lock] > 0)
+        foot = f"the {self.binds} lock binds (waiting on the critical path: {waits})" if waits else "no lock binds"
+        return Group(head, table, foot)
+
+
+def simulate(
+    schedule: Schedule, program: Program, costs: Mapping[str, float] | None = None, steps: int = 1
+) -> Simulation:
+    """Say when each action would run.
+
+    Actions on one device and stream run in the schedule's order; those on others run at the same time, as soon as what
+    they need has ended. From one step to the next, a partition's forward waits for the updates of its parameters, and
+    an estimator and an input model for their fits. Moving values between devices costs nothing unless ``T`` is given a
+    cost.
+
+    Args:
+        schedule: A schedule of the program, whole or partial.
+        program: The program.
+        costs: Seconds of each action by its name (``{"F0": 0.1, ...}``); by default FLOPs, as measured.
+        steps: Number of steps to run; unlocked partitions of several devices overlap from one step to the next.
+
+    Raises:
+        ScheduleError: The schedule is not valid, or the costs do not fit it.
+    """
+    if steps < 1:
+        raise ScheduleError(f"Cannot simulate {steps=}; expected one or more.")
+    validate(schedule, program, partial=True)
+    known = measured_costs(program) if costs is None else given_costs(costs, schedule.actions)
+    clock = _Clock(schedule, program, known)
+    for step in range(steps):
+        clock.run(step)
+    spans = tuple(clock.spans)
+    makespan = max((span.end for span in spans), default=0.0)
+    critical = _critical(spans)
+    return Simulation(
+        name=schedule.name,
+        unit="flop" if costs is None else "s",
+        steps=steps,
+        spans=spans,
+        makespan=makespan,
+        bubble=_bubbles(spans, makespan),
+        peak_bytes=_peaks(spans, program),
+        critical=critical,
+        waits=_waits(spans, critical),
+    )
+
+
+@dataclass
+class _Clock:
+    """Issues the actions of one step after another."""
+
+    schedule: Schedule
+    program: Program
+    costs: Mapping[Action, float]
+    spans: list[Span] = field(default_factory=list)
+    _last: dict[Action, int] = field(default_factory=dict)
+    _streams: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._links = links(self.program)
+        bare = tuple(map(unplaced, self.schedule.actions))
+        answered = answers_by_order(bare, self._links)
+        self._needs = {action: needs(action, frozenset(bare), self._links, answered) for action in bare}
+
+    def run(self, step: int) -> None:
+        """Issue one step."""
+        before = dict(self._last)
+        for action in self.schedule.actions:
+            self._issue(action, step, before)
+
+    def _issue(self, action: Action, step: int, before: Mapping[Action, int]) -> None:
+        bare = unplaced(action)
+        resource = (device_of(action, self.program, self._links), action.stream or 0)
+        earlier = [before[need] for need in _needs_of_last_step(bare, self._links) if need in before]
+        earlier += [self._last[need] for need in self._needs[bare]]
+        needed, previous = max(earlier, key=self._end, default=None), self._streams.get(resource)
+        ready, free = self._end(needed), self._end(previous)
+        cause = needed if ready > free else previous
+        end = max(ready, free) + self.costs[bare]
+        self._last[bare] = self._streams[resource] = len(self.spans)
+        self.spans.append(Span(action, step, self._links.place(bare), *resource, ready, free, end, cause))
+
+    def _end(self, place: int | None) -> float:
+        return 0.0 if place is None else self.spans[place].end
+
+
+def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:
+    if action.kind is Kind.FORWARD:
+        return tuple(Action(Kind.UPDATE, owner) for owner in wiring.owners[action.index])
+    if action.kind is Kind.SYNTHESISE:
+        return (Action(Kind.FIT, action.index),)
+    if action.kind is Kind.INPUT:
+        return tuple(Action(Kind.FIT, boundary) for boundary in wiring.consumed[action.index])
+    return ()
+
+
+def _critical(spans: tuple[Span, ...]) -> tuple[int, ...]:
+    """The chain of causes that ends with the last action."""
+    place = max(range(len(spans)), key=lambda each: spans[each].end, default=None)
+    path = []
+    while place is not None:
+        path.append(place)
+        place = spans[place].cause
+    return tuple(reversed(path))
+
+
+def _waits(spans: tuple[Span, ...], critical: Iterable[int]) -> dict[Lock, float]:
+    """Share out the time that streams of the critical path stood still among the actions that led to its end."""
+    waits = dict.fromkeys(Lock, 0.0)
+    for waiter in (spans[place] for place in critical):
+        cause = waiter.cause
+        while cause is not None and spans[cause].end > waiter.free:
+            blocker = spans[cause]
+            lock = _lock_between(waiter, blocker)
+            if lock is not None:
+                waits[lock] += blocker.end - max(waiter.free, blocker.start)
+            cause = blocker.cause
+    return waits
+
+
+def _lock_between(waiter: Span, blocker: Span) -> Lock | None:
+    """The lock by which one action holds up another; none within a partition."""
+    if waiter.partition == blocker.partition:
+        return None
+    if blocker.action.kind not in _PASSING:
+        return Lock.BACKWARD
+    return Lock.FORWARD if waiter.action.kind in (Kind.FORWARD, Kind.INPUT) else Lock.UPDATE
+
+
+def _bubbles(spans: tuple[Span, ...], makespan: float) -> dict[str, float]:
+    """Share of the makespan in which no stream of a device runs anything."""
+    devices = dict.fromkeys(span.device for span in spans)
+    if makespan == 0:
+        return dict.fromkeys(devices, 0.0)
+    return {
+        device: max(0.0, 1 - _covered((span.start, span.end) for span in spans if span.device == device) / makespan)
+        for device in devices
+    }
+
+
+def _covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, 0.0
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _peaks(spans: tuple[Span, ...], program: Program) -> dict[str, int]:
+    peaks = dict.fromkeys((span.device for span in spans), 0)
+    held = dict.fromkeys(peaks, 0)
+    for _, change, device in sorted(_holdings(spans, program)):
+        held[device] += change
+        peaks[device] = max(peaks[device], held[device])
+    return peaks
+
+
+def _holdings(spans: tuple[Span, ...], program: Program) -> Iterator[tuple[float, int, str]]:
+    """When activations are made and dropped: (time, change in bytes, device); at one time, drops sort first."""
+    ends = {(span.step, span.partition): span.end for span in spans if span.action.kind is Kind.BACKWARD}
+    for span in spans:
+        if span.action.kind is Kind.FORWARD:
+            size = program.partitions[span.partition].activation_bytes
+            yield span.start, size, span.device
+            yield ends.get((span.step, span.partition), span.end), -size, span.device

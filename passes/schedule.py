@@ -1,0 +1,32 @@
+"""The pass that puts the actions of a training step into order."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from dnifx import schedules
+from dnifx.ir import Program
+from dnifx.passes.pipeline import Pass
+
+
+@dataclass(frozen=True)
+class ScheduleActions(Pass):
+    """Choose and check what a training step runs, in which order and where.
+
+    Attributes:
+        order: A schedule as ``dnifx.schedules.resolve`` takes it in words: its name, or its actions. Of one that
+            depends on the step, the program holds the first step's.
+    """
+
+    name: ClassVar[str] = "schedule"
+    requires: ClassVar[tuple[str, ...]] = ("partitions",)
+    ensures: ClassVar[tuple[str, ...]] = ("schedule",)
+
+    order: str = "sequential"
+
+    def run(self, program: Program) -> Program:
+        """Return the program with its schedule.
+
+        Raises:
+            ScheduleError: There is no such schedule, or it is not valid for the program.
+        """
+        return replace(program, schedule=schedules.resolve(self.order, program).at(0, program))
