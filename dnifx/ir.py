@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
+CONSTANTS = "captured_constants"
+"""The attribute under which a running module holds the constants of its graph; their names begin with it."""
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -33,6 +36,11 @@ class TensorSpec:
     def bytes(self) -> int:
         """Bytes that the elements take."""
         return self.elements * self.dtype.itemsize
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it has the four dimensions of [batch, channels, height, width]."""
+        return len(self.shape) == 4
 
     @property
     def elements(self) -> int:
@@ -126,11 +134,19 @@ class Capture:
 
 @dataclass(frozen=True)
 class Cut:
-    """A place to decouple: after ``nodes`` (completed to every value that crosses there), or exactly at ``edges``."""
+    """A place to decouple.
+
+    Attributes:
+        name: The name users know it by: a module path, a node name, an edge.
+        nodes: Cut after these nodes; completed to every value that crosses there.
+        edges: Cut exactly these edges.
+        level: Where every node's side is already decided (the integer form), the level that ends at this cut.
+    """
 
     name: str
     nodes: tuple[str, ...] = ()
     edges: tuple[Edge, ...] = ()
+    level: int | None = None
 
 
 @dataclass(frozen=True)
@@ -285,6 +301,7 @@ class Program:
         graph: The captured graph, over the model's own module paths (capture).
         signature: How the graph is called (capture).
         capture: How the graph was obtained (capture).
+        constants: Values that the graph reads and the model does not hold, by path below CONSTANTS (capture).
         measures: What each node costs, by node name (measure).
         cuts: The cuts, resolved to nodes and edges (cuts).
         levels: How many cuts lie before each node, by node name (cuts).
@@ -305,6 +322,7 @@ class Program:
     graph: fx.Graph | None = None
     signature: Signature | None = None
     capture: Capture | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
     measures: Mapping[str, Measure] = field(default_factory=dict)
     cuts: tuple[Cut, ...] = ()
     levels: Mapping[str, int] = field(default_factory=dict)

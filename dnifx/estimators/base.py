@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from dnifx.ir import TensorSpec
@@ -40,9 +39,6 @@ class GradientEstimator(nn.Module, ABC):
     locked: ClassVar[bool] = False
     """Whether the producer has to wait for the target and uses it instead of the estimate."""
 
-    observes: ClassVar[bool] = False
-    """Whether it learns by ``observe`` instead of by the gradient of ``fit_loss``."""
-
     @abstractmethod
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return one estimate for each value, of the value's shape.
@@ -52,21 +48,6 @@ class GradientEstimator(nn.Module, ABC):
             context: Context features [batch, width] or [batch, length, width], where there is a context.
         """
 
-    def observe(self, targets: tuple[Tensor, ...]) -> None:
-        """Learn from per-example targets without a gradient; called only where ``observes`` is true."""
-        raise NotImplementedError(f"{type(self).__name__} does not observe targets")
-
 
 Factory = Callable[[BoundarySpec], nn.Module]
 """Builds the estimator (or the input model) of one boundary from the boundary's spec."""
-
-
-def fit_gradient(estimate: Tensor, target: Tensor, examples: int | torch.SymInt) -> Tensor:
-    """Gradient, with respect to the estimate, of the fit loss: mean over examples of ||estimate - target||^2.
-
-    Args:
-        estimate: Per-example synthetic gradient, [batch, ...].
-        target: Per-example target gradient of the same shape.
-        examples: Number of examples that the mean runs over.
-    """
-    return (estimate - target) * (2.0 / examples)

@@ -1,0 +1,22 @@
+"""dnifx: a compiler that cuts any PyTorch module and puts decoupled neural interfaces on every cut."""
+
+from dnifx import errors, estimators, schedules
+from dnifx.api import decouple
+from dnifx.errors import DnifxError
+from dnifx.ir import Edge
+from dnifx.runtime.module import DecoupledModule
+from dnifx.runtime.trainer import StepResult, Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DecoupledModule",
+    "DnifxError",
+    "Edge",
+    "StepResult",
+    "Trainer",
+    "decouple",
+    "errors",
+    "estimators",
+    "schedules",
+]

@@ -1,0 +1,28 @@
+"""The true gradient: what every other estimator is measured against."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from dnifx.errors import EstimatorError
+from dnifx.estimators.base import BoundarySpec, GradientEstimator
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Waits for the gradient that backpropagation gives: a decoupled module with oracles everywhere is backpropagation."""
+
+    def __call__(self, spec: BoundarySpec) -> nn.Module:
+        """Build the estimator of one boundary."""
+        return OracleGradient()
+
+
+class OracleGradient(GradientEstimator):
+    """Keeps the backward lock: the producer uses the target itself."""
+
+    locked: ClassVar[bool] = True
+
+    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Refuse: the true gradient is not known before the backward pass."""
+        raise EstimatorError("an oracle knows the gradient only after the backward pass; it cannot be asked before")

@@ -1,0 +1,127 @@
+"""The interface nodes: what stands on a cut in the fused graph. Imports torch alone, so that emitted packages can carry it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+
+class GradientSwap(torch.autograd.Function):
+    """Passes values forward; backward, gives them the synthetic gradient and gives the estimator its fit gradient.
+
+    With per-example estimates g and arriving gradients t of n examples, where the loss sums (scale 1) or averages
+    (scale 1/n) over examples: the values receive ``g * scale``; the estimates receive the gradient of the mean over
+    examples of ||g - t / scale||^2 (Jaderberg et al. 2017, Section 2.2).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, examples: int, mean: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Take the values, then as many estimates; return the values."""
+        count = len(tensors) // 2
+        ctx.examples = examples
+        ctx.mean = mean
+        ctx.save_for_backward(*tensors[count:])
+        return tuple(value.view_as(value) for value in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Swap the arriving gradients for the estimates, and turn them into the estimates' fit gradients."""
+        estimates = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2 + len(estimates) :]
+        scale = 1.0 / ctx.examples if ctx.mean else 1.0
+        synthetic = [
+            (estimate.detach() * scale).to(gradient.dtype)
+            for estimate, gradient in zip(estimates, arriving, strict=True)
+        ]
+        fits = [
+            fit_gradient(estimate, gradient.to(estimate.dtype) / scale, ctx.examples) if want else None
+            for estimate, gradient, want in zip(estimates, arriving, wanted, strict=True)
+        ]
+        return None, None, *synthetic, *fits
+
+
+def swap_gradients(
+    values: Sequence[Tensor], estimates: Sequence[Tensor], examples: int, mean: bool = True
+) -> tuple[Tensor, ...]:
+    """Return the values; in the backward pass their gradient is the synthetic one, and the arriving one fits the estimator."""
+    swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, *values, *estimates)  # type: ignore[no-untyped-call]
+    return swapped
+
+
+def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
+    """Gradient, with respect to the estimate, of the fit loss: mean over examples of ||estimate - target||^2.
+
+    Args:
+        estimate: Per-example synthetic gradient, [batch, ...].
+        target: Per-example target gradient of the same shape.
+        examples: Number of examples that the mean runs over.
+    """
+    return (estimate - target) * (2.0 / examples)
+
+
+class AverageGradient(torch.autograd.Function):
+    """Answers with a running average; backward, moves the average by the fit gradient that arrives.
+
+    The gradient of the mean over examples of ||average - target||^2 is 2 (average - mean target), so a step of
+    (1 - decay) / 2 against it is exactly the exponential average of the batch means.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, average: Tensor, value: Tensor, decay: float) -> Tensor:
+        """Return the average for each example of value, [batch, ...]; anchor only makes autograd come back here."""
+        ctx.average = average
+        ctx.decay = decay
+        return average.expand_as(value).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, fit: Tensor) -> tuple[Any, ...]:
+        """Move the average; the anchor's own gradient is zero."""
+        ctx.average.sub_(fit.sum(0, keepdim=True), alpha=(1 - ctx.decay) / 2)
+        return fit.new_zeros(()), None, None, None
+
+
+def average_gradient(anchor: Tensor, average: Tensor, value: Tensor, decay: float) -> Tensor:
+    """Return the running average of the target gradient, [1, ...], for each example of value, [batch, ...]."""
+    answer: Tensor = AverageGradient.apply(anchor, average, value, decay)  # type: ignore[no-untyped-call]
+    return answer
+
+
+def arrived(leaf: Tensor) -> Tensor:
+    """Return the gradient that consumers sent to a value, zero where none of them used it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def detached(value: Any) -> Any:
+    """Detach every tensor in a value: what an operation inside ``torch.no_grad()`` gives."""
+    return pytree.tree_map_only(Tensor, Tensor.detach, value)
+
+
+def example_losses(loss: Tensor) -> Tensor:
+    """Return the loss to differentiate: a scalar as it is, one loss an example averaged."""
+    return loss.mean() if loss.dim() else loss
+
+
+def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Compare synthetic with target gradients, all values of a boundary together.
+
+    Returns:
+        ``cosine``: mean over examples of the cosine between estimate and target; ``relative_error``: ||estimate - target|| /
+        ||target||; ``wrong_signs``: share of the target's non-zero entries whose sign the estimate does not have;
+        ``estimate_norm`` and ``target_norm``: root mean square over examples of the norm. Scalars, on the device.
+    """
+    estimate = torch.cat([value.detach().flatten(1) for value in estimates], 1)
+    target = torch.cat([value.detach().flatten(1) for value in targets], 1)
+    known = target != 0
+    wrong = (estimate.sign() != target.sign()) & known
+    return {
+        "cosine": torch.nn.functional.cosine_similarity(estimate, target, dim=1).mean(),
+        "relative_error": (estimate - target).norm() / target.norm(),
+        "wrong_signs": wrong.sum() / known.sum(),
+        "estimate_norm": estimate.norm(dim=1).square().mean().sqrt(),
+        "target_norm": target.norm(dim=1).square().mean().sqrt(),
+    }

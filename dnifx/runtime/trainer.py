@@ -1,0 +1,296 @@
+"""The trainer: one optimizer a partition, driven by an explicit schedule."""
+
+import linecache
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils import _pytree as pytree
+
+from dnifx.errors import ContextError, LossError, OptimizerError, StateError, nearest
+from dnifx.ir import Schedule
+from dnifx.runtime.interface import arrived, compare, example_losses, fit_gradient
+
+if TYPE_CHECKING:
+    from dnifx.runtime.module import DecoupledModule
+
+Loss = Callable[[Any, Any], Tensor]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerSpec = MakeOptimizer | Mapping[str, MakeOptimizer]
+SchedulerSpec = Callable[[Optimizer], LRScheduler] | Mapping[str, Callable[[Optimizer], LRScheduler]]
+STEP_GLOBALS = {"torch": torch, "arrived": arrived, "compare": compare, "fit_gradient": fit_gradient}
+KEPT_STEPS = 256
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step gives.
+
+    Attributes:
+        loss: The loss, detached; a scalar.
+        output: The model's output.
+        diagnostics: By boundary name, how the synthetic gradient compares with the target; empty unless asked for.
+    """
+
+    loss: Tensor
+    output: Any
+    diagnostics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+class Trainer:
+    """Runs training steps of a decoupled module after a schedule; made by ``net.trainer(...)``."""
+
+    def __init__(
+        self,
+        net: "DecoupledModule",
+        loss: Loss,
+        optimizer: OptimizerSpec,
+        schedule: Any,
+        lr_scheduler: SchedulerSpec | None,
+        estimator_optimizer: OptimizerSpec | None,
+    ) -> None:
+        self.net = net
+        self.loss = loss
+        self.steps = 0
+        self.mean = net.mean
+        self.source = net.emitters.schedule(schedule, net.program)
+        self.compiled: dict[tuple[Schedule, bool], Callable[..., Any]] = {}
+        parameters = dict(net.original.named_parameters())
+        owned = {
+            partition.name: [parameters[name] for name in partition.parameters]
+            for partition in net.partitions
+            if partition.parameters
+        }
+        fitted = {
+            boundary.key: [p for p in interface.estimator.parameters() if p.requires_grad]
+            for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
+            if interface.fits
+        }
+        self.optimizers = make_optimizers(optimizer, owned, "optimizer")
+        default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
+        self.estimator_optimizers = make_optimizers(default, fitted, "estimator_optimizer")
+        self.lr_schedulers = make_schedulers(
+            lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
+        )
+        self.bind()
+
+    def bind(self) -> None:
+        """Give generated steps what they call by name: partitions, estimators, features, the output's structure."""
+        for partition, module in zip(self.net.partitions, self.net.submodules, strict=True):
+            setattr(self, partition.name, module)
+        for boundary, interface in zip(self.net.boundaries, self.net.program.interfaces, strict=True):
+            setattr(self, f"estimate_{boundary.key}", interface.estimator)
+        if self.net.program.signature is not None:
+            self.unflatten = self.net.program.signature.unflatten
+
+    def step(self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any) -> StepResult:
+        """Train on one batch.
+
+        Args:
+            *args: The model's inputs.
+            target: What the loss compares the output with.
+            context: What estimators see; the target by default.
+            diagnose: Compare every synthetic gradient with its target.
+            **kwargs: The model's keyword inputs.
+
+        Raises:
+            LossError: The loss cannot be computed from the output and the target, has a wrong form, or is not finite;
+                partitions before the loss may have made their update, those that depend on it have not.
+        """
+        signature = self.net.program.signature
+        if signature is None:
+            raise LossError("the program has no signature; run all passes first")
+        inputs = signature.flatten(args, kwargs)
+        if self.net.program.context is None and context is not None:
+            raise ContextError(
+                "context= was given, but the estimators of this module see none; decouple it with context="
+            )
+        schedule = self.source.at(self.steps, self.net.program)
+        run = self.compile(schedule, diagnose)
+        with torch.enable_grad():
+            loss, output, diagnostics = run(self, *inputs, target, target if context is None else context)
+        for scheduler in self.lr_schedulers.values():
+            scheduler.step()
+        self.steps += 1
+        return StepResult(loss.detach(), output, diagnostics)
+
+    def compile(self, schedule: Schedule, diagnose: bool) -> Callable[..., Any]:
+        """Return the function of a schedule, generated once."""
+        function = self.compiled.get((schedule, diagnose))
+        if function is None:
+            if len(self.compiled) >= KEPT_STEPS:
+                self.compiled.pop(next(iter(self.compiled)))
+            source = self.net.emitters.step(self.net.program, schedule, self.mean, diagnose)
+            function = compile_step(source)
+            self.compiled[schedule, diagnose] = function
+        return function
+
+    def features(self, context: Any) -> Tensor:
+        """Return the context's features as the estimators take them."""
+        program = self.net.program
+        if program.context is None:
+            raise ContextError("this module has no context")
+        return program.context.features(context).to(program.boundaries[0].specs[0].dtype)
+
+    def compute_loss(self, output: Any, target: Any) -> Tensor:
+        """Return the scalar loss of an output; check its form, and on the CPU that it is finite."""
+        loss = self.first_loss(output, target) if self.steps == 0 else self.loss(output, target)
+        loss = example_losses(loss)
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            raise LossError(
+                f"the loss of step {self.steps} is {loss.item()}: nothing that depends on it was updated; look at the inputs and "
+                "targets of this batch, or lower the learning rate"
+            )
+        return loss
+
+    def first_loss(self, output: Any, target: Any) -> Tensor:
+        """Compute the loss once with care: turn what it complains of into a LossError, and find out its reduction."""
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*target size.*different.*")
+                loss = self.loss(output, target)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
+            raise LossError(
+                f"the loss cannot be computed: {type(error).__name__}: {error}\n  output: {describe(output)}\n  target: "
+                f"{describe(target)}\ngive target= in the form that the loss compares with the output"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.dim() > 1:
+            raise LossError(f"the loss gave {describe(loss)}; expected a scalar tensor or one loss an example")
+        if self.mean and loss.dim() == 0 and sums(self.loss, loss, output, target):
+            raise LossError(
+                "the loss sums over examples, but the interfaces were made for a mean: synthetic gradients would be too small by "
+                "the batch size; give dnifx.decouple(..., reduction='sum')"
+            )
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a run needs to go on: step, weights, optimizers, learning rates, schedule."""
+        return {
+            "steps": self.steps,
+            "net": self.net.state_dict(),
+            "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
+            "estimator_optimizers": {name: item.state_dict() for name, item in self.estimator_optimizers.items()},
+            "lr_schedulers": {name: item.state_dict() for name, item in self.lr_schedulers.items()},
+            "schedule": self.source.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            StateError: It belongs to another trainer.
+        """
+        groups = {
+            "optimizers": self.optimizers,
+            "estimator_optimizers": self.estimator_optimizers,
+            "lr_schedulers": self.lr_schedulers,
+        }
+        for group, items in groups.items():
+            if set(state.get(group, ())) != set(items):
+                raise StateError(
+                    f"the saved state has {group} for {sorted(state.get(group, ()))}, this trainer for {sorted(items)}; "
+                    "make the trainer with the same model, cuts and optimizers"
+                )
+        try:
+            self.net.load_state_dict(state["net"])
+        except (KeyError, RuntimeError) as error:
+            raise StateError(f"the saved weights do not fit this module: {error}") from error
+        self.source.load_state_dict(state["schedule"])
+        for group, items in groups.items():
+            for name, item in items.items():
+                item.load_state_dict(state[group][name])
+        self.steps = state["steps"]
+
+
+def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
+    """Whether a loss doubles, rather than stays, when every example is there twice."""
+    twice = [
+        pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, item) for item in (output, target)
+    ]
+    try:
+        with torch.no_grad():
+            doubled = loss(*twice)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return bool(value != 0) and bool(torch.isclose(doubled, 2 * value, rtol=1e-3))
+
+
+def compile_step(source: str) -> Callable[..., Any]:
+    """Compile the source of a step; tracebacks show its lines."""
+    name = f"<dnifx step {abs(hash(source)):x}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    namespace: dict[str, Any] = dict(STEP_GLOBALS)
+    exec(compile(source, name, "exec"), namespace)
+    function: Callable[..., Any] = namespace["step"]
+    return function
+
+
+def shared_callable(spec: OptimizerSpec) -> OptimizerSpec:
+    """Return what makes the estimators' optimizers when nothing is said of them."""
+    return next(iter(spec.values())) if isinstance(spec, Mapping) else spec
+
+
+def make_optimizers(
+    spec: OptimizerSpec, groups: Mapping[str, list[nn.Parameter]], argument: str
+) -> dict[str, Optimizer]:
+    """Make one optimizer a group; a mapping has to name every group and no other.
+
+    Raises:
+        OptimizerError: It does not, or what it gives is no optimizer.
+    """
+    makers = cover(spec, groups, argument)
+    optimizers = {name: makers[name](parameters) for name, parameters in groups.items()}
+    for name, optimizer in optimizers.items():
+        if not isinstance(optimizer, Optimizer):
+            raise OptimizerError(
+                f"{argument}= gave {type(optimizer).__name__} for {name}; give a callable from parameters to an optimizer, "
+                "such as lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
+            )
+    return optimizers
+
+
+def make_schedulers(
+    spec: SchedulerSpec | None, every: Mapping[str, Optimizer], partitions: Mapping[str, Optimizer]
+) -> dict[str, LRScheduler]:
+    """Make one learning-rate scheduler an optimizer; a mapping names the partitions, and estimators if it likes."""
+    if spec is None:
+        return {}
+    if not isinstance(spec, Mapping):
+        return {name: spec(optimizer) for name, optimizer in every.items()}
+    chosen = {name: item for name, item in every.items() if name in partitions or name in spec}
+    makers = cover(spec, chosen, "lr_scheduler")
+    return {name: makers[name](optimizer) for name, optimizer in chosen.items()}
+
+
+def cover(spec: Any, groups: Mapping[str, Any], argument: str) -> Mapping[str, Any]:
+    """Return one callable a group.
+
+    Raises:
+        OptimizerError: A mapping leaves a group out or names one that is not there.
+    """
+    if not isinstance(spec, Mapping):
+        if not callable(spec):
+            raise OptimizerError(f"{argument}={spec!r}: give a callable, or a mapping from names to callables")
+        return dict.fromkeys(groups, spec)
+    missing = [name for name in groups if name not in spec]
+    unknown = [name for name in spec if name not in groups]
+    if missing or unknown:
+        raise OptimizerError(
+            f"{argument}= does not cover its groups exactly: missing {nearest('', missing, 10)}, unknown "
+            f"{nearest('', unknown, 10)}; the groups are {nearest('', groups, 50)}"
+        )
+    return spec
+
+
+def describe(value: Any) -> str:
+    """Describe a value in an error text."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} of {value.dtype}"
+    return type(value).__name__

@@ -1,0 +1,87 @@
+"""Capture: from a module to a graph over the module's own paths."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from dnifx.errors import PassError
+from dnifx.ir import Capture, Program
+from dnifx.passes.pipeline import Pass
+from dnifx.passes.symbolic import trace_symbolically
+
+
+@dataclass(frozen=True)
+class CaptureGraph(Pass):
+    """Capture the model by torch.fx, with module paths kept and untraceable submodules whole."""
+
+    name: ClassVar[str] = "capture"
+    requires: ClassVar[tuple[str, ...]] = ("model",)
+    ensures: ClassVar[tuple[str, ...]] = ("graph", "signature", "capture")
+
+    def run(self, program: Program) -> Program:
+        """Trace the model."""
+        trace = trace_symbolically(program.model, program.args, program.kwargs)
+        notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in trace.kept)
+        return replace(
+            program,
+            graph=with_own_reads(without_dead_reads(trace.graph)),
+            signature=trace.signature,
+            constants=trace.constants,
+            capture=Capture("symbolic", trace.kept),
+            notes=program.notes + notes,
+        )
+
+    def check(self, program: Program) -> None:
+        """The graph is well formed and returns a flat tuple."""
+        graph = captured(program)
+        graph.lint()
+        if not isinstance(output_of(graph).args[0], tuple):
+            raise PassError("capture gave a graph whose output is not a flat tuple")
+
+
+def captured(program: Program) -> fx.Graph:
+    """Return the program's graph."""
+    if program.graph is None:
+        raise PassError("the program has no graph yet; run capture first")
+    return program.graph
+
+
+def output_of(graph: fx.Graph) -> fx.Node:
+    """Return the output node of a graph."""
+    return next(iter(reversed(graph.nodes)))
+
+
+def without_dead_reads(graph: fx.Graph) -> fx.Graph:
+    """Remove reads of parameters and buffers that nothing uses."""
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+    return graph
+
+
+def with_own_reads(graph: fx.Graph) -> fx.Graph:
+    """Give every user of a parameter, buffer or constant a read of its own, so that each partition holds its reads."""
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            for user in list(node.users)[1:]:
+                with graph.inserting_before(user):
+                    user.replace_input_with(node, graph.node_copy(node))
+    return graph
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node lies in or calls; empty for the root."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((entry[0] for entry in reversed(stack.values())), "")
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of a graph with the same node names and meta."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    output_of(copy).name = output_of(graph).name
+    output_of(copy).meta = dict(output_of(graph).meta)
+    return copy

@@ -1,0 +1,154 @@
+"""Emit: the fused graph, one program with an interface node on every boundary."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx, nn
+
+from dnifx.errors import ContextError, PassError
+from dnifx.ir import Boundary, Context, Interface, Program
+from dnifx.passes.capture import captured
+from dnifx.passes.pipeline import Pass
+from dnifx.runtime.interface import swap_gradients
+
+CONTEXT = "context"
+
+
+@dataclass(frozen=True)
+class EmitFused(Pass):
+    """Write the whole model as one graph, partition after partition, each followed by its interface nodes.
+
+    Attributes:
+        mean: Whether the loss averages over examples (else it sums), which scales synthetic gradients.
+    """
+
+    mean: bool = True
+    name: ClassVar[str] = "emit"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "partitions", "submodules")
+    ensures: ClassVar[tuple[str, ...]] = ("fused",)
+
+    def run(self, program: Program) -> Program:
+        """Write the fused graph."""
+        return replace(program, fused=fuse(program, self.mean))
+
+    def check(self, program: Program) -> None:
+        """The graph is well formed."""
+        if program.fused is None:
+            raise PassError("emit gave no graph")
+        program.fused.lint()
+
+
+def interface_root(model: nn.Module) -> str:
+    """Return the attribute under which estimators live: ``interfaces``, unless the model has one of that name."""
+    name = "interfaces"
+    while name in dir(model) or name in dict(model.named_children()):
+        name += "_"
+    return name
+
+
+def fuse(program: Program, mean: bool) -> fx.Graph:
+    """Return the model's graph with estimators and interface nodes between the partitions."""
+    source = captured(program)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in source.nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.node_copy(node)
+    context = context_node(graph, program)
+    examples = examples_node(graph, program, copies)
+    features = features_node(graph, program.context, context, program)
+    nodes = {node.name: node for node in source.nodes}
+    crossing: dict[fx.Node, fx.Node] = {}
+    for partition in program.partitions:
+        seen = {**copies, **crossing}
+        for name in partition.nodes:
+            node = nodes[name]
+            if node.op == "output":
+                graph.output(fx.node.map_arg(node.args[0], seen.__getitem__))
+            else:
+                seen[node] = copies[node] = graph.node_copy(node, seen.__getitem__)
+        for boundary in program.boundaries:
+            if boundary.producer == partition.index:
+                values = [nodes[value] for value in boundary.values]
+                swapped = interface_nodes(
+                    graph, program, boundary, [copies[value] for value in values], features, examples, mean
+                )
+                crossing.update(zip(values, swapped, strict=True))
+    return graph
+
+
+def context_node(graph: fx.Graph, program: Program) -> fx.Node | None:
+    """Add the context's placeholder, where estimators see one."""
+    if program.context is None:
+        return None
+    if program.signature is not None and CONTEXT in program.signature.inputs:
+        raise ContextError(
+            f"{type(program.model).__name__} has an input named {CONTEXT!r}, which is what the estimators' context is called; "
+            "rename the model's input"
+        )
+    return graph.create_node("placeholder", CONTEXT, (None,), {}, name=CONTEXT)
+
+
+def batch_input(program: Program) -> str | None:
+    """Return the name of the first input with a batch dimension; its first size is the number of examples."""
+    names = program.signature.inputs if program.signature is not None else ()
+    sized = (name for name in names if program.measures[name].is_tensor and program.measures[name].tensors[0].shape)
+    return next(sized, None)
+
+
+def examples_node(graph: fx.Graph, program: Program, copies: Mapping[fx.Node, fx.Node]) -> fx.Node | int:
+    """Add the node that counts the examples of a batch."""
+    name = batch_input(program)
+    if name is None:
+        return 1
+    batch = next(copy for node, copy in copies.items() if node.name == name)
+    return graph.create_node("call_method", "size", (batch, 0), name="examples")
+
+
+def features_node(graph: fx.Graph, context: Context | None, node: fx.Node | None, program: Program) -> fx.Node | None:
+    """Add the nodes that turn a label into features, once for all estimators; a callable's features come as they are."""
+    if context is None or node is None or not program.boundaries:
+        return None
+    made = node
+    if context.classes is not None:
+        one_hot = torch.nn.functional.one_hot
+        made = graph.create_node("call_function", one_hot, (node, context.classes), name="one_hot_context")
+    return graph.create_node("call_method", "to", (made, program.boundaries[0].specs[0].dtype), name="features")
+
+
+def interface_nodes(
+    graph: fx.Graph,
+    program: Program,
+    boundary: Boundary,
+    values: list[fx.Node],
+    features: fx.Node | None,
+    examples: fx.Node | int,
+    mean: bool,
+) -> list[fx.Node]:
+    """Add one boundary's estimator and interface node; return what its consumers read."""
+    interface = program.interfaces[boundary.index]
+    if interface.locked:
+        return values
+    seen = tuple(
+        graph.create_node("call_method", "detach", (value,), name=f"{value.name}_detached") for value in values
+    )
+    target = f"{interface_root(program.model)}.{boundary.key}"
+    estimates = graph.create_node("call_module", target, (seen, features), name=f"estimate_{boundary.key}")
+    estimates.meta["provenance"] = provenance(boundary, interface)
+    each = tuple(graph.create_node("call_function", operator.getitem, (estimates, i)) for i in range(len(values)))
+    swapped = graph.create_node(
+        "call_function", swap_gradients, (tuple(values), each, examples, mean), name=f"swap_{boundary.key}"
+    )
+    return [
+        graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
+        for i, value in enumerate(values)
+    ]
+
+
+def provenance(boundary: Boundary, interface: Interface) -> str:
+    """Say where an interface comes from, as a comment in emitted code."""
+    count = sum(parameter.numel() for parameter in interface.estimator.parameters())
+    return f"cut after {boundary.name}; estimator {interface.description}, {count:,} parameters"

@@ -1,0 +1,204 @@
+"""Insert: choose, size and check an estimator for each boundary, and the context it sees."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dnifx.errors import ContextError, EstimatorError, nearest
+from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator
+from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
+from dnifx.passes.cuts import glob_matches
+from dnifx.passes.measure import NEEDS_VALUES
+from dnifx.passes.pipeline import Pass
+
+Choice = str | Factory
+Choices = Choice | Mapping[str, Choice]
+
+
+@dataclass(frozen=True)
+class InsertInterfaces(Pass):
+    """Put an interface on every boundary.
+
+    Attributes:
+        gradient: An estimator, its name, a factory, or one of these for each boundary by name or glob.
+        context: None, ``"label"``, or a callable from what is passed as context to features [batch, ..., width].
+        num_classes: Number of classes of a label; the width of a callable's features.
+        existing: Estimators to use again, by boundary name: those of an earlier compilation of the same model.
+    """
+
+    gradient: Choices = "synthetic"
+    context: str | Callable[[Any], Tensor] | None = None
+    num_classes: int | None = None
+    existing: Mapping[str, nn.Module] = field(default_factory=dict)
+    name: ClassVar[str] = "insert"
+    requires: ClassVar[tuple[str, ...]] = ("partitions",)
+
+    def run(self, program: Program) -> Program:
+        """Build one interface a boundary."""
+        context = make_context(self.context, self.num_classes)
+        choices = assign(self.gradient, program.boundaries)
+        interfaces = tuple(
+            make_interface(boundary, choices[boundary.name], context, self.existing.get(boundary.name))
+            for boundary in program.boundaries
+        )
+        return replace(program, context=context, interfaces=interfaces)
+
+
+def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int | None) -> Context | None:
+    """Return the context that ``context=`` and ``num_classes=`` describe.
+
+    Raises:
+        ContextError: The two do not fit together.
+    """
+    if context is None:
+        if num_classes is not None:
+            raise ContextError(f"num_classes={num_classes} goes with context='label'; give both or neither")
+        return None
+    if context == "label":
+        if num_classes is None or num_classes < 2:
+            raise ContextError(f"context='label' needs num_classes= of 2 or more, got {num_classes!r}")
+        return Context(Label(num_classes), num_classes, f"label ({num_classes} classes)", num_classes)
+    if callable(context):
+        return Context(context, num_classes, getattr(context, "__name__", type(context).__name__))
+    raise ContextError(f"context={context!r}: give None, 'label' or a callable from the context to features")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One-hot features of integer labels."""
+
+    classes: int
+
+    def __call__(self, label: Tensor) -> Tensor:
+        """Return [batch, ..., classes] from labels [batch, ...]."""
+        return torch.nn.functional.one_hot(label, self.classes)
+
+
+def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:
+    """Return the choice for each boundary name.
+
+    Raises:
+        EstimatorError: A mapping leaves a boundary out, or names none.
+    """
+    names = [boundary.name for boundary in boundaries]
+    if not isinstance(gradient, Mapping):
+        return dict.fromkeys(names, gradient)
+    chosen: dict[str, Choice] = {}
+    for pattern, choice in gradient.items():
+        matched = [name for name in names if name == pattern or glob_matches(pattern, name)]
+        if not matched:
+            raise EstimatorError(
+                f"gradient= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
+            )
+        chosen.update((name, choice) for name in matched if name not in chosen)
+    missing = [name for name in names if name not in chosen]
+    if missing:
+        raise EstimatorError(
+            f"gradient= gives nothing for {nearest('', missing, 10)}; name them, or add a glob such as '**'"
+        )
+    return chosen
+
+
+def make_interface(
+    boundary: Boundary, choice: Choice, context: Context | None, existing: nn.Module | None
+) -> Interface:
+    """Build and check the estimator of one boundary."""
+    spec = BoundarySpec(
+        boundary.name, boundary.specs, context.width if context else None, context.classes if context else None
+    )
+    factory = find_factory(choice, boundary)
+    estimator = existing if existing is not None else build(factory, spec)
+    locked = isinstance(estimator, GradientEstimator) and estimator.locked
+    if not locked:
+        check_estimates(estimator, spec, context)
+    fits = any(parameter.requires_grad for parameter in estimator.parameters())
+    return Interface(boundary.index, estimator, spelled(factory), locked, fits and not locked)
+
+
+def find_factory(choice: Choice, boundary: Boundary) -> Factory:
+    """Return the factory that a choice names."""
+    if isinstance(choice, str):
+        if choice not in BY_NAME:
+            raise EstimatorError(f"gradient={choice!r} is no estimator; the names are {nearest(choice, BY_NAME)}")
+        return BY_NAME[choice]
+    if isinstance(choice, nn.Module) or not callable(choice):
+        raise EstimatorError(
+            f"gradient= for boundary {boundary.name!r} is {type(choice).__name__}; give a name or a factory (spec -> nn.Module), "
+            "for example dnifx.estimators.Synthetic(hidden=1): each boundary gets a module of its own"
+        )
+    return choice
+
+
+def build(factory: Factory, spec: BoundarySpec) -> nn.Module:
+    """Call a factory and put its module where the values are.
+
+    Raises:
+        EstimatorError: It gives something that is not a module.
+    """
+    estimator = factory(spec)
+    if not isinstance(estimator, nn.Module):
+        raise EstimatorError(
+            f"the factory {factory!r} gave {type(estimator).__name__} for boundary {spec.name!r}; it must give an nn.Module"
+        )
+    return estimator.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
+
+
+def check_estimates(estimator: nn.Module, spec: BoundarySpec, context: Context | None) -> None:
+    """Ask the estimator once, on fake tensors, and compare its answer with the boundary.
+
+    Raises:
+        EstimatorError: It does not answer with one gradient of the right shape a value.
+    """
+    if context is not None and context.width is None:
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    flags = [(module, module.training) for module in estimator.modules()]
+    state = {name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()}
+    try:
+        with mode, torch.random.fork_rng(devices=[]):
+            values = tuple(torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in spec.values)
+            features = None if context is None else example_features(spec, values[0])
+            answer = torch.func.functional_call(estimator.eval(), state, (values, features))
+    except NEEDS_VALUES:
+        return
+    except Exception as error:
+        raise EstimatorError(
+            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} cannot be asked: {type(error).__name__}: {error}\n"
+            f"its forward takes (values, context): a tuple of {spread_specs(spec.values)} and the context's features"
+        ) from error
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    shapes = [tuple(item.shape) for item in answer] if isinstance(answer, tuple) else type(answer).__name__
+    if shapes != [value.shape for value in spec.values]:
+        raise EstimatorError(
+            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} answered with {shapes}; expected a tuple with "
+            f"one gradient a value: {[value.shape for value in spec.values]}"
+        )
+
+
+def example_features(spec: BoundarySpec, value: Tensor) -> Tensor:
+    """Return context features of the right shape."""
+    middle = value.shape[1:2] if spec.context_dims == 3 else ()
+    return torch.empty(value.shape[0], *middle, spec.context or 0, dtype=value.dtype, device=value.device)
+
+
+def spread_specs(values: tuple[TensorSpec, ...]) -> str:
+    """List specs in an error text."""
+    return ", ".join(map(str, values))
+
+
+def spelled(factory: Factory) -> str:
+    """Spell a factory as a user would write it, without its defaults."""
+    if not is_dataclass(factory):
+        return str(getattr(factory, "__name__", type(factory).__name__))
+    options = ", ".join(
+        f"{option.name}={getattr(factory, option.name)!r}"
+        for option in fields(factory)
+        if getattr(factory, option.name) != option.default
+    )
+    return f"{type(factory).__name__}({options})"

@@ -1,0 +1,234 @@
+"""Measure: shapes, dtypes, FLOPs, bytes, aliases and in-place writes of every node, by a run on fake tensors."""
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from dnifx.errors import CaptureError
+from dnifx.ir import Measure, Program, TensorSpec
+from dnifx.passes.capture import captured, copied, module_path
+from dnifx.passes.pipeline import Pass
+
+NEEDS_VALUES = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+@dataclass(frozen=True)
+class MeasureNodes(Pass):
+    """Run the graph on fake tensors (nothing is computed) and write down what each node costs.
+
+    Where a node needs the values of its tensors, the graph is run once for real instead, and the model put back.
+    """
+
+    name: ClassVar[str] = "measure"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "signature")
+    ensures: ClassVar[tuple[str, ...]] = ("measures",)
+
+    def run(self, program: Program) -> Program:
+        """Measure every node; readers that follow an in-place write are led to the write's result, the same tensor."""
+        try:
+            measured = replace(program, measures=measure_on_fakes(program))
+        except NEEDS_VALUES as error:
+            note = (
+                f"measured by a real run of the example inputs, since {type(error).__name__} on fake tensors: {error}"
+            )
+            measured = replace(
+                program, measures=measure_for_real(program), notes=(*program.notes, note.splitlines()[0])
+            )
+        return replace(measured, graph=with_writes_read(copied(captured(program)), measured.measures))
+
+
+def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Graph:
+    """Let the readers of a value that come after an in-place write read the write's result, where it is the same tensor."""
+    for node in graph.nodes:
+        for target in node.all_input_nodes if node.op != "output" and measures[node.name].writes else ():
+            before, after = measures[target.name], measures[node.name]
+            same = before.storages == after.storages and before.tensors == after.tensors
+            if target.name in after.writes and before.is_tensor and after.is_tensor and same:
+                for user in list(target.users):
+                    if node < user:
+                        user.replace_input_with(target, node)
+    return graph
+
+
+def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
+    """Measure by fake tensors: no memory and no arithmetic."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with preserved(program.model), mode, torch.random.fork_rng(devices=[]):
+        return run_measured(program, mode.from_tensor)
+
+
+def measure_for_real(program: Program) -> Mapping[str, Measure]:
+    """Measure by running the example inputs; parameters, buffers and random state are put back."""
+    state = {name: value.clone() for name, value in program.model.state_dict().items()}
+    with preserved(program.model), torch.random.fork_rng(devices=[]):
+        try:
+            return run_measured(program, lambda tensor: tensor)
+        finally:
+            program.model.load_state_dict(state)
+
+
+def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
+    """Interpret the graph on converted inputs; an error names the node."""
+    if program.signature is None:
+        raise CaptureError("the program has no signature yet; run capture first")
+    inputs = program.signature.flatten(program.args, program.kwargs)
+    meter = Meter(program, convert)
+    try:
+        with torch.enable_grad():
+            meter.run(*(convert(value) if isinstance(value, Tensor) else value for value in inputs))
+    except NEEDS_VALUES:
+        raise
+    except Exception as error:
+        node = meter.current
+        raise CaptureError(
+            f"the captured graph of {type(program.model).__name__} does not run on the example inputs: node "
+            f"{node.name if node else '?'} in module {module_path(node) if node else '?'!r}: {type(error).__name__}: {error}"
+        ) from error
+    return meter.measures
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put back the attributes of all modules and Python's random state afterwards."""
+    state = random.getstate()
+    saved = [
+        (module, dict(module.__dict__), {key: copy.copy(module.__dict__[key]) for key in ("_buffers", "_parameters")})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, tensors in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for key, contents in tensors.items():
+                module.__dict__[key].clear()
+                module.__dict__[key].update(contents)
+        random.setstate(state)
+
+
+class Meter(fx.Interpreter):
+    """Interprets a graph and measures each node."""
+
+    def __init__(self, program: Program, convert: Any) -> None:
+        super().__init__(program.model, garbage_collect_values=False, graph=captured(program))
+        self.constants = program.constants
+        self.convert = convert
+        self.measures: dict[str, Measure] = {}
+        self.current: fx.Node | None = None
+        self.flops = FlopCounterMode(display=False)
+        self.converted: dict[int, Tensor] = {}
+
+    def run(self, *args: Any) -> Any:
+        """Run under the FLOP counter."""
+        with self.flops:
+            return super().run(*args)
+
+    def fake(self, tensor: Tensor) -> Tensor:
+        """Convert a tensor of the model once."""
+        if id(tensor) not in self.converted:
+            self.converted[id(tensor)] = self.convert(tensor)
+        return self.converted[id(tensor)]
+
+    def fetch_attr(self, target: str) -> Any:
+        """Read a parameter, buffer or constant."""
+        value = self.constants[target] if target in self.constants else super().fetch_attr(target)
+        return self.fake(value) if isinstance(value, Tensor) else value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a submodule on converted parameters and buffers."""
+        module = super().fetch_attr(target)
+        state = {
+            name: self.fake(value)
+            for group in (module.named_parameters(), module.named_buffers())
+            for name, value in group
+        }
+        return torch.func.functional_call(module, state, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node; see what it made, what it wrote and what it cost."""
+        self.current = n
+        before = versions(n, self.env)
+        flops = self.flops.get_total_flops()
+        value = super().run_node(n)
+        after = versions(n, self.env)
+        if n.op != "output":
+            writes = tuple(name for name, version in before.items() if after[name] != version)
+            self.measures[n.name] = self.measure(n, value, self.flops.get_total_flops() - flops, writes)
+        return value
+
+    def measure(self, node: fx.Node, value: Any, flops: int, writes: tuple[str, ...]) -> Measure:
+        """Describe a node's value."""
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        storages = tuple(storage_of(tensor) for tensor in tensors)
+        known = {storage for argument in node.all_input_nodes for storage in self.measures[argument.name].storages}
+        own = 0 if node.op in ("placeholder", "get_attr") else 1
+        return Measure(
+            tensors=tuple(spec_of(tensor) for tensor in tensors),
+            is_tensor=isinstance(value, Tensor),
+            flops=flops,
+            parameter_bytes=parameter_bytes(self.module, node, self.constants),
+            activation_bytes=own
+            * sum(
+                spec_of(tensor).bytes for tensor, storage in zip(tensors, storages, strict=True) if storage not in known
+            ),
+            storages=storages,
+            writes=writes,
+        )
+
+
+def versions(node: fx.Node, env: Mapping[fx.Node, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the in-place version of each tensor among a node's arguments."""
+    return {
+        argument.name: tuple(leaf._version for leaf in pytree.tree_leaves(env[argument]) if isinstance(leaf, Tensor))
+        for argument in node.all_input_nodes
+    }
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Identify a tensor's memory."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
+
+
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """Describe a tensor."""
+    return TensorSpec(tuple(tensor.shape), tensor.dtype, tensor.requires_grad, tensor.device)
+
+
+def parameter_bytes(model: nn.Module, node: fx.Node, constants: Mapping[str, Any]) -> int:
+    """Return the bytes of the parameters that a node reads."""
+    return sum(parameter.nbytes for parameter in node_parameters(model, node, constants).values())
+
+
+def node_parameters(model: nn.Module, node: fx.Node, constants: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """Return the parameters that a node reads, by the path they are reached by."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return {f"{node.target}.{name}": parameter for name, parameter in module.named_parameters()}
+    if node.op == "get_attr" and node.target not in constants:
+        path, _, name = str(node.target).rpartition(".")
+        value = getattr(model.get_submodule(path), name)
+        return {str(node.target): value} if isinstance(value, nn.Parameter) else {}
+    return {}

@@ -1,0 +1,239 @@
+"""Partition: every node gets one home; the partitions are convex and their graph is acyclic.
+
+Each cut divides the graph into what its values are computed from and the rest. A node's level counts the cuts that lie
+before it. Nodes of one level that are connected form a partition, so a path that leaves a partition has gone to a higher
+level and never comes back.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import networkx as nx
+from networkx.utils import UnionFind
+from torch import fx
+
+from dnifx.errors import CutError, PassError
+from dnifx.ir import Cut, Edge, Program
+from dnifx.passes.balance import execution_order
+from dnifx.passes.capture import captured, output_of
+from dnifx.passes.pipeline import Pass
+
+
+@dataclass(frozen=True)
+class FormPartitions(Pass):
+    """Give every node its home."""
+
+    name: ClassVar[str] = "partition"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts")
+    ensures: ClassVar[tuple[str, ...]] = ("levels", "homes")
+
+    def run(self, program: Program) -> Program:
+        """Level the nodes, check exact edges, and number the partitions in the order of execution."""
+        graph = captured(program)
+        if program.cuts[0].level is not None:
+            levels = prefix_levels(graph, program.cuts)
+            return replace(program, levels=levels, homes=levels)
+        levels = cut_levels(program)
+        check_exact_edges(program, levels)
+        return replace(program, levels=levels, homes=number(graph, components(program, levels)))
+
+    def check(self, program: Program) -> None:
+        """Every node that computes has one home, and no value flows to an earlier partition."""
+        for node in homed(captured(program)):
+            if node.name not in program.homes:
+                raise PassError(f"partition gave node {node.name} no home")
+            for user in node.users:
+                if program.homes[node.name] > program.homes[user.name]:
+                    raise PassError(f"partition lets a value flow back: {node.name} -> {user.name}")
+
+
+def homed(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that have a home: all but the inputs."""
+    return [node for node in graph.nodes if node.op != "placeholder"]
+
+
+def prefix_levels(graph: fx.Graph, cuts: Sequence[Cut]) -> dict[str, int]:
+    """Level nodes by the prefixes of the execution order that the integer form chose."""
+    last = {cut.nodes[0] for cut in cuts}
+    levels: dict[str, int] = {}
+    level = 0
+    for node in execution_order(graph):
+        levels[node.name] = level
+        level += node.name in last
+    levels[output_of(graph).name] = level
+    return with_reads(graph, levels)
+
+
+def with_reads(graph: fx.Graph, levels: dict[str, int]) -> dict[str, int]:
+    """Put each read of a parameter, buffer or constant where its reader is."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            levels[node.name] = min((levels[user.name] for user in node.users), default=0)
+    return levels
+
+
+def cut_levels(program: Program) -> dict[str, int]:
+    """Count the cuts before each node, and keep what no cut is computed from with its users.
+
+    A node that some cut of its own level is computed from stays as early as it can; every other node that carries a
+    gradient moves to the earliest of its users. Values without a gradient (sizes, masks) stay early: it is cheaper to
+    send a size than the tensor it is read from.
+    """
+    graph = captured(program)
+    crossed = crossings(graph, program.cuts)
+    early: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "get_attr"):
+            early[node] = max(
+                (early.get(source, 0) + crossed(source, node) for source in node.all_input_nodes), default=0
+            )
+    sources = {name for cut in program.cuts for name in (*cut.nodes, *(edge.source for edge in cut.edges))}
+    levels: dict[str, int] = {}
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node not in early:
+            continue
+        users = [user for user in node.users if user in early]
+        if node.name in sources or any(user in needed and early[user] == early[node] for user in users):
+            needed.add(node)
+        stays = node in needed or not users or not program.measures[node.name].requires_grad
+        levels[node.name] = early[node] if stays else min(levels[user.name] for user in users)
+    return with_reads(graph, levels)
+
+
+def crossings(graph: fx.Graph, cuts: Iterable[Cut]) -> Callable[[fx.Node, fx.Node], int]:
+    """Return what counts the cuts that the edge from one node to another crosses."""
+    before: dict[str, list[set[str]]] = {}
+    edges: set[tuple[str, str]] = set()
+    for cut in cuts:
+        inside = upstream(graph, cut.nodes)
+        for name in cut.nodes:
+            before.setdefault(name, []).append(inside)
+        edges |= {(edge.source, edge.target) for edge in cut.edges}
+
+    def count(source: fx.Node, target: fx.Node) -> int:
+        after = sum(target.name not in inside for inside in before.get(source.name, ()))
+        return after + ((source.name, target.name) in edges)
+
+    return count
+
+
+def upstream(graph: fx.Graph, names: Sequence[str]) -> set[str]:
+    """Return the nodes among and between the named ones: each is an ancestor of one of them and follows another."""
+    if len(names) < 2:
+        return set(names)
+    nodes = {node.name: node for node in graph.nodes if node.name in set(names)}
+    first = next(iter(nodes.values()))
+    found = set(nodes)
+    queue = list(nodes.values())
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source.name not in found and not source < first:
+                found.add(source.name)
+                queue.append(source)
+    return found
+
+
+def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
+    """Join neighbours of one level, and join what carries no gradient to those who first use it."""
+    graph = captured(program)
+    joined = UnionFind(node.name for node in homed(graph))
+    for node in homed(graph):
+        for source in node.all_input_nodes:
+            if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
+                joined.union(source.name, node.name)
+    flowing = {joined[node.name] for node in homed(graph) if node.op == "output" or carries(program, node)}
+    for node in reversed(graph.nodes):
+        if node.op == "placeholder" or joined[node.name] in flowing:
+            continue
+        users = [user for user in node.users if joined[user.name] != joined[node.name]]
+        if users:
+            first = min(levels[user.name] for user in users)
+            for user in users:
+                if levels[user.name] == first:
+                    joined.union(user.name, node.name)
+            flowing.add(joined[node.name])
+    return without_cycles(graph, joined)
+
+
+def carries(program: Program, node: fx.Node) -> bool:
+    """Whether a node computes a value with a gradient."""
+    return node.op.startswith("call") and program.measures[node.name].requires_grad
+
+
+def without_cycles(graph: fx.Graph, joined: UnionFind) -> UnionFind:
+    """Join components that would need each other's values."""
+    while True:
+        quotient = nx.DiGraph(
+            (joined[node.name], joined[user.name])
+            for node in homed(graph)
+            for user in node.users
+            if joined[node.name] != joined[user.name]
+        )
+        knots = [knot for knot in nx.strongly_connected_components(quotient) if len(knot) > 1]
+        if not knots:
+            return joined
+        for knot in knots:
+            joined.union(*knot)
+
+
+def number(graph: fx.Graph, joined: UnionFind) -> dict[str, int]:
+    """Number the components in a topological order that keeps to the order of execution."""
+    first: dict[str, int] = {}
+    quotient = nx.DiGraph()
+    for index, node in enumerate(homed(graph)):
+        first.setdefault(joined[node.name], index)
+        quotient.add_node(joined[node.name])
+        quotient.add_edges_from(
+            (joined[node.name], joined[user.name]) for user in node.users if joined[user.name] != joined[node.name]
+        )
+    last = joined[output_of(graph).name]
+    first[last] = len(graph.nodes)
+    order = {
+        root: index for index, root in enumerate(nx.lexicographical_topological_sort(quotient, key=first.__getitem__))
+    }
+    return {node.name: order[joined[node.name]] for node in homed(graph)}
+
+
+def check_exact_edges(program: Program, levels: Mapping[str, int]) -> None:
+    """Refuse edges named as cuts where a value with a gradient goes round them.
+
+    Raises:
+        CutError: The text draws the cut and the way round it.
+    """
+    named = {(edge.source, edge.target): edge for cut in program.cuts for edge in cut.edges}
+    if not named:
+        return
+    after_nodes = {levels[name] for cut in program.cuts for name in cut.nodes}
+    for node in homed(captured(program)):
+        for user in node.users:
+            crossed = range(levels[node.name], levels[user.name])
+            exact = crossed and not any(level in after_nodes for level in crossed)
+            if exact and user.op != "output" and carries(program, node) and (node.name, user.name) not in named:
+                raise CutError(way_round(captured(program), Edge(node.name, user.name), list(named.values()), levels))
+
+
+def way_round(graph: fx.Graph, uncut: Edge, edges: Sequence[Edge], levels: Mapping[str, int]) -> str:
+    """Draw a cut edge and the uncut edge that goes round it."""
+    cut = next((edge for edge in edges if levels[edge.source] == levels[uncut.source]), edges[0])
+    flow = nx.DiGraph((node.name, user.name) for node in graph.nodes for user in node.users)
+    lines = [
+        f"  cut:    {draw(flow, uncut.source, cut.source)} ==X==> {draw(flow, cut.target, uncut.target)}",
+        f"  round:  {uncut.source} -----> {uncut.target}",
+    ]
+    text = "\n".join(lines)
+    return (
+        f"the cut {cut} does not separate the model: a value leaves the partition and comes back past the cut\n{text}\n"
+        f"also cut dnifx.Edge({uncut.source!r}, {uncut.target!r}), or name the module {cut.source!r}: a cut after a module takes "
+        "every value that crosses there along"
+    )
+
+
+def draw(flow: nx.DiGraph, source: str, target: str) -> str:
+    """Draw a path between two nodes, or both ends where there is none."""
+    if source == target:
+        return source
+    if nx.has_path(flow, source, target):
+        return " -> ".join(nx.shortest_path(flow, source, target))
+    return target if flow.in_degree(target) else source

@@ -1,0 +1,95 @@
+"""The pipeline: runs passes in order, checks what each states, and tells one callback."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
+
+from dnifx.errors import DnifxError, PassError
+from dnifx.ir import Program
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step of the compiler: a frozen dataclass whose fields are its options.
+
+    A subclass sets ``name``, ``requires`` and ``ensures`` (names of Program fields that must hold something before and
+    after) and implements ``run``; ``check`` may look at the result more closely.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    ensures: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, program: Program) -> Program:
+        """Return a new program with more of it known; never change the one given."""
+        raise NotImplementedError
+
+    def check(self, program: Program) -> None:
+        """Raise PassError where the result breaks what this pass promises."""
+
+    def __str__(self) -> str:
+        set_fields = (
+            (field, getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != default_of(field)
+        )
+        options = ",".join(f"{field.name}={value!r}" for field, value in set_fields)
+        return f"{self.name}{{{options}}}" if options else self.name
+
+
+def default_of(field: Any) -> object:
+    """Return a dataclass field's default value, or MISSING."""
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the pipeline's callback is told after each pass."""
+
+    name: str
+    seconds: float
+    program: Program
+
+
+Callback = Callable[[Event], None]
+
+
+def run_passes(program: Program, passes: Sequence[Pass], callback: Callback | None = None) -> Program:
+    """Run the passes in order and return the last result.
+
+    Raises:
+        DnifxError: What a pass refuses, as it is.
+        PassError: A pass that lacked what it requires, broke what it ensures, or failed otherwise; the text names the
+            pass and those already run.
+    """
+    done: list[str] = []
+    for step in passes:
+        demand(step, program, step.requires, "requires", done)
+        started = time.perf_counter()
+        try:
+            result = step.run(program)
+        except DnifxError:
+            raise
+        except Exception as error:
+            raise PassError(f"{place(step, done)} failed: {type(error).__name__}: {error}") from error
+        demand(step, result, step.ensures, "ensures", done)
+        step.check(result)
+        done.append(step.name)
+        program = result
+        if callback is not None:
+            callback(Event(step.name, time.perf_counter() - started, program))
+    return program
+
+
+def demand(step: Pass, program: Program, names: Sequence[str], verb: str, done: Sequence[str]) -> None:
+    """Raise PassError where a Program field that the pass names holds nothing."""
+    for name in names:
+        value = getattr(program, name)
+        if value is None or value in ((), {}):
+            raise PassError(f"{place(step, done)} {verb} program.{name}, which holds nothing")
+
+
+def place(step: Pass, done: Sequence[str]) -> str:
+    """Say which pass is meant and which ran before it."""
+    return f"pass {step.name!r} (after: {', '.join(done) or 'none'})"

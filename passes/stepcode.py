@@ -1,0 +1,224 @@
+"""The scheduled target as Python: one training step, written out action by action."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dnifx.errors import PassError
+from dnifx.ir import Action, Boundary, Kind, Partition, Program, Schedule
+from dnifx.passes.emit import CONTEXT, batch_input, provenance
+from dnifx.schedules import Answer, answers
+
+RESERVED = {
+    "self",
+    "target",
+    "context",
+    "loss",
+    "output",
+    "outputs",
+    "examples",
+    "features",
+    "scale",
+    "diagnostics",
+    "torch",
+}
+PREFIXES = ("leaf_", "estimate_", "target_", "imagined_", "submod_", "arrived", "fit_gradient", "compare")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lines of one action, and the local names that they define."""
+
+    title: str
+    lines: tuple[str, ...]
+    defines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepWriter:
+    """Writes a training step.
+
+    Attributes:
+        program: A program with interfaces and partition graphs.
+        schedule: A validated schedule.
+        mean: Whether the loss averages over examples.
+        diagnose: Compare estimates with targets where both are there.
+    """
+
+    program: Program
+    schedule: Schedule
+    mean: bool = True
+    diagnose: bool = False
+
+    def source(self) -> str:
+        """Return the source of ``def step(self, <inputs>, target, context=None)``."""
+        blocks = [self.prelude(), *(self.block(action) for action in self.schedule.actions)]
+        inputs = self.program.signature.inputs if self.program.signature else ()
+        head = f"def step(self, {''.join(f'{local(name)}, ' for name in inputs)}target, context=None):"
+        body = [f'"""One training step: {self.schedule.name}."""']
+        for block, dead in zip(blocks, dead_after(blocks), strict=True):
+            body.append(f"# {block.title}")
+            body += block.lines
+            if dead:
+                body.append(f"del {', '.join(dead)}")
+        body.append("return loss, output, diagnostics")
+        return "\n".join([head, *(f"    {line}" if line else "" for line in body)]) + "\n"
+
+    def prelude(self) -> Block:
+        """Count the examples, and turn the context into features."""
+        batch = batch_input(self.program)
+        lines = [
+            f"examples = {local(batch)}.size(0)" if batch else "examples = 1",
+            "loss = output = None",
+            "diagnostics = {}",
+        ]
+        lines.append(f"scale = {'1.0 / examples' if self.mean else '1.0'}")
+        lines.append(f"features = {f'self.features({CONTEXT})' if self.program.context else 'None'}")
+        per = "mean" if self.mean else "sum"
+        return Block(f"estimates are per example; the loss is a {per} over examples", tuple(lines))
+
+    def block(self, action: Action) -> Block:
+        """Write one action."""
+        writers = {
+            Kind.FORWARD: self.forward,
+            Kind.BACKWARD: self.backward,
+            Kind.UPDATE: self.update,
+            Kind.SYNTHESISE: self.synthesise,
+            Kind.TARGET: self.arrive,
+            Kind.FIT: self.fit,
+        }
+        if action.kind not in writers:
+            raise PassError(f"no code is known for action {action}; remove it from the schedule")
+        return writers[action.kind](action)
+
+    def forward(self, action: Action) -> Block:
+        """Run a partition on detached values of earlier ones; give its boundary values leaves for their consumers."""
+        partition = self.program.partitions[action.index]
+        call = f"self.{partition.name}({', '.join(self.reads(name) for name in partition.inputs)})"
+        title = f"{action}: forward of {partition.name} ({span(partition)})"
+        if action.index == len(self.program.partitions) - 1:
+            lines = (f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)")
+            return Block(title, lines)
+        names = [local(name) for name in partition.outputs]
+        lines = [f"{''.join(f'{name}, ' for name in names)[:-1]} = {call}" + self.types(partition) if names else call]
+        leaves = []
+        for boundary in self.produced(action.index):
+            arrives = Action(Kind.TARGET, boundary.index) in self.plain_actions()
+            for name in boundary.values:
+                leaves.append(f"leaf_{name}")
+                lines.append(f"leaf_{name} = {local(name)}.detach(){'.requires_grad_()' if arrives else ''}")
+        return Block(title, tuple(lines), (*names, *leaves))
+
+    def synthesise(self, action: Action) -> Block:
+        """Ask the estimator; its graph is kept where it is fitted."""
+        boundary = self.program.boundaries[action.index]
+        values = "".join(f"{local(name)}.detach(), " for name in boundary.values)
+        call = f"estimate_{boundary.key} = self.estimate_{boundary.key}(({values[:-1]}), features)"
+        title = f"{action}: {provenance(boundary, self.program.interfaces[action.index])}"
+        if Action(Kind.FIT, action.index) not in self.plain_actions():
+            return Block(title, ("with torch.no_grad():", f"    {call}"), (f"estimate_{boundary.key}",))
+        return Block(title, (call,), (f"estimate_{boundary.key}",))
+
+    def backward(self, action: Action) -> Block:
+        """Backpropagate inside a partition, from synthetic or arrived gradients and, at the end, from the loss."""
+        tensors: list[str] = []
+        gradients: list[str] = []
+        if action.index == len(self.program.partitions) - 1:
+            tensors, gradients = ["loss"], ["None"]
+        for boundary in self.produced(action.index):
+            for position, name in enumerate(boundary.values):
+                tensors.append(local(name))
+                gradients.append(self.gradient(boundary, position))
+        title = f"{action}: backward of {self.program.partitions[action.index].name}"
+        if not tensors:
+            return Block(title, ("pass",))
+        listed = f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"
+        return Block(title, (f"torch.autograd.backward({listed[0]}, {listed[1]})",))
+
+    def gradient(self, boundary: Boundary, position: int) -> str:
+        """Return the expression of the gradient that a boundary value receives."""
+        name = boundary.values[position]
+        if answers(self.schedule, self.program)[boundary.index] is Answer.TARGET:
+            return f"arrived(leaf_{name})"
+        return f"(estimate_{boundary.key}[{position}].detach() * scale).to({local(name)}.dtype)"
+
+    def arrive(self, action: Action) -> Block:
+        """Take the gradients that all consumers sent, per example."""
+        boundary = self.program.boundaries[action.index]
+        title = f"{action}: the target of {boundary.name} has arrived from {consumers(boundary)}"
+        if Action(Kind.SYNTHESISE, action.index) not in self.plain_actions():
+            return Block(title, ("pass",))
+        items = "".join(
+            f"arrived(leaf_{name}).to(estimate_{boundary.key}[{position}].dtype) / scale, "
+            for position, name in enumerate(boundary.values)
+        )
+        lines = [f"target_{boundary.key} = ({items[:-1]})"]
+        if self.diagnose:
+            lines.append(f"diagnostics[{boundary.name!r}] = compare(estimate_{boundary.key}, target_{boundary.key})")
+        return Block(title, tuple(lines), (f"target_{boundary.key}",))
+
+    def fit(self, action: Action) -> Block:
+        """Fit the estimator to the target."""
+        key = self.program.boundaries[action.index].key
+        lines = (
+            "torch.autograd.backward(",
+            f"    estimate_{key},",
+            f"    tuple(fit_gradient(g.detach(), t, examples) for g, t in zip(estimate_{key}, target_{key})),",
+            ")",
+            f"self.estimator_optimizers[{key!r}].step()",
+            f"self.estimator_optimizers[{key!r}].zero_grad()",
+        )
+        return Block(f"{action}: fit the estimator of {self.program.boundaries[action.index].name}", lines)
+
+    def update(self, action: Action) -> Block:
+        """Update a partition's own parameters."""
+        name = self.program.partitions[action.index].name
+        lines = (f"self.optimizers[{name!r}].step()", f"self.optimizers[{name!r}].zero_grad()")
+        return Block(f"{action}: update {name}", lines)
+
+    def reads(self, name: str) -> str:
+        """Return what a partition reads for a value: the leaf of a boundary value, anything else as it is."""
+        crossing = any(name in boundary.values for boundary in self.program.boundaries)
+        return f"leaf_{name}" if crossing else local(name)
+
+    def produced(self, partition: int) -> list[Boundary]:
+        """Return the boundaries that a partition produces."""
+        return [boundary for boundary in self.program.boundaries if boundary.producer == partition]
+
+    def plain_actions(self) -> set[Action]:
+        """Return the schedule's actions without their places."""
+        return {Action(action.kind, action.index) for action in self.schedule.actions}
+
+    def types(self, partition: Partition) -> str:
+        """Return a comment with the types of a partition's outputs."""
+        tensors = [tensor for name in partition.outputs for tensor in self.program.measures[name].tensors]
+        return f"  # {', '.join(map(str, tensors))}" if tensors else ""
+
+
+def local(name: str) -> str:
+    """Return the name of a value in the step, apart from the step's own names."""
+    return f"{name}_" if name in RESERVED or name.startswith(PREFIXES) else name
+
+
+def span(partition: Partition) -> str:
+    """Name a partition's first and last node."""
+    nodes = [name for name in partition.nodes if name != "output"]
+    return " .. ".join(dict.fromkeys((nodes[0], nodes[-1]))) if nodes else "the loss alone"
+
+
+def consumers(boundary: Boundary) -> str:
+    """List the partitions that consume a boundary."""
+    return ", ".join(f"submod_{index}" for index in boundary.consumers)
+
+
+def dead_after(blocks: list[Block]) -> Iterable[list[str]]:
+    """Return, for each block, the names that no later block reads."""
+    last: dict[str, int] = {}
+    defined = {name for block in blocks for name in block.defines}
+    for index, block in enumerate(blocks):
+        for name in defined & set(re.findall(r"\w+", " ".join(block.lines))):
+            last[name] = index
+    dead: Mapping[int, list[str]] = {index: [] for index in range(len(blocks))}
+    for name, index in last.items():
+        dead[index].append(name)
+    return [sorted(names) for _, names in sorted(dead.items())]
