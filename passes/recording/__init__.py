@@ -1,0 +1,9 @@
+"""Capture by recording: run the model once on real inputs, and write an fx graph while it runs."""
+
+from dnifx.passes.recording.hazards import close_to_line
+from dnifx.passes.recording.inputs import RecordedSignature
+from dnifx.passes.recording.rounds import Recording, record
+from dnifx.passes.recording.running import replay, runnable
+from dnifx.passes.recording.verification import verify
+
+__all__ = ["RecordedSignature", "Recording", "close_to_line", "record", "replay", "runnable", "verify"]

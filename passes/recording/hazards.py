@@ -1,0 +1,67 @@
+"""What stands in the way of recording, and the line of the model's source where it stands."""
+
+import linecache
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_OURS = str(Path(__file__).resolve().parent)
+_TORCH = str(Path(torch.__file__).resolve().parent)
+_OPS = str(Path("dnifx", "runtime", "ops.py"))
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """Something in a module's forward that a recorded graph alone would not repeat faithfully.
+
+    Attributes:
+        construct: What the code does, in words.
+        line: Where, as ``file.py:12: source``.
+        hard: Whether no guard can stand in for it, so that the module has to be kept whole.
+        draws: Whether it is a draw of Python's random numbers.
+    """
+
+    construct: str
+    line: str
+    hard: bool = False
+    draws: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.construct} ({self.line})" if self.line else self.construct
+
+
+def model_line() -> str:
+    """Return the innermost line of the model's own source that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    fallback = ""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if _is_models(path):
+            return describe(path, frame.f_lineno)
+        if not fallback and path.startswith(_TORCH) and "modules" in path:
+            fallback = describe(path, frame.f_lineno)
+        frame = frame.f_back
+    return fallback
+
+
+def close_to_line(error: BaseException) -> str:
+    """Return the innermost line of the model's own source in an error's traceback, as ``file.py:12: source``."""
+    lines = traceback.extract_tb(error.__traceback__)
+    own = [line for line in lines if _is_models(line.filename)] or list(lines)
+    return describe(own[-1].filename, own[-1].lineno or 0) if own else ""
+
+
+def describe(path: str, number: int) -> str:
+    """Write a place in a source file as ``file.py:12: source``."""
+    source = linecache.getline(path, number).strip()
+    return f"{Path(path).name}:{number}: {source}" if source else f"{Path(path).name}:{number}"
+
+
+def _is_models(path: str) -> bool:
+    """Whether a source file belongs to the model rather than to torch or to the recorder."""
+    ours = path.startswith(_OURS) or "/passes/recording/" in path or path.endswith(_OPS)
+    return not ours and not path.startswith((_TORCH, "<"))

@@ -1,0 +1,543 @@
+"""Records one run of a model: a torch function mode that writes down what passes it."""
+
+import operator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from dnifx.passes.recording import functions
+from dnifx.passes.recording.escapes import Escapes
+from dnifx.passes.recording.frames import Autocast, Frame
+from dnifx.passes.recording.hazards import Hazard, model_line
+from dnifx.passes.recording.leaves import Plan, is_made, made_path
+from dnifx.passes.recording.origins import Origin, Path
+from dnifx.passes.recording.sizes import Number, SymbolicFloat, SymbolicInt, plain, plain_number, symbolic
+from dnifx.passes.recording.state import Snapshot
+from dnifx.passes.recording.structure import tensors_in
+from dnifx.passes.recording.writer import Writer
+from dnifx.runtime import ops
+
+_LARGEST_GUARD = 4096
+
+
+class Recorder(TorchFunctionMode):
+    """Writes a graph while a model runs.
+
+    Args:
+        model: The model.
+        plan: What to open.
+        snapshot: Hears of parameters that forward writes.
+
+    Attributes:
+        writer: The graph.
+        whole: Modules that have to be kept whole in another run, with the reason.
+        leaking: Modules that have to be opened in another run.
+        failures: What cannot be recorded however the modules are opened.
+        guards: How many guards the graph holds.
+        volatile: Whether Python's state or random numbers steer the run at a place that has to stay open.
+        opened: The opened modules by path.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.writer = Writer(model, self, self._unknown)
+        self.escapes = Escapes(self, snapshot)
+        self.active = False
+        self.inside_leaf: str | None = None
+        self.whole: dict[str, str] = {}
+        self.leaking: set[str] = set()
+        self.failures: list[tuple[str, Hazard]] = []
+        self.notes: dict[str, None] = {}
+        self.guards = 0
+        self.volatile = False
+        self.opened: dict[str, nn.Module] = {}
+        self._plan = plan
+        self._paths: dict[int, str] = {}
+        for path, module in model.named_modules():
+            self._paths.setdefault(id(module), path)
+        self._frames: list[Frame] = []
+        self._calls: Counter[str] = Counter()
+        self._guarded: set[tuple[Any, ...]] = set()
+        self._opaque = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away within the block."""
+        before, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = before
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a torch function and write it down."""
+        kwargs = kwargs or {}
+        if not self.active:
+            if self._opaque:
+                self._look_into_opaque(args)
+            return func(*args, **kwargs)
+        self.active = False
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.active = True
+        return self._record(func, args, kwargs, result)
+
+    def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        name = functions.name_of(function)
+        owner = getattr(function, "__self__", None)
+        field = getattr(owner, "__name__", "") if name in ("__get__", "__set__", "__delete__") else ""
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        if name in functions.METADATA or (name == "__get__" and field in functions.PROPERTIES):
+            if field == "device" and first is not None and self.writer.knows(first):
+                self.writer.remember_device(result, first)
+            return result
+        if field == "shape" or name in ("size", "__len__", "numel", "nelement"):
+            return self._size(name, field, args, kwargs, result)
+        if name in functions.READS and not isinstance(result, Tensor):
+            return self._read(function, name, args, kwargs, result)
+        written = functions.writes(name, kwargs)
+        if not written and not _gives_tensors(result):
+            return result
+        return self._write(function, name, field, args, kwargs, result, written)
+
+    def _write(
+        self,
+        function: Any,
+        name: str,
+        field: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        written: bool,
+    ) -> Any:
+        """Write a call down and remember what it made."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self.hazard("a torch.func transform", hard=True)
+        items = self.writer.argument(tuple(args))
+        named = self.writer.argument(dict(kwargs))
+        node = self._call(function, name, field, items, named)
+        if functions.is_ragged(name, args):
+            self.writer.ragged.add(node)
+        if name in ("__setitem__", "__set__"):
+            self.writer.place(args[0], Origin(node))
+            return result
+        if not written:
+            result = self._apart(result, args, kwargs)
+        self.writer.bind(result, node)
+        self._guard_pieces(name, args, kwargs, node, result)
+        return result
+
+    def _call(self, function: Any, name: str, field: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """Write the node of a call, in the form in which generated code can make it."""
+        if field:
+            return self._property(name, field, args)
+        if name == "__getitem__":
+            return self._in_region("call_function", operator.getitem, args, kwargs, "getitem")
+        if name == "__setitem__":
+            return self._in_region("call_function", ops.set_item, args, kwargs, "set_item")
+        if functions.is_method(function):
+            if "self" in kwargs:
+                args = (kwargs.pop("self"), *args)
+            return self._in_region("call_method", name, args, kwargs, name.strip("_"))
+        return self._in_region("call_function", function, args, kwargs, name.strip("_"))
+
+    def _property(self, name: str, field: str, args: tuple[Any, ...]) -> fx.Node:
+        if name == "__get__":
+            return self._in_region("call_function", getattr, (args[0], field), {}, field)
+        return self._in_region("call_function", ops.set_attribute, (args[0], field, args[1]), {}, f"set_{field}")
+
+    def _in_region(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> fx.Node:
+        """Write a call in the grad mode and autocast region that the model has set around it."""
+        grad, regions = torch.is_grad_enabled(), self._regions()
+        named = op == "call_method" or functions.is_importable(target)
+        if grad and not regions:
+            if named:
+                return self.writer.add(op, target, args, kwargs, name=None if op == "call_method" else name)
+            return self.writer.add("call_function", ops.call, (self.writer.constant(target), *args), kwargs, name=name)
+        own = op == "call_function" and getattr(target, "__module__", "") == ops.__name__
+        dotted = f".{target}" if op == "call_method" else None if own else functions.dotted_name(target)
+        reached = dotted or self.writer.constant(target)
+        region = regions[-1] if regions else None
+        return self.writer.add("call_function", ops.under, (grad, region, reached, *args), kwargs, name=name)
+
+    def _regions(self) -> list[Autocast]:
+        return [region for frame in self._frames for region in frame.regions]
+
+    def _apart(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Give a result that is one of the arguments an identity of its own, so that both keep their nodes."""
+        given = {id(item) for item in (*args, *kwargs.values()) if isinstance(item, Tensor)}
+        given |= {id(part) for item in args if type(item) in (list, tuple) for part in item if isinstance(part, Tensor)}
+        return self._renamed(result, given)
+
+    def _renamed(self, result: Any, given: set[int]) -> Any:
+        if isinstance(result, Tensor):
+            if id(result) not in given:
+                return result
+            with self.paused():
+                return result.view_as(result) if result.layout is torch.strided else result
+        if type(result) in (list, tuple):
+            return type(result)(self._renamed(part, given) for part in result)
+        if type(result) is dict:
+            return {key: self._renamed(part, given) for key, part in result.items()}
+        return result
+
+    def _guard_pieces(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], node: fx.Node, result: Any
+    ) -> None:
+        """Guard the number of pieces of a split, where sizes decide it."""
+        if name not in functions.PIECES or not isinstance(result, tuple | list):
+            return
+        asked = next(
+            (item for item in (*args[1:2], kwargs.get("chunks"), kwargs.get("split_size_or_sections")) if item), None
+        )
+        fixed = isinstance(asked, list | tuple) or (name in ("chunk", "tensor_split") and asked == len(result))
+        if not fixed:
+            self.writer.add_after(ops.guard_length, (node, len(result), self._place()), "guard_length")
+            self.guards += 1
+
+    def _size(self, name: str, field: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        tensor = args[0] if args else kwargs.get("self")
+        origin = self.writer.origin(tensor) if isinstance(tensor, Tensor) else None
+        if origin is None:
+            return result
+        data = origin.base in self.writer.ragged
+        if isinstance(result, torch.Size):
+            return torch.Size(
+                [symbolic(int(size), self, None, (origin, index), data) for index, size in enumerate(result)]
+            )
+        if name in ("numel", "nelement"):
+            sizes = [symbolic(int(size), self, None, (origin, index), data) for index, size in enumerate(tensor.shape)]
+            return sizes[0] if len(sizes) == 1 else _product(sizes, result)
+        index = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        return symbolic(int(result), self, None, (origin, int(plain_number(index))), data)
+
+    def _read(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Python reads the content of a tensor."""
+        tensor = args[0] if args else None
+        if not isinstance(tensor, Tensor) or not (self.writer.knows(tensor) or self.escapes.holds(tensor)):
+            return result
+        if name in ("equal", "allclose", "__contains__"):
+            target = {"equal": torch.equal, "allclose": torch.allclose}.get(name, operator.contains)
+            node = self.writer.add(
+                "call_function", target, self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
+            )
+            self._guard(node, result, f"{name} of tensors")
+            return result
+        source = self.writer.tensor(tensor)
+        if name == "item" and isinstance(result, int | float) and not isinstance(result, bool):
+            return self._item(source, result)
+        if tensor.numel() > _LARGEST_GUARD:
+            self.hazard(f"{name}() of a tensor with {tensor.numel()} elements", hard=True)
+            return result
+        self._guard(
+            source,
+            result if isinstance(result, bool | int | float | list) else tensor.tolist(),
+            f"{name.strip('_')}() of a tensor",
+        )
+        return result
+
+    def _item(self, source: fx.Node, result: float) -> Any:
+        if source in self.writer.tainted or isinstance(result, float):
+            self.hazard("item() of a tensor")
+        node = self.writer.add("call_method", "item", (source,))
+        return symbolic(result, self, None, (Origin(node), None), True)
+
+    def _guard(self, node: Any, value: Any, construct: str) -> None:
+        """Let the graph check that a value is what Python saw."""
+        key = (node, repr(value))
+        if not isinstance(node, fx.Node):
+            return
+        if node in self.writer.tainted:
+            self.hazard(construct)
+        if key in self._guarded:
+            return
+        self._guarded.add(key)
+        expected = self.writer.literal(plain(value))
+        self.writer.add_after(ops.guard, (node, expected, self._place()), "guard")
+        self.guards += 1
+
+    def compared(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> None:
+        """Python took a decision on numbers; see ``sizes.Owner``."""
+        key = (function, *(_identity(item) for item in operands))
+        if key in self._guarded:
+            return
+        self._guarded.add(key)
+        items = tuple(self.writer.operand(item) for item in operands)
+        for item in operands:
+            self.writer.keep(item)
+        if any(isinstance(item, fx.Node) for item in items):
+            self._guard(self.writer.add_after(function, items), value, "a decision on a value computed from tensors")
+
+    def consumed(self, number: Number) -> None:
+        """Python took the plain value of a number; see ``sizes.Owner``."""
+        self._guard(self.writer.number(number), plain_number(number), "a plain number computed from tensors")
+
+    def _place(self) -> str:
+        """Return where the model stands, for the error of a guard."""
+        path = self._frames[-1].path if self._frames else ""
+        return f"{path}: {model_line()}" if path else model_line()
+
+    def hazard(self, construct: str, hard: bool = False, draws: bool = False) -> None:
+        """Note something that the graph alone does not repeat."""
+        if self._frames:
+            self._frames[-1].hazards.append(Hazard(construct, model_line(), hard, draws))
+
+    def _unknown(self, tensor: Tensor) -> Tensor:
+        """Judge a tensor that the graph did not make."""
+        leaf = self.escapes.maker(tensor)
+        if leaf is not None:
+            self.leaking.add(leaf)
+            return tensor
+        if self.escapes.holds(tensor):
+            if self.escapes.is_constant(tensor):
+                return tensor.detach().clone()
+            self.hazard(f"{self.escapes.operation(tensor)}, which no torch function shows", hard=True)
+        elif tensor.grad_fn is not None:
+            self.hazard("a tensor that carries gradient from outside this call", hard=True)
+        return tensor
+
+    def called_module(
+        self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A module is called; see ``interpose.Observer``."""
+        path = self._paths.get(id(module))
+        if not self.active:
+            if self._opaque and path is not None and next(module.parameters(), None) is not None:
+                self.hazard(f"a call of {path!r} inside a function that is recorded as one call", hard=True)
+            return call(module, *args, **kwargs)
+        path = made_path(module) if path is None else path
+        if self._plan.is_leaf(path, module) and not self._swapped(module):
+            if is_made(path):
+                return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
+            return self._leaf(call, module, path, args, kwargs)
+        return self._open(call, module, path, args, kwargs)
+
+    def _swapped(self, module: nn.Module) -> bool:
+        """Whether a module runs with other parameters than its own (torch.func.functional_call)."""
+        held = (parameter for parameter in module._parameters.values() if parameter is not None)
+        return any(id(parameter) not in self.writer.owned for parameter in held)
+
+    def _open(
+        self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a module with its inside recorded."""
+        frame = self._enter(module, path)
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            if frame.drew():
+                frame.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", path, draws=True))
+            self._leave(frame)
+
+    def _enter(self, module: nn.Module, path: str) -> Frame:
+        frame = Frame(path, module)
+        around = self._frames[-1] if self._frames else None
+        if around is not None and around.drew():
+            around.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", model_line(), draws=True))
+        outer = around.stack if around is not None else OrderedDict()
+        if path and not is_made(path):
+            frame.call = self._calls[path]
+            self._calls[path] += 1
+            self.opened[path] = module
+            key = f"{path}@{frame.call}" if frame.call else path
+            frame.stack = OrderedDict([*outer.items(), (key, (path, type(module)))])
+        else:
+            self.opened.setdefault(path, module)
+            frame.stack = outer
+        self._frames.append(frame)
+        self._settle()
+        return frame
+
+    def _settle(self) -> None:
+        """Let new nodes bear the marks of the innermost frame."""
+        frame = self._frames[-1] if self._frames else None
+        self.writer.stack = frame.stack if frame else OrderedDict()
+        self.writer.call = frame.call if frame else 0
+
+    def _leave(self, frame: Frame) -> None:
+        self._look_at_state(frame)
+        self._frames.pop()
+        if self._frames:
+            self._frames[-1].drew()
+        self._settle()
+        if frame.hazards:
+            self._judge(frame)
+
+    def _look_at_state(self, frame: Frame) -> None:
+        changed = frame.changed(self.writer.constant_identities())
+        if changed:
+            frame.hazards.append(Hazard(f"forward changes self.{changed[0]}", frame.path, draws=True))
+        rebound = frame.rebound()
+        if rebound:
+            frame.hazards.append(Hazard(f"forward replaces the buffer self.{rebound[0]}", frame.path, hard=True))
+
+    def _judge(self, frame: Frame) -> None:
+        """Decide whether a module whose forward holds hazards is kept whole."""
+        made = is_made(frame.path)
+        bound = made and any(id(part) in self._paths for part in frame.module.modules())
+        fixed = self._plan.is_fixed(frame.path) or bound or (made and next(frame.module.parameters(), None) is not None)
+        if not fixed:
+            self.whole.setdefault(frame.path, str(next((one for one in frame.hazards if one.hard), frame.hazards[0])))
+        elif made:
+            self._frames[-1].hazards += frame.hazards
+        else:
+            self.failures += [(frame.path, one) for one in frame.hazards if one.hard]
+            self.volatile |= any(one.draws for one in frame.hazards)
+
+    def _leaf(
+        self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a module as one node."""
+        items, named = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
+        given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and not item.is_inference()]
+        versions = {id(item): item._version for item in given}
+        around = self._frames[-1]
+        whole = path in self._plan.whole
+        if whole and around.drew():
+            around.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", model_line(), draws=True))
+        self.active, self.inside_leaf = False, path
+        try:
+            result = call(module, *map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
+        finally:
+            self.active, self.inside_leaf = True, None
+        if whole:
+            around.drew()
+        written = {id(item) for item in given if item._version != versions[id(item)]}
+        result = self._renamed(result, {id(item) for item in given} - written)
+        return self._made_by_module(path, items, named, result)
+
+    def _made_by_module(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        node = self.writer.add("call_module", path, args, kwargs)
+        call = self._calls[path]
+        self._calls[path] += 1
+        node.meta.pop("call", None)
+        if call:
+            node.meta["call"] = call
+        if self._regions():
+            self.hazard(f"an autocast region around {path!r}")
+        result = self._numbers(result, node, ())
+        self.writer.bind(result, node)
+        if not torch.is_grad_enabled():
+            for _, tensor in tensors_in(result):
+                if tensor.is_floating_point() and self.writer.origin(tensor) is not None:
+                    self.writer.place(
+                        tensor, Origin(self.writer.add("call_method", "detach", (self.writer.tensor(tensor),)))
+                    )
+        return result
+
+    def _numbers(self, result: Any, node: fx.Node, path: Path) -> Any:
+        """Keep the numbers in a module's output symbolic, since another call may give others."""
+        if isinstance(result, bool):
+            self._guard_soft(self.writer.node_at(Origin(node, path)), result)
+            return result
+        if type(result) in (int, float):
+            return symbolic(result, self, None, (Origin(node, path), None), False)
+        if type(result) in (list, tuple, torch.Size):
+            parts = [self._numbers(part, node, (*path, ("item", index))) for index, part in enumerate(result)]
+            return type(result)(parts)
+        if type(result) is dict:
+            return {key: self._numbers(part, node, (*path, ("item", key))) for key, part in result.items()}
+        return result
+
+    def _guard_soft(self, node: fx.Node, value: bool) -> None:
+        self.writer.add_after(ops.guard, (node, value, self._place()), "guard")
+        self.guards += 1
+
+    def called_function(
+        self, call: Callable[..., Any], kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A custom autograd function is applied; see ``interpose.Observer``."""
+        if kind.__name__ == "CheckpointFunction":
+            return self._dissolve_checkpoint(*args)
+        return self._opaque_call(lambda *a, **k: call(kind, *a, **k), ops.apply_function, (kind,), args, kwargs)
+
+    def _dissolve_checkpoint(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        """Record what a reentrant checkpoint runs; it passes gradient only where an argument asks for one."""
+        self.notes[f"the checkpoint at {model_line()} is recorded without recomputation"] = None
+        needed = any(isinstance(item, Tensor) and item.requires_grad for item in args)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
+            return function(*args)
+
+    def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A vmapped function is called; see ``interpose.Observer``."""
+        function, *options = args[:5]
+        run = lambda *rest, **named: call(function, *options, *rest, **named)  # noqa: E731
+        return self._opaque_call(run, ops.vmapped, (function, tuple(options)), args[5:], kwargs)
+
+    def _opaque_call(
+        self, run: Callable[..., Any], target: Any, head: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a call of something that is not looked into."""
+        first = (
+            self.writer.constant(head[0]) if isinstance(head[0], type | nn.Module) else self.writer.argument(head[0])
+        )
+        rest = self.writer.argument((*head[1:], *args))
+        named = self.writer.argument(dict(kwargs))
+        self.active, self._opaque = False, self._opaque + 1
+        try:
+            result = run(*map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
+        finally:
+            self.active, self._opaque = True, self._opaque - 1
+        result = self._apart(result, args, kwargs)
+        name = functions.name_of(head[0] if isinstance(head[0], type) else type(head[0])).strip("_")
+        node = self._in_region("call_function", target, (first, *rest), named, name)
+        self.writer.bind(result, node)
+        return result
+
+    def _look_into_opaque(self, args: tuple[Any, ...]) -> None:
+        """Refuse parameters that an opaque function reads by itself: no partition could own them."""
+        for item in args:
+            if (
+                isinstance(item, nn.Parameter)
+                and self.writer.owned.get(id(item)) in self.writer.parameters
+                and item.requires_grad
+            ):
+                path = self.writer.owned[id(item)]
+                if not any(user.target == path for user in self.writer.graph.nodes if user.op == "get_attr"):
+                    self.hazard(
+                        f"the parameter {path!r} read inside a function that is recorded as one call", hard=True
+                    )
+
+    def entered_autocast(self, region: torch.autocast) -> None:
+        """The model opens an autocast region; see ``interpose.Observer``."""
+        if self.active and self._frames:
+            self._frames[-1].regions.append((region.device, region.fast_dtype, bool(region._enabled)))
+
+    def left_autocast(self) -> None:
+        """The model closes its innermost autocast region; see ``interpose.Observer``."""
+        if self.active and self._frames and self._frames[-1].regions:
+            self._frames[-1].regions.pop()
+
+
+def _gives_tensors(result: Any) -> bool:
+    if isinstance(result, Tensor):
+        return True
+    if result is None or isinstance(result, bool | int | float | str | torch.dtype | torch.device):
+        return False
+    return bool(tensors_in(result))
+
+
+def _product(sizes: list[Any], fallback: Any) -> Any:
+    total = sizes[0] if sizes else fallback
+    for size in sizes[1:]:
+        total = total * size
+    return total
+
+
+def _identity(item: Any) -> Any:
+    """Return what tells two operands of a comparison apart."""
+    if isinstance(item, SymbolicInt | SymbolicFloat):
+        expression = item.expression
+        if expression.function is None:
+            origin, dimension = expression.operands
+            return origin.base, origin.path, dimension
+        return expression.function, tuple(map(_identity, expression.operands))
+    return type(item), item

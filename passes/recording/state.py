@@ -1,0 +1,146 @@
+"""What a run of the model changes: taken down before, put back after."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Generators = tuple[Tensor, tuple[Tensor, ...], Any, Any]
+"""States of torch's CPU and CUDA generators, Python's and NumPy's."""
+
+
+def generators() -> Generators:
+    """Return the state of the random number generators."""
+    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+
+
+def set_generators(states: Generators) -> None:
+    """Put the random number generators back."""
+    torch.set_rng_state(states[0])
+    if states[1]:
+        torch.cuda.set_rng_state_all(list(states[1]))
+    random.setstate(states[2])
+    np.random.set_state(states[3])
+
+
+def seed(number: int) -> None:
+    """Seed every generator."""
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
+
+
+def python_draws() -> tuple[Any, ...]:
+    """Return a mark that changes whenever Python or NumPy draws a random number."""
+    _, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return words[-1], words[:2], gauss, numpy_state["state"]["pos"], numpy_state["state"]["key"][:2].tobytes()
+
+
+class Snapshot:
+    """A model's buffers, attributes and training flags, and the states of all generators."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._attributes = [_attributes(module) for module in self._modules]
+        self._buffers = [(module._buffers, dict(module._buffers)) for module in self._modules]
+        self._persistence = [set(module._non_persistent_buffers_set) for module in self._modules]
+        values = {id(buffer): buffer for _, named in self._buffers for buffer in named.values() if buffer is not None}
+        self._values = [(buffer, buffer.detach().clone()) for buffer in values.values()]
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}
+        self._parameters = {_storage(parameter): parameter for parameter in model.parameters()}
+        self._generators = generators()
+
+    def watching(self) -> "ParameterWatch":
+        """Return a context that keeps the value of every parameter that is written within it."""
+        return ParameterWatch(self)
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        for module, attributes in zip(self._modules, self._attributes, strict=True):
+            _restore_attributes(module, attributes)
+        for (buffers, named), persistence, module in zip(self._buffers, self._persistence, self._modules, strict=True):
+            buffers.clear()
+            buffers.update(named)
+            module._non_persistent_buffers_set = persistence.copy()
+        with torch.no_grad():
+            for tensor, value in (*self._values, *self._written.values()):
+                if tensor.shape != value.shape:
+                    tensor.data = value
+                elif tensor.is_meta or not torch.equal(tensor, value):
+                    tensor.data.copy_(value)
+        set_generators(self._generators)
+
+    def about_to_write(self, tensor: Tensor) -> None:
+        """Keep the value of a parameter whose memory is about to be written."""
+        parameter = self._parameters.get(_storage(tensor))
+        if parameter is not None and id(parameter) not in self._written:
+            self._written[id(parameter)] = parameter, parameter.detach().clone()
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _HELD}
+
+
+_HELD = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
+    held = vars(module)
+    for name in [name for name in held if name not in attributes and name not in _HELD]:
+        del held[name]
+    held.update(attributes)
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return the identity of a tensor's memory."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
+
+
+class ParameterWatch(TorchDispatchMode):
+    """Tells a snapshot of every parameter that an operation is about to write."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation."""
+        self.look(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the snapshot what the operation is about to write."""
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if argument.is_write:
+                    self._tell(value)
+            for argument in func._schema.arguments:
+                if argument.is_write and argument.name in kwargs:
+                    self._tell(kwargs[argument.name])
+
+    def _tell(self, value: Any) -> None:
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor):
+                self.snapshot.about_to_write(tensor)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[Snapshot]:
+    """Put the model and the generators back as they were when the block ends, however it ends."""
+    snapshot = Snapshot(model)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
