@@ -140,7 +140,7 @@ class Refusal(Exception):
 
 @dataclass
 class Machine:
-    """A second account of the rules of a whole step: it holds values and versions of weights, and refuses what it cannot do.
+    """A second account of the rules of a whole step: it holds values and versions of weights, refuses what it cannot do.
 
     That is an action that stands twice or reads what is not there, a backward pass over weights that changed since its
     forward, and an update or a fit that misses what it learns from.

@@ -256,6 +256,22 @@ def test_leaving_the_fits_out_leaves_targets_and_idle_estimates_out() -> None:
     assert str(schedules.without_fits(schedules.backprop(program), program)) == "F0 F1 B1 T0 U1 B0 U0"
 
 
+@given(programs(), st.integers(0, 2**20))
+def test_every_target_that_can_arrive_does_when_diagnosed(program: Program, seed: int) -> None:
+    whole = schedules.sequential(program, diagnose=True)
+    bare = replace(whole, actions=tuple(each for each in whole.actions if each.kind not in (Kind.TARGET, Kind.FIT)))
+    assert {*schedules.diagnosed(bare, program).actions} == {
+        each for each in whole.actions if each.kind is not Kind.FIT
+    }
+    drawn = schedules.random_order(0.6, seed).at(0, program)
+    found = schedules.diagnosed(drawn, program)
+    schedules.validate(found, program, partial=True)
+    backward = {each.index for each in drawn.actions if each.kind is Kind.BACKWARD}
+    arrived = {each.index for each in found.actions if each.kind is Kind.TARGET}
+    assert arrived == {index for index, gate in enumerate(links(program).gates) if gate.consumers <= backward}
+    assert schedules.answers(found, program) == schedules.answers(drawn, program)
+
+
 def test_locks_of_the_paper() -> None:
     every, none = frozenset(Lock), frozenset[Lock]()
     behind = frozenset({Lock.UPDATE, Lock.BACKWARD})

@@ -9,7 +9,7 @@ from dnifx.schedules.dependencies import Answer, answers
 from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.language import parse
 from dnifx.schedules.locking import Lock, locks
-from dnifx.schedules.orders import backprop, placed, sequential, without_fits
+from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, without_fits
 from dnifx.schedules.registry import resolve
 from dnifx.schedules.simulation import Simulation, Span, simulate
 from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
@@ -25,6 +25,7 @@ __all__ = [
     "alternate",
     "answers",
     "backprop",
+    "diagnosed",
     "fit_every",
     "fixed",
     "grid",

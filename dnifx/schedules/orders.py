@@ -181,6 +181,35 @@ def _without_fits(schedule: Schedule, wiring: Links) -> Schedule:
     return replace(schedule, actions=tuple(action for action in schedule.actions if unplaced(action) in kept))
 
 
+def diagnosed(schedule: Schedule, program: Program) -> Schedule:
+    """Return the schedule with every target that can arrive in it, also where nothing is fitted to it.
+
+    Args:
+        schedule: A valid schedule of the program, whole or partial.
+        program: The program.
+    """
+    return _diagnosed(schedule, links(program))
+
+
+@lru_cache(maxsize=64)
+def _diagnosed(schedule: Schedule, wiring: Links) -> Schedule:
+    actions = {unplaced(action) for action in schedule.actions}
+    live = trained(wiring, diagnose=True)
+    absent = {
+        boundary: set(gate.consumers)
+        for boundary, gate in enumerate(wiring.gates)
+        if Action(Kind.TARGET, boundary) not in actions and gate.producer in live
+    }
+    order = []
+    for action in schedule.actions:
+        order.append(action)
+        for boundary, awaited in absent.items():
+            if action.kind is Kind.BACKWARD and action.index in awaited:
+                awaited.discard(action.index)
+                order += [] if awaited else [replace(action, kind=Kind.TARGET, index=boundary)]
+    return replace(schedule, actions=tuple(order))
+
+
 def placed(schedule: Schedule, program: Program, devices: Iterable[str]) -> Schedule:
     """Return the schedule with a device for each partition, and targets and fits on a stream of their own.
 

@@ -16,6 +16,7 @@ from dnifx.schedules.locking import Lock
 from dnifx.schedules.validation import validate
 
 _PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE})
+_ARRIVING = frozenset({Kind.TARGET, Kind.FIT})
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,13 @@ def _critical(spans: tuple[Span, ...]) -> tuple[int, ...]:
 
 
 def _waits(spans: tuple[Span, ...], critical: Iterable[int]) -> dict[Lock, float]:
-    """Share out the time that streams of the critical path stood still among the actions that led to its end."""
+    """Share out the time that streams of the critical path stood still among the actions that led to its end.
+
+    Streams that carry targets and fits alone hold up nobody by waiting, and are left out.
+    """
     waits = dict.fromkeys(Lock, 0.0)
-    for waiter in (spans[place] for place in critical):
+    working = {(span.device, span.stream) for span in spans if span.action.kind not in _ARRIVING}
+    for waiter in (spans[place] for place in critical if (spans[place].device, spans[place].stream) in working):
         cause = waiter.cause
         while cause is not None and spans[cause].end > waiter.free:
             blocker = spans[cause]
