@@ -132,7 +132,7 @@ def code(
         return
     console = Console()
     if console.is_terminal:
-        console.print(Syntax(net.code, "python", word_wrap=False))
+        console.print(Syntax(net.code, "python", word_wrap=True))
     else:
         typer.echo(net.code)
 

@@ -3,7 +3,7 @@
 import random
 import re
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -63,7 +63,7 @@ def runs_through(route: Route, rect: Rect) -> bool:
         and min(a[0], b[0]) < rect.right - 0.1
         and max(a[1], b[1]) > rect.y + 0.1
         and min(a[1], b[1]) < rect.bottom - 0.1
-        for a, b in zip(route.points, route.points[1:], strict=False)
+        for a, b in pairwise(route.points)
     )
 
 
@@ -113,15 +113,40 @@ def test_text_fits(program: Program) -> None:
         assert all(drawing.bands[band.index].x + 12 + text_width(text) <= first for text in band.detail.split(" · "))
 
 
+def on_edge(point: tuple[float, float], rects: list[Rect]) -> bool:
+    x, y = point
+    return any(rect.x - 0.1 <= x <= rect.right + 0.1 and rect.y - 0.1 <= y <= rect.bottom + 0.1 for rect in rects)
+
+
+def on_line(point: tuple[float, float], routes: list[Route]) -> bool:
+    return any(
+        min(a[0], b[0]) <= point[0] <= max(a[0], b[0]) and min(a[1], b[1]) <= point[1] <= max(a[1], b[1])
+        for route in routes
+        for a, b in pairwise(route.points)
+    )
+
+
 @every_program
-def test_lines_lead_down_or_right_and_end_at_what_they_join(program: Program) -> None:
+def test_lines_begin_and_end_at_what_they_join(program: Program) -> None:
     _, drawing = laid_out(program)
     rects = [*drawing.boxes.values(), *drawing.gates.values()]
-    for route in drawing.routes:
-        for x, y in (route.points[0], route.points[-1]):
-            assert any(
-                rect.x - 0.1 <= x <= rect.right + 0.1 and rect.y - 0.1 <= y <= rect.bottom + 0.1 for rect in rects
-            )
+    for place_, route in enumerate(drawing.routes):
+        alike = [other for other in drawing.routes[:place_] if other.kind == route.kind]
+        assert on_edge(route.points[0], rects) or on_line(route.points[0], alike)
+        assert on_edge(route.points[-1], rects)
+
+
+@every_program
+def test_no_part_of_a_net_is_drawn_twice(program: Program) -> None:
+    _, drawing = laid_out(program)
+    outward = [route for route in drawing.routes if route.arrow and route.kind == "cut"]
+    for one, two in combinations(outward, 2):
+        for a, b in pairwise(one.points):
+            for c, d in pairwise(two.points):
+                if a[0] == b[0] == c[0] == d[0]:
+                    assert min(max(a[1], b[1]), max(c[1], d[1])) <= max(min(a[1], b[1]), min(c[1], d[1])) + 0.1
+                if a[1] == b[1] == c[1] == d[1]:
+                    assert min(max(a[0], b[0]), max(c[0], d[0])) <= max(min(a[0], b[0]), min(c[0], d[0])) + 0.1
 
 
 @every_program

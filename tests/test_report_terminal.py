@@ -42,8 +42,8 @@ def test_boundaries_are_shown_with_values_ends_and_estimators() -> None:
 def test_headline_notes_and_what_was_kept_whole_are_shown() -> None:
     text = render(branches())
     assert text.startswith("Branches  3 partitions · 2 boundaries · 17 nodes · 1,156 parameters · 13.4 kFLOP\n")
-    assert "inputs   x f32[8, 16], side f32[8, 16]" in text
-    assert "capture  symbolic, verified against the original" in text
+    assert "inputs    x f32[8, 16], side f32[8, 16]" in text
+    assert "capture   symbolic, verified against the original" in text
     assert "  head: TypeError: Proxy cannot be iterated" in text
     assert "  drop: a view that crossed is copied" in text
     assert "  gt bool[8, 16], 0 -> 2" in text

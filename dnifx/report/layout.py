@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
 from dnifx.report.grid import LANE, Grid, Point, Rect, grid_of, lanes, text_width
 from dnifx.report.picture import Gate, Picture
@@ -179,8 +180,22 @@ class _Frame:
     def start_x(self, net: Net) -> float:
         """Where a net's lower lane begins: under its gate, or under its only source."""
         if net.gate is not None:
-            return self.gate_x[net.band][net.key].centre[0]
+            return self._free_x(net, self.gate_x[net.band][net.key])
         return self.left + self.grids[net.band].exits[net.key, net.sources[0]][-1][0]
+
+    def _free_x(self, net: Net, rect: Rect) -> float:
+        """Where a gate lets its net out: in the middle, or beside it where another net comes down into the next band."""
+        taken = [
+            self.entry_x(other, box)
+            for other in self.nets
+            if other is not net
+            for box in other.targets
+            if self.band_of[box] == net.band + 1
+        ]
+        middle = rect.centre[0]
+        steps = range(int(rect.width / 2 / LANE) - 1)
+        places = [middle + side * step * LANE for step in steps for side in (1, -1)]
+        return next((x for x in places if all(abs(x - other) >= LANE / 2 for other in taken)), middle)
 
     def entry_x(self, net: Net, box: str) -> float:
         """Where a net comes into a box's band."""
@@ -280,22 +295,22 @@ def _net_routes(
     exits = {box: _moved(frame.grids[net.band].exits[net.key, box], frame.left, begin) for box in net.sources}
     if net.gate is None:
         only = exits[net.sources[0]]
-        return [
-            Route(_tidy((*only, *_way(frame, net, box, bands, gaps, only[-1][0]))), net.kind) for box in net.targets
-        ]
+        ways = [_tidy((*only, *_way(frame, net, box, bands, gaps, only[-1][0]))) for box in net.targets]
+        return [Route(points, net.kind) for points in _branches(ways)]
     rect = gates[net.key]
     routes = []
     for points in exits.values():
         x, end = points[-1][0], _clamp(points[-1][0], rect)
         bend = ((x, base + gap.upper_y(net.key)), (end, base + gap.upper_y(net.key))) if x != end else ()
         routes.append(Route(_tidy((*points, *bend, (end, rect.y))), net.kind, arrow=False))
+    ways = []
     for box in net.targets:
         entry = frame.entry_x(net, box)
         straight = frame.band_of[box] == net.band + 1 and entry == _clamp(entry, rect)
-        x = entry if straight else rect.centre[0]
+        x = entry if straight else frame.start_x(net)
         way = _entry_points(frame, net, box, bands) if straight else _way(frame, net, box, bands, gaps, x)
-        routes.append(Route(_tidy(((x, rect.bottom), *way)), net.kind))
-    return routes
+        ways.append(_tidy(((x, rect.bottom), *way)))
+    return routes + [Route(points, net.kind) for points in _branches(ways)]
 
 
 def _way(
@@ -318,6 +333,35 @@ def _entry_points(frame: _Frame, net: Net, box: str, bands: Mapping[int, Rect]) 
     """Lead a net from the upper edge of a box's band into the box."""
     band = frame.band_of[box]
     return _moved(frame.grids[band].entries[net.key, box], frame.left, bands[band].y + PAD)
+
+
+def _branches(ways: Sequence[tuple[Point, ...]]) -> list[tuple[Point, ...]]:
+    """Let each way begin where it leaves those before it, so that nothing is drawn twice."""
+    return [
+        min((_without_shared(way, other) for other in ways[:place_]), key=_length, default=way)
+        for place_, way in enumerate(ways)
+    ]
+
+
+def _without_shared(way: tuple[Point, ...], other: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Drop the beginning of a way that another one has in common with it."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(way, other, strict=False)))
+    if same == 0 or same in (len(way), len(other)):
+        return way
+    start, ours, theirs = way[same - 1], way[same], other[same]
+    if _direction(start, ours) != _direction(start, theirs):
+        return way[same - 1 :]
+    return way[same:] if _length((start, ours)) <= _length((start, theirs)) else (theirs, *way[same:])
+
+
+def _direction(one: Point, two: Point) -> tuple[bool, bool, bool, bool]:
+    """Say where an upright or level piece leads."""
+    return one[0] < two[0], one[0] > two[0], one[1] < two[1], one[1] > two[1]
+
+
+def _length(points: Sequence[Point]) -> float:
+    """Return how long a way is."""
+    return sum(abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in pairwise(points))
 
 
 def _tidy(points: Sequence[Point]) -> tuple[Point, ...]:

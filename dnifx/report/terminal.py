@@ -178,7 +178,7 @@ def _table() -> Table:
 
 def _labelled(label: str, text: str) -> Text:
     """Put a dim label of fixed width before a text."""
-    return Text.assemble((f"{label:<9}", "dim"), text)
+    return Text.assemble((f"{label:<10}", "dim"), text)
 
 
 def _value(value: ValueFacts) -> str:
