@@ -64,6 +64,7 @@ class Measure:
         activation_bytes: Bytes of the tensors that the node makes (views make none).
         storages: The identity of each tensor's storage; equal numbers are aliases.
         writes: Names of the argument nodes whose memory this node writes in place.
+        random: Whether it draws random numbers.
     """
 
     tensors: tuple[TensorSpec, ...] = ()
@@ -73,6 +74,7 @@ class Measure:
     activation_bytes: int = 0
     storages: tuple[int, ...] = ()
     writes: tuple[str, ...] = ()
+    random: bool = False
 
     @property
     def requires_grad(self) -> bool:

@@ -49,7 +49,8 @@ def captured(program: Program) -> fx.Graph:
 
 def output_of(graph: fx.Graph) -> fx.Node:
     """Return the output node of a graph."""
-    return next(iter(reversed(graph.nodes)))
+    output: fx.Node = next(iter(reversed(graph.nodes)))
+    return output
 
 
 def without_dead_reads(graph: fx.Graph) -> fx.Graph:

@@ -1,7 +1,9 @@
 """The emitted program as Python text: what people read, and what an emitted folder runs."""
 
+import builtins
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import fx
@@ -23,18 +25,24 @@ def program_code(program: Program, mean: bool) -> str:
             function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
         )
     parts.append(StepWriter(program, program.schedule, mean).source())
-    return "\n\n".join([import_block(imports), *parts])
+    text = "\n\n".join(parts)
+    return f"{import_block(imports, text)}\n\n{text}"
 
 
 def function_code(graph: fx.Graph, name: str, title: str, program: Program, imports: dict[str, Any]) -> str:
     """Return a graph as a function of ``self``, with the type of each value and the provenance of each module as comments."""
     code = graph.python_code("self")
     imports.update(code.globals)
-    body = re.sub(r"^\s*def forward\(", f"def {name}(", code.src.strip(), count=1)
-    lines = body.splitlines()
     notes = comments(graph, program)
-    described = [with_comment(line, notes) for line in lines]
-    return "\n".join([described[0], f'    """{title.capitalize()}."""', *described[1:]]) + "\n"
+    source = code.src.splitlines()
+    start = next(number for number, line in enumerate(source) if line.lstrip().startswith("def forward("))
+    lines = [with_comment(line, notes) for line in source[start + 1 :] if line.strip()]
+    inputs = [
+        f"{node.target}=None" if node.args else str(node.target) for node in graph.nodes if node.op == "placeholder"
+    ]
+    return (
+        "\n".join([f"def {name}({', '.join(['self', *inputs])}):", f'    """{title.capitalize()}."""', *lines]) + "\n"
+    )
 
 
 def comments(graph: fx.Graph, program: Program) -> Mapping[str, str]:
@@ -55,29 +63,20 @@ def with_comment(line: str, notes: Mapping[str, str]) -> str:
     return f"{line}  # {note}" if note else line
 
 
-def import_block(imports: Mapping[str, Any]) -> str:
-    """Return the import lines of everything that generated functions name."""
-    lines = ["import torch"]
-    for name, value in sorted(imports.items()):
-        lines += [import_line(name, value)]
+def import_block(imports: Mapping[str, Any], text: str) -> str:
+    """Return the import lines of everything that generated functions name in their text."""
+    named = set(re.findall(r"\w+", re.sub(r"#.*", "", text)))
+    lines = ["import torch", *(import_line(name, value) for name, value in sorted(imports.items()) if name in named)]
     return "\n".join(dict.fromkeys(line for line in lines if line))
 
 
 def import_line(name: str, value: Any) -> str:
-    """Return the line that makes a value known by a name."""
-    if name in ("torch", "NoneType") or value is None:
+    """Return the line that makes a value known by a name; empty for builtins."""
+    if value is Ellipsis or value is getattr(builtins, name, ModuleType):
         return ""
-    if isinstance(value, type(torch_module())):
-        return f"import {value.__name__}" if name == value.__name__ else f"import {value.__name__} as {name}"
-    module = getattr(value, "__module__", None)
-    qualified = getattr(value, "__qualname__", getattr(value, "__name__", ""))
+    if isinstance(value, ModuleType):
+        return f"import {name}" if name == value.__name__ else f"import {value.__name__} as {name}"
     if isinstance(value, float):
         return f"from math import {name}"
-    if module is None or "<" in qualified or "." in qualified or not qualified.isidentifier():
-        return f"# {name}: {value!r}"
-    return f"from {module} import {qualified}" if qualified == name else f"from {module} import {qualified} as {name}"
-
-
-def torch_module() -> Any:
-    """Return a module object, to know one by."""
-    return fx
+    module, attribute = value.__module__, value.__qualname__
+    return f"from {module} import {attribute}" + ("" if attribute == name else f" as {name}")

@@ -1,5 +1,6 @@
 """Cuts: from what the user asked for to nodes and edges of the graph."""
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,26 @@ class ResolveCuts(Pass):
 
     def run(self, program: Program) -> Program:
         """Resolve every cut, and leave out those with nothing behind them."""
-        return replace(program, **without_ends(program, resolve(program, self.cuts, self.slack), self.cuts))
+        cuts = tuple(unpacked(program, cut) for cut in resolve(program, self.cuts, self.slack))
+        return replace(program, **without_ends(program, cuts, self.cuts))
+
+
+def unpacked(program: Program, cut: Cut) -> Cut:
+    """Cut after the items of a tuple rather than after the tuple."""
+    if cut.level is not None:
+        return cut
+    nodes = {node.name: node for node in captured(program).nodes}
+    names: dict[str, None] = {}
+    for name in cut.nodes:
+        items = [user.name for user in nodes[name].users if is_item(user)]
+        packed = bool(items) and not program.measures[name].is_tensor and len(items) == len(nodes[name].users)
+        names.update(dict.fromkeys(items if packed else [name]))
+    return replace(cut, nodes=tuple(names))
+
+
+def is_item(node: fx.Node) -> bool:
+    """Whether a node takes a value out of a container."""
+    return node.op == "call_function" and node.target in (operator.getitem, getattr)
 
 
 def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, ...]:
@@ -221,7 +241,11 @@ def without_ends(program: Program, cuts: tuple[Cut, ...], spec: Any) -> dict[str
     nodes = {node.name: node for node in captured(program).nodes}
 
     def goes_on(cut: Cut) -> bool:
-        return bool(cut.edges) or any(user.op != "output" for name in cut.nodes for user in nodes[name].users)
+        return (
+            cut.level is not None
+            or bool(cut.edges)
+            or any(user.op != "output" for name in cut.nodes for user in nodes[name].users)
+        )
 
     kept = tuple(cut for cut in cuts if goes_on(cut))
     if not kept:

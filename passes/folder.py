@@ -1,11 +1,305 @@
-"""Emit a folder: the program as a Python package that imports torch alone."""
+"""Emit a folder: the program as a Python package that imports torch alone, never dnifx."""
 
+import importlib.util
 import os
-from typing import TYPE_CHECKING
+import pprint
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dnifx.errors import CaptureError, DnifxError, PassError
+from dnifx.ir import CONSTANTS, Boundary, Program
+from dnifx.passes.code import function_code, import_block
+from dnifx.passes.emit import interface_root, provenance
+from dnifx.passes.stepcode import StepWriter
+from dnifx.passes.symbolic import PathTracer
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
 
+RUNTIME = "dnifx.runtime."
+FILES = ("interface", "ops")
+"""Modules of the runtime that generated code may call; they import torch alone and are copied along."""
+
+HEAD = '''"""{title}
+
+Written by dnifx {version}; imports torch alone. ``Net`` is the model with its interfaces, to be trained in any loop
+(``net({inputs}{context})``, ``loss.backward()``); ``Trainer`` runs the scheduled target, one optimizer a partition.
+
+{summary}
+"""
+'''
+
+BODY = '''
+
+class Net(torch.nn.Module):
+    """The fused target; its modules and weights come from ``modules.pt``."""
+
+    def __init__(self):
+        super().__init__()
+        stored = torch.load(pathlib.Path(__file__).parent / "modules.pt", weights_only=False)
+        self.__dict__.update(stored.__dict__)
+
+    def forward(self, {inputs}{context}):
+        """Return the model's output; takes its tensors by position."""
+        return unflatten(self.fused({arguments}))
+
+{methods}
+
+def unflatten(values):
+    """Return the model's output in its own structure."""
+    return pytree.tree_unflatten(values, pytree.treespec_loads(OUTPUT))
+
+
+class Trainer:
+    """Runs training steps; ``optimizer`` makes an optimizer from parameters, ``loss`` compares (output, target)."""
+
+    def __init__(self, net, optimizer, loss, estimator_optimizer=None):
+        self.net = net
+        self.loss = loss
+        self.unflatten = unflatten
+        for name in (*PARTITIONS, *(f"estimate_{{key}}" for key in ESTIMATORS)):
+            setattr(self, name, getattr(net, name))
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        self.optimizers = {{
+            name: optimizer([parameters[path] for path in paths]) for name, paths in PARTITIONS.items() if paths
+        }}
+        make = estimator_optimizer or optimizer
+        self.estimator_optimizers = {{
+            key: make([parameters[path] for path in paths]) for key, paths in ESTIMATORS.items() if paths
+        }}
+
+    def features(self, context):
+        """Return the context as the estimators see it."""
+        return {features}
+
+    def compute_loss(self, output, target):
+        """Return the scalar loss."""
+        return example_losses(self.loss(output, target))
+
+{step}'''
+
 
 def write_folder(net: "DecoupledModule", path: str | os.PathLike[str], overwrite: bool) -> None:
-    raise NotImplementedError
+    """Write a decoupled module as a package: beside its place first, then moved there whole.
+
+    Raises:
+        DnifxError: The folder is there already, or a part of the program cannot be written.
+    """
+    place = Path(path)
+    if place.exists() and not overwrite:
+        raise DnifxError(f"{place} is there already; give another path, or overwrite=True")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        made = Path(scratch) / place.name
+        made.mkdir()
+        write_files(net, made)
+        if place.exists():
+            shutil.rmtree(place)
+        made.rename(place)
+
+
+def write_files(net: "DecoupledModule", folder: Path) -> None:
+    """Write the package's files."""
+    imports: dict[str, Any] = {}
+    graphs = [net.program.fused, *net.program.submodules]
+    estimators = {
+        boundary.key: traced_estimator(net.program, boundary)
+        for boundary in net.boundaries
+        if not is_locked(net.program, boundary)
+    }
+    (folder / "model.py").write_text(model_text(net, estimators, imports))
+    (folder / "__init__.py").write_text(
+        '"""A decoupled model."""\n\nfrom .model import Net, Trainer\n\n__all__ = ["Net", "Trainer"]\n'
+    )
+    for name in FILES:
+        found = importlib.util.find_spec(f"{RUNTIME}{name}")
+        if found is not None and found.origin is not None:
+            shutil.copyfile(found.origin, folder / f"{name}.py")
+    save_modules(net, [*(graph for graph in graphs if graph is not None), *estimators.values()], folder / "modules.pt")
+
+
+def is_locked(program: Program, boundary: Boundary) -> bool:
+    """Whether a boundary has no estimator to ask."""
+    return program.interfaces[boundary.index].locked
+
+
+def model_text(net: "DecoupledModule", estimators: Mapping[str, fx.Graph], imports: dict[str, Any]) -> str:
+    """Return the text of model.py."""
+    program = net.program
+    if program.fused is None or program.schedule is None or program.signature is None:
+        raise PassError("the program was not emitted; run all passes first")
+    root = interface_root(program.model)
+    fused = function_code(program.fused, "fused", "the fused program", program, imports)
+    methods = [fused.replace(f"self.{root}.", "self.estimate_")]
+    for partition, graph in zip(program.partitions, program.submodules, strict=True):
+        methods.append(
+            function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
+        )
+    methods += [estimator_code(program, key, graph, imports) for key, graph in estimators.items()]
+    inputs = program.signature.inputs
+    context = program.context is not None
+    step = StepWriter(program, program.schedule, net.mean).source()
+    body = BODY.format(
+        inputs=", ".join(inputs),
+        context=", context" if context else "",
+        arguments=", ".join((*inputs, *(("context",) if context else ()))),
+        methods=textwrap.indent("\n\n".join(methods), "    "),
+        features=features_text(program),
+        step=textwrap.indent(step, "    "),
+    )
+    return head_text(net, imports, body) + tables(net) + body
+
+
+def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> str:
+    """Return the docstring and the imports."""
+    from dnifx import __version__
+
+    program = net.program
+    summary = "\n".join(provenance(b, i) for b, i in zip(program.boundaries, program.interfaces, strict=True))
+    head = HEAD.format(
+        title=f"{type(program.model).__name__}, decoupled into {len(program.partitions)} partitions.",
+        version=__version__,
+        inputs=", ".join(program.signature.inputs) if program.signature else "",
+        context=", context" if program.context else "",
+        summary=summary,
+    )
+    block = import_block(imports, body).replace(f"from {RUNTIME}", "from .")
+    lines = ["import pathlib", *block.splitlines(), "import torch.utils._pytree as pytree"]
+    lines.append("from .interface import arrived, compare, example_losses, fit_gradient")
+    return head + "\n" + "\n".join(dict.fromkeys(lines)) + "\n\n"
+
+
+def tables(net: "DecoupledModule") -> str:
+    """Return the constants of the package: output structure, and who owns which parameter."""
+    root = interface_root(net.original)
+    partitions = {partition.name: list(partition.parameters) for partition in net.partitions}
+    estimators = {
+        boundary.key: [
+            f"{root}.{boundary.key}.{name}"
+            for name, parameter in interface.estimator.named_parameters()
+            if parameter.requires_grad
+        ]
+        for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
+        if not interface.locked
+    }
+    spec = output_structure(net.program)
+    shown = {"OUTPUT": spec, "PARTITIONS": partitions, "ESTIMATORS": estimators}
+    return (
+        "\n".join(f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}" for name, value in shown.items())
+        + "\n"
+    )
+
+
+def output_structure(program: Program) -> str:
+    """Return the output's pytree structure as text."""
+    spec = getattr(program.signature, "output", None)
+    if not isinstance(spec, pytree.TreeSpec):
+        raise DnifxError(
+            f"the output of {type(program.model).__name__} has no pytree structure, so it cannot be written to a folder"
+        )
+    return pytree.treespec_dumps(spec)
+
+
+def features_text(program: Program) -> str:
+    """Return the expression of the context's features."""
+    if program.context is None or not program.boundaries:
+        return "None"
+    dtype = program.boundaries[0].specs[0].dtype
+    if program.context.classes is not None:
+        return f"torch.nn.functional.one_hot(context, {program.context.classes}).to({dtype})"
+    return f"context.to({dtype})"
+
+
+def traced_estimator(program: Program, boundary: Boundary) -> fx.Graph:
+    """Return an estimator as a graph over the paths that it has in the decoupled module."""
+    estimator = program.interfaces[boundary.index].estimator
+    values = tuple(torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in boundary.specs)
+    features = None if program.context is None else torch.empty(1, device="meta")
+    try:
+        tracer = PathTracer(estimator, (values, features), {}, {})
+        graph = tracer.trace(estimator)
+    except Exception as error:
+        raise CaptureError(
+            f"the estimator {type(estimator).__name__} of boundary {boundary.name!r} cannot be written to a folder, since torch.fx "
+            f"cannot trace its forward: {type(error).__name__}: {error}"
+        ) from error
+    prefix = f"{interface_root(program.model)}.{boundary.key}"
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"{prefix}.{node.target}"
+    return graph
+
+
+def estimator_code(program: Program, key: str, graph: fx.Graph, imports: dict[str, Any]) -> str:
+    """Return an estimator as a method of (values, context)."""
+    code = function_code(graph, f"estimate_{key}", "answers with one gradient a value", program, imports)
+    _, docstring, *body = code.splitlines()
+    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    values = "".join(f"{name}, " for name in inputs if name != "context").rstrip()
+    head = f"def estimate_{key}(self, values, context=None):"
+    return "\n".join([head, docstring, f"    {values} = values", *body]) + "\n"
+
+
+def save_modules(net: "DecoupledModule", graphs: Iterable[fx.Graph], path: Path) -> None:
+    """Save the modules, parameters and buffers that graphs name, in plain torch containers under their own paths.
+
+    Raises:
+        DnifxError: A module that is kept whole cannot be pickled.
+    """
+    root = nn.Module()
+    root.training = net.training
+    written = {f"{interface_root(net.original)}.{boundary.key}" for boundary in net.boundaries}
+    targets = {
+        str(node.target): node.op for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
+    }
+    targets = {name: op for name, op in targets.items() if name not in written}
+    for partition in net.partitions:
+        targets.update({name: "get_attr" for name in partition.parameters if name not in targets})
+    for target in sorted(targets, key=lambda name: (targets[name] != "call_module", name)):
+        place(root, net, target)
+    try:
+        torch.save(root, path)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        kept = ", ".join(sorted({type(module).__name__ for module in root.modules()}))
+        raise DnifxError(
+            f"the modules of the folder cannot be saved: {error}; among {kept}, one that is kept whole has to be defined where "
+            "it can be imported from"
+        ) from error
+    check_independent(root)
+
+
+def place(root: nn.Module, net: nn.Module, target: str) -> None:
+    """Put what a path names into a tree of plain containers, unless a module placed before holds it."""
+    holder, source = root, net
+    *parents, name = target.split(".")
+    for parent in parents:
+        source = getattr(source, parent)
+        if parent not in holder._modules:
+            container = nn.Module()
+            container.training = source.training
+            holder.add_module(parent, container)
+        holder = getattr(holder, parent)
+        if holder is source:
+            return
+    value = getattr(source, name)
+    if isinstance(value, nn.Parameter):
+        holder.register_parameter(name, value)
+    elif isinstance(value, Tensor):
+        holder.register_buffer(name, value, persistent=not target.startswith(CONSTANTS))
+    else:
+        setattr(holder, name, value)
+
+
+def check_independent(root: nn.Module) -> None:
+    """Raise DnifxError where a saved module is one of dnifx's own, which the package could not load."""
+    own = [path for path, module in root.named_modules() if type(module).__module__.startswith("dnifx")]
+    if own:
+        raise PassError(f"the folder would need dnifx to load {own[0]!r}")

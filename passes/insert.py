@@ -157,7 +157,9 @@ def check_estimates(estimator: nn.Module, spec: BoundarySpec, context: Context |
         return
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     flags = [(module, module.training) for module in estimator.modules()]
-    state = {name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()}
+    state: dict[str, Tensor] = {
+        name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()
+    }
     try:
         with mode, torch.random.fork_rng(devices=[]):
             values = tuple(torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in spec.values)

@@ -30,6 +30,7 @@ class Legalize(Pass):
         homes = dict(program.homes)
         graph = copied(captured(program))
         unpack_containers(graph, program, homes)
+        homes = dense(homes)
         notes = shield_writes(graph, program, homes)
         legal = replace(program, graph=graph, homes=homes)
         if len(graph.nodes) != len(program.measures) + 1:
@@ -37,7 +38,7 @@ class Legalize(Pass):
             refuse_remaining(legal)
         boundaries = form_boundaries(legal)
         partitions, owners = form_partitions(legal)
-        notes += owners + silent_cuts(legal, boundaries) + order_note(legal)
+        notes += owners + silent_cuts(legal, boundaries)
         return replace(legal, partitions=partitions, boundaries=boundaries, notes=program.notes + tuple(notes))
 
     def check(self, program: Program) -> None:
@@ -67,6 +68,12 @@ def unpack_containers(graph: fx.Graph, program: Program, homes: dict[str, int]) 
                 )
 
 
+def dense(homes: dict[str, int]) -> dict[str, int]:
+    """Number the partitions without holes."""
+    order = {home: index for index, home in enumerate(sorted(set(homes.values())))}
+    return {name: order[home] for name, home in homes.items()}
+
+
 def move_home(node: fx.Node, homes: dict[str, int], home: int) -> None:
     """Move a node, and what it alone reads, to another partition."""
     homes[node.name] = home
@@ -90,7 +97,7 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     for node in captured(program).nodes:
         if node.op.startswith("call") and crosses(program, node):
             groups.setdefault((program.homes[node.name], cut_name(program, node)), []).append(node)
-    boundaries = []
+    boundaries: list[Boundary] = []
     taken: set[str] = set()
     for (producer, name), nodes in sorted(groups.items(), key=lambda item: item[0][0]):
         title = name if name not in taken else f"{name}@{producer}"
@@ -113,9 +120,9 @@ def crosses(program: Program, node: fx.Node) -> bool:
 
 def cut_name(program: Program, node: fx.Node) -> str:
     """Return the name of the cut that a value crosses: its own, or the first one of its partition."""
-    home = program.homes[node.name]
+    home, level = program.homes[node.name], program.levels.get(node.name)
     for cut in program.cuts:
-        if node.name in cut.nodes or any(edge.source == node.name for edge in cut.edges) or cut.level == home:
+        if node.name in cut.nodes or any(edge.source == node.name for edge in cut.edges) or cut.level == level:
             return cut.name
     for cut in program.cuts:
         sources = (*cut.nodes, *(edge.source for edge in cut.edges))
@@ -213,14 +220,4 @@ def silent_cuts(program: Program, boundaries: Iterable[Boundary]) -> list[str]:
         f"no gradient crosses the cut {cut.name}: it has no interface"
         for cut in program.cuts
         if cut.name not in named and not values & {*cut.nodes, *(edge.source for edge in cut.edges)}
-    ]
-
-
-def order_note(program: Program) -> list[str]:
-    """Say where the partitions do not run in the order of the original's forward."""
-    homes = [program.homes[node.name] for node in captured(program).nodes if node.op.startswith("call")]
-    if homes == sorted(homes):
-        return []
-    return [
-        "the partitions run parallel branches in another order than the original: random numbers, if both draw them, differ"
     ]

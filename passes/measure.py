@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dnifx.errors import CaptureError
@@ -95,7 +96,7 @@ def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
     meter = Meter(program, convert)
     try:
         with torch.enable_grad():
-            meter.run(*(convert(value) if isinstance(value, Tensor) else value for value in inputs))
+            meter.measure_all(*(convert(value) if isinstance(value, Tensor) else value for value in inputs))
     except NEEDS_VALUES:
         raise
     except Exception as error:
@@ -127,6 +128,19 @@ def preserved(model: nn.Module) -> Iterator[None]:
         random.setstate(state)
 
 
+class DrawCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count an operation and run it."""
+        self.count += torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
 class Meter(fx.Interpreter):
     """Interprets a graph and measures each node."""
 
@@ -137,12 +151,13 @@ class Meter(fx.Interpreter):
         self.measures: dict[str, Measure] = {}
         self.current: fx.Node | None = None
         self.flops = FlopCounterMode(display=False)
+        self.draws = DrawCounter()
         self.converted: dict[int, Tensor] = {}
 
-    def run(self, *args: Any) -> Any:
-        """Run under the FLOP counter."""
-        with self.flops:
-            return super().run(*args)
+    def measure_all(self, *inputs: Any) -> None:
+        """Run the graph under the counters."""
+        with self.flops, self.draws:
+            self.run(*inputs)
 
     def fake(self, tensor: Tensor) -> Tensor:
         """Convert a tensor of the model once."""
@@ -169,12 +184,13 @@ class Meter(fx.Interpreter):
         """Run one node; see what it made, what it wrote and what it cost."""
         self.current = n
         before = versions(n, self.env)
-        flops = self.flops.get_total_flops()
+        flops, draws = self.flops.get_total_flops(), self.draws.count
         value = super().run_node(n)
         after = versions(n, self.env)
         if n.op != "output":
             writes = tuple(name for name, version in before.items() if after[name] != version)
-            self.measures[n.name] = self.measure(n, value, self.flops.get_total_flops() - flops, writes)
+            measured = self.measure(n, value, self.flops.get_total_flops() - flops, writes)
+            self.measures[n.name] = replace(measured, random=self.draws.count > draws)
         return value
 
     def measure(self, node: fx.Node, value: Any, flops: int, writes: tuple[str, ...]) -> Measure:

@@ -36,7 +36,7 @@ class FormPartitions(Pass):
             return replace(program, levels=levels, homes=levels)
         levels = cut_levels(program)
         check_exact_edges(program, levels)
-        return replace(program, levels=levels, homes=number(graph, components(program, levels)))
+        return replace(program, levels=levels, homes=number(program, components(program, levels)))
 
     def check(self, program: Program) -> None:
         """Every node that computes has one home, and no value flows to an earlier partition."""
@@ -73,6 +73,34 @@ def with_reads(graph: fx.Graph, levels: dict[str, int]) -> dict[str, int]:
     return levels
 
 
+def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
+    """Return pairs of nodes whose order a partition may not change although no value flows between them.
+
+    These draw random numbers one after the other, or call the same module, whose buffers both may update.
+    """
+    pairs = []
+    last: dict[str, fx.Node] = {}
+    for node in captured(program).nodes:
+        if not node.op.startswith("call"):
+            continue
+        keys = [f"module {node.target}"] if node.op == "call_module" else []
+        keys += ["random"] if program.measures[node.name].random else []
+        for key in keys:
+            if key in last:
+                pairs.append((last[key], node))
+            last[key] = node
+    return pairs
+
+
+def neighbours(pairs: Iterable[tuple[fx.Node, fx.Node]], reverse: bool = False) -> dict[fx.Node, list[fx.Node]]:
+    """Return, for each node, those that have to come after it (or before it)."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for first, second in pairs:
+        key, value = (second, first) if reverse else (first, second)
+        found.setdefault(key, []).append(value)
+    return found
+
+
 def cut_levels(program: Program) -> dict[str, int]:
     """Count the cuts before each node, and keep what no cut is computed from with its users.
 
@@ -82,19 +110,20 @@ def cut_levels(program: Program) -> dict[str, int]:
     """
     graph = captured(program)
     crossed = crossings(graph, program.cuts)
+    pairs = ordered_pairs(program)
+    before, after = neighbours(pairs, reverse=True), neighbours(pairs)
     early: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node.op not in ("placeholder", "get_attr"):
-            early[node] = max(
-                (early.get(source, 0) + crossed(source, node) for source in node.all_input_nodes), default=0
-            )
+            least = [early.get(source, 0) + crossed(source, node) for source in node.all_input_nodes]
+            early[node] = max([*least, *(early[other] for other in before.get(node, ()))], default=0)
     sources = {name for cut in program.cuts for name in (*cut.nodes, *(edge.source for edge in cut.edges))}
     levels: dict[str, int] = {}
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node not in early:
             continue
-        users = [user for user in node.users if user in early]
+        users = [user for user in (*node.users, *after.get(node, ())) if user in early]
         if node.name in sources or any(user in needed and early[user] == early[node] for user in users):
             needed.add(node)
         stays = node in needed or not users or not program.measures[node.name].requires_grad
@@ -154,7 +183,7 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
                 if levels[user.name] == first:
                     joined.union(user.name, node.name)
             flowing.add(joined[node.name])
-    return without_cycles(graph, joined)
+    return without_cycles(program, joined)
 
 
 def carries(program: Program, node: fx.Node) -> bool:
@@ -162,38 +191,36 @@ def carries(program: Program, node: fx.Node) -> bool:
     return node.op.startswith("call") and program.measures[node.name].requires_grad
 
 
-def without_cycles(graph: fx.Graph, joined: UnionFind) -> UnionFind:
-    """Join components that would need each other's values."""
+def without_cycles(program: Program, joined: UnionFind) -> UnionFind:
+    """Join components that would have to run before each other."""
     while True:
-        quotient = nx.DiGraph(
-            (joined[node.name], joined[user.name])
-            for node in homed(graph)
-            for user in node.users
-            if joined[node.name] != joined[user.name]
-        )
-        knots = [knot for knot in nx.strongly_connected_components(quotient) if len(knot) > 1]
+        knots = [knot for knot in nx.strongly_connected_components(quotient(program, joined)) if len(knot) > 1]
         if not knots:
             return joined
         for knot in knots:
             joined.union(*knot)
 
 
-def number(graph: fx.Graph, joined: UnionFind) -> dict[str, int]:
+def quotient(program: Program, joined: UnionFind) -> nx.DiGraph:
+    """Return the graph of components: who has to run before whom."""
+    graph = captured(program)
+    flow = [(node, user) for node in homed(graph) for user in node.users]
+    ends = [(joined[first.name], joined[second.name]) for first, second in (*flow, *ordered_pairs(program))]
+    found = nx.DiGraph((first, second) for first, second in ends if first != second)
+    found.add_nodes_from(joined[node.name] for node in homed(graph))
+    return found
+
+
+def number(program: Program, joined: UnionFind) -> dict[str, int]:
     """Number the components in a topological order that keeps to the order of execution."""
+    nodes = homed(captured(program))
     first: dict[str, int] = {}
-    quotient = nx.DiGraph()
-    for index, node in enumerate(homed(graph)):
+    for index, node in enumerate(nodes):
         first.setdefault(joined[node.name], index)
-        quotient.add_node(joined[node.name])
-        quotient.add_edges_from(
-            (joined[node.name], joined[user.name]) for user in node.users if joined[user.name] != joined[node.name]
-        )
-    last = joined[output_of(graph).name]
-    first[last] = len(graph.nodes)
-    order = {
-        root: index for index, root in enumerate(nx.lexicographical_topological_sort(quotient, key=first.__getitem__))
-    }
-    return {node.name: order[joined[node.name]] for node in homed(graph)}
+    first[joined[output_of(captured(program)).name]] = len(nodes)
+    sequence = nx.lexicographical_topological_sort(quotient(program, joined), key=first.__getitem__)
+    order = {root: index for index, root in enumerate(sequence)}
+    return {node.name: order[joined[node.name]] for node in nodes}
 
 
 def check_exact_edges(program: Program, levels: Mapping[str, int]) -> None:

@@ -97,8 +97,7 @@ class StepWriter:
         call = f"self.{partition.name}({', '.join(self.reads(name) for name in partition.inputs)})"
         title = f"{action}: forward of {partition.name} ({span(partition)})"
         if action.index == len(self.program.partitions) - 1:
-            lines = (f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)")
-            return Block(title, lines)
+            return Block(title, (f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)"))
         names = [local(name) for name in partition.outputs]
         lines = [f"{''.join(f'{name}, ' for name in names)[:-1]} = {call}" + self.types(partition) if names else call]
         leaves = []

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.runtime.interface import average_gradient
+
+fx.wrap("average_gradient")
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class Trainer:
         Raises:
             StateError: It belongs to another trainer.
         """
-        groups = {
+        groups: dict[str, Mapping[str, Any]] = {
             "optimizers": self.optimizers,
             "estimator_optimizers": self.estimator_optimizers,
             "lr_schedulers": self.lr_schedulers,

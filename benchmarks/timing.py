@@ -1,0 +1,74 @@
+"""Timing as a ratio: contestants take turns in one process, and the first runs twice, as its own control."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Steps per second of each contestant, one figure a round."""
+
+    rates: Mapping[str, tuple[float, ...]]
+
+    def median(self, name: str) -> float:
+        """Return a contestant's median rate in steps per second."""
+        return statistics.median(self.rates[name])
+
+    def ratio(self, name: str, to: str) -> float:
+        """Return the median over rounds of one contestant's rate over another's."""
+        return statistics.median(a / b for a, b in zip(self.rates[name], self.rates[to], strict=True))
+
+
+def race(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, steps: int, synchronise: Callable[[], None]
+) -> Timing:
+    """Time contestants in turns, forwards and backwards, so that a drift of the machine meets all alike.
+
+    Args:
+        contestants: Each runs one step.
+        rounds: Number of turns.
+        steps: Steps of each contestant in a turn.
+        synchronise: Waits for the device.
+    """
+    for step in contestants.values():
+        for _ in range(max(3, steps // 4)):
+            step()
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        order = list(contestants) if number % 2 == 0 else list(reversed(contestants))
+        for name in order:
+            synchronise()
+            started = time.perf_counter()
+            for _ in range(steps):
+                contestants[name]()
+            synchronise()
+            rates[name].append(steps / (time.perf_counter() - started))
+    return Timing({name: tuple(found) for name, found in rates.items()})
+
+
+def waiter(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done its work."""
+    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Describe what was measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def as_json(title: str, device: torch.device, figures: Mapping[str, Any]) -> str:
+    """Return figures with the machine they come from."""
+    return json.dumps({"benchmark": title, **machine(device), "figures": dict(figures)}, indent=2)
