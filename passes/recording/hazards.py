@@ -1,6 +1,7 @@
 """What stands in the way of recording, and the line of the model's source where it stands."""
 
 import linecache
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from types import FrameType
 import torch
 
 _OURS = str(Path(__file__).resolve().parent)
-_TORCH = str(Path(torch.__file__).resolve().parent)
+_TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
+_START = str(Path("recording", "rounds.py"))
 _OPS = str(Path("dnifx", "runtime", "ops.py"))
 
 
@@ -40,6 +42,8 @@ def model_line() -> str:
     fallback = ""
     while frame is not None:
         path = frame.f_code.co_filename
+        if path.endswith(_START):
+            break
         if _is_models(path):
             return describe(path, frame.f_lineno)
         if not fallback and path.startswith(_TORCH) and "modules" in path:

@@ -18,7 +18,7 @@ from dnifx.passes.recording.leaves import Plan, is_made, made_path
 from dnifx.passes.recording.origins import Origin, Path
 from dnifx.passes.recording.sizes import Number, SymbolicFloat, SymbolicInt, plain, plain_number, symbolic
 from dnifx.passes.recording.state import Snapshot
-from dnifx.passes.recording.structure import tensors_in
+from dnifx.passes.recording.structure import tensors_in, walk
 from dnifx.passes.recording.writer import Writer
 from dnifx.runtime import ops
 
@@ -250,12 +250,12 @@ class Recorder(TorchFunctionMode):
         node = self.writer.add("call_method", "item", (source,))
         return symbolic(result, self, None, (Origin(node), None), True)
 
-    def _guard(self, node: Any, value: Any, construct: str) -> None:
+    def _guard(self, node: Any, value: Any, construct: str, data: bool = True) -> None:
         """Let the graph check that a value is what Python saw."""
         key = (node, repr(value))
         if not isinstance(node, fx.Node):
             return
-        if node in self.writer.tainted:
+        if data and node in self.writer.tainted:
             self.hazard(construct)
         if key in self._guarded:
             return
@@ -274,11 +274,13 @@ class Recorder(TorchFunctionMode):
         for item in operands:
             self.writer.keep(item)
         if any(isinstance(item, fx.Node) for item in items):
-            self._guard(self.writer.add_after(function, items), value, "a decision on a value computed from tensors")
+            data = any(isinstance(item, SymbolicInt | SymbolicFloat) and item.expression.data for item in operands)
+            self._guard(self.writer.add_after(function, items), value, "a decision on a value computed from tensors", data)
 
     def consumed(self, number: Number) -> None:
         """Python took the plain value of a number; see ``sizes.Owner``."""
-        self._guard(self.writer.number(number), plain_number(number), "a plain number computed from tensors")
+        construct = "a plain number computed from tensors"
+        self._guard(self.writer.number(number), plain_number(number), construct, number.expression.data)
 
     def _place(self) -> str:
         """Return where the model stands, for the error of a guard."""
@@ -403,11 +405,14 @@ class Recorder(TorchFunctionMode):
         whole = path in self._plan.whole
         if whole and around.drew():
             around.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", model_line(), draws=True))
+        held = _contents((args, kwargs))
         self.active, self.inside_leaf = False, path
         try:
             result = call(module, *map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
         finally:
             self.active, self.inside_leaf = True, None
+        if _contents((args, kwargs)) != held:
+            self.leaking.add(path)
         if whole:
             around.drew()
         written = {id(item) for item in given if item._version != versions[id(item)]}
@@ -523,6 +528,16 @@ def _gives_tensors(result: Any) -> bool:
     if result is None or isinstance(result, bool | int | float | str | torch.dtype | torch.device):
         return False
     return bool(tensors_in(result))
+
+
+def _contents(arguments: Any) -> tuple[int, ...]:
+    """Return the identities of what the objects among a call's arguments hold, to see whether the call fills them."""
+    args, kwargs = arguments
+    objects = [item for item in (*args, *kwargs.values()) if not isinstance(item, _PLAIN)]
+    return tuple(id(leaf) for _, leaf in walk(objects)) if objects else ()
+
+
+_PLAIN = (Tensor, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
 def _product(sizes: list[Any], fallback: Any) -> Any:

@@ -91,6 +91,8 @@ class Writer:
     def _taint(self, node: fx.Node, name: str) -> None:
         """Note whether a node depends on more than the inputs, and whether its shape depends on values."""
         inputs = node.all_input_nodes
+        if name == "size" or (node.target is getattr and node.args[1] == "device"):
+            inputs = [source for source in inputs if source in self.ragged]
         own = node.op == "call_module" or (node.op == "get_attr" and node.target in self.parameters)
         opaque = node.target in (ops.call, ops.apply_function, ops.vmapped)
         if own or opaque or is_random(name) or any(source in self.tainted for source in inputs):
@@ -206,7 +208,7 @@ class Writer:
 
     def object(self, item: Any) -> fx.Node:
         """Return a node for an object of any class: a constant, rebuilt around the values of the graph that it holds."""
-        variables = [part for part in variables_in(item) if not isinstance(part, Tensor) or self.knows(part)]
+        variables = variables_in(item)
         nodes = [self.argument(part) for part in variables]
         kept = [(part, node) for part, node in zip(variables, nodes, strict=True) if isinstance(node, fx.Node)]
         if not kept:
