@@ -19,7 +19,7 @@ import dnifx
 from dnifx import schedules
 from dnifx.errors import CutError, DnifxError, OptionError, nearest
 from dnifx.ir import Program
-from dnifx.loading import Loaded, load_model, read_cuts, read_gradient
+from dnifx.loading import Loaded, load_model, read_context, read_cuts, read_gradient
 from dnifx.report.dot import to_dot
 from dnifx.report.facts import as_dict
 from dnifx.report.svg import to_svg
@@ -258,7 +258,7 @@ def _decoupled(
         args=loaded.args,
         kwargs=loaded.kwargs,
         gradient=read_gradient(gradient),
-        context=context,
+        context=read_context(context),
         num_classes=classes or (loaded.classes if context else None),
     )
 

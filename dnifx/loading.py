@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,15 @@ def read_gradient(text: str) -> Any:
     if name not in known:
         raise OptionError(f"--gradient {text}: no estimator {name!r}; did you mean {nearest(name, known)}?")
     return _call(known[name], _arguments(text), f"--gradient {text}")
+
+
+def read_context(text: str | None) -> Literal["label"] | None:
+    """Read what estimators see beside the activation: ``label``, or nothing."""
+    if text is None:
+        return None
+    if text == "label":
+        return "label"
+    raise OptionError(f"--context {text}: expected label; any other context is a callable, given to dnifx.decouple")
 
 
 def _build(name: str, settings: dict[str, Any]) -> Loaded:

@@ -18,7 +18,7 @@ from dnifx.cli import main, recipe_command
 from dnifx.errors import OptionError
 from dnifx.estimators import Synthetic
 from dnifx.ir import Edge
-from dnifx.loading import Loaded, find, load_model, read_cuts, read_gradient, read_input, read_setting
+from dnifx.loading import Loaded, find, load_model, read_context, read_cuts, read_gradient, read_input, read_setting
 from dnifx.zoo import MODELS
 from dnifx.zoo.recipes import RECIPES, Recipe, option
 
@@ -297,6 +297,12 @@ def test_settings_are_literals_or_text() -> None:
     assert read_setting("layers=6") == ("layers", 6)
     assert read_setting("shape=(3, 4)") == ("shape", (3, 4))
     assert read_setting("kind=relu") == ("kind", "relu")
+
+
+def test_context_is_read() -> None:
+    assert [read_context(text) for text in (None, "label")] == [None, "label"]
+    with pytest.raises(OptionError, match="expected label"):
+        read_context("lable")
 
 
 def test_estimators_are_read() -> None:
