@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import dnifx
 from dnifx.ir import Capture, Kept, Program
 from dnifx.report.facts import as_dict, count_parameters, program_facts
 from dnifx.report.terminal import SHOWN, ProgramReport, render
@@ -167,3 +168,13 @@ def test_units() -> None:
     assert [plural(number, "boundary") for number in (1, 2)] == ["1 boundary", "2 boundaries"]
     assert shorten("encoder.layers.0.attention", 11) == "encod…ntion"
     assert shorten("short", 5) == "short"
+
+
+def test_printing_a_decoupled_module_shows_the_report() -> None:
+    net = dnifx.decouple(Chain(), "blocks.*", args=(torch.zeros(4, 784),), gradient="oracle")
+    assert str(net) == render(net.program)
+    assert row(str(net), "blocks.1")[-1] == "locked"
+    console = Console(width=100, color_system=None)
+    with console.capture() as captured:
+        console.print(net)
+    assert [line.rstrip() for line in captured.get().splitlines()] == str(net).splitlines()
