@@ -1,6 +1,7 @@
 """Train the paper's feed-forward networks by backprop, with no gradient, and by synthetic gradients, side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -41,12 +42,13 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
     device = _device(settings.device)
     splits = [_read(settings, name).to(device) for name in ("train", "validation")]
     _show(settings, splits[0], console)
-    try:
-        trained = _train_all(settings, splits[0], splits[1], console)
-    except KeyboardInterrupt:
-        console.print(_interrupted(settings))
-        raise
-    results = _measure(options, settings, trained, _read(settings, "test").to(device), device)
+    with _threads(settings.threads):
+        try:
+            trained = _train_all(settings, splits[0], splits[1], console)
+        except KeyboardInterrupt:
+            console.print(_interrupted(settings))
+            raise
+        results = _measure(options, settings, trained, _read(settings, "test").to(device), device)
     console.print(results)
     if settings.out is not None:
         results.to_folder(settings.out)
@@ -128,6 +130,16 @@ def _checkpoint(settings: Settings, arm: Arm, seed: int) -> Checkpoint | None:
     depends = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RUN}
     path = settings.out / "checkpoints" / f"{arm.key}-{seed}.pt"
     return Checkpoint(path, {**depends, "arm": arm.key, "seed": seed})
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _device(name: str) -> torch.device:

@@ -70,7 +70,7 @@ def network(settings: Settings) -> nn.Module:
     return FCN(torch.Size(dataset.shape).numel(), dataset.classes, settings.layers, settings.width)
 
 
-def decoupled(settings: Settings, arm: Arm, model: nn.Module, example: Tensor) -> "dnifx.DecoupledModule":
+def decoupled(settings: Settings, arm: Arm, model: nn.Module, example: Tensor) -> dnifx.DecoupledModule:
     """Return the network with the arm's interface after every hidden layer."""
     labelled = arm.context == "label"
     return dnifx.decouple(
@@ -140,8 +140,11 @@ class LoopLearner(Learner):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the module, the optimizer and the learning rate's schedule."""
-        parts = {"module": self._module, "optimizer": self._optimizer, "scheduler": self._scheduler}
-        return {name: part.state_dict() for name, part in parts.items()}
+        return {
+            "module": self._module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
@@ -163,7 +166,7 @@ class TrainerLearner(Learner):
     def __init__(
         self,
         model: nn.Module,
-        net: "dnifx.DecoupledModule",
+        net: dnifx.DecoupledModule,
         optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], MultiStepLR],
     ) -> None:

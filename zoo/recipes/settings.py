@@ -19,9 +19,7 @@ class Feedforward:
 
     net: str = option("fcn", "network", ("fcn", "cnn"))
     data: str = option("digits", "data set", DATA)
-    layers: int = option(
-        4, "layers of the network, the classifier among them; an interface stands after every hidden one"
-    )
+    layers: int | None = option(None, "layers of the network, the classifier among them")
     width: int | None = option(None, "units (or filters) of a hidden layer")
     gradient: tuple[str, ...] = option(
         ("backprop", "zero", "synthetic"), "what the hidden layers learn from, one or more", GRADIENTS
@@ -43,6 +41,7 @@ class Feedforward:
         "scheduled", "what is compiled: one fused module, or a scheduled trainer", ("fused", "scheduled")
     )
     device: str = option("cpu", "where to train: cpu, cuda, cuda:1")
+    threads: int | None = option(None, "CPU threads of torch; 0 leaves their number as it is")
     out: Path | None = option(None, "folder for results, curves and the checkpoints to resume from")  # noqa: RUF009
 
 
@@ -51,6 +50,7 @@ class Preset:
     """What the recipe chooses for one network on one data set.
 
     Attributes:
+        layers: Layers, the classifier among them.
         width: Units (or filters) of a hidden layer.
         hidden: Hidden layers of an estimator without context.
         hidden_label: Hidden layers of an estimator that sees the label.
@@ -60,8 +60,10 @@ class Preset:
         lr: Learning rate.
         seeds: Runs of each arm.
         validation: Training examples held out.
+        threads: CPU threads; 1 where the work of a step is too small to share.
     """
 
+    layers: int
     width: int
     hidden: int
     hidden_label: int
@@ -71,21 +73,22 @@ class Preset:
     lr: float
     seeds: int
     validation: int
+    threads: int = 0
 
 
-_MNIST_FCN = Preset(256, 2, 0, 1024, 6000, 256, 1e-3, 1, 5000)
-_MNIST_CNN = Preset(64, 2, 0, 64, 2000, 128, 1e-3, 1, 5000)
+_MNIST_FCN = Preset(4, 256, 2, 0, 1024, 6000, 256, 1e-3, 1, 5000)
+_MNIST_CNN = Preset(3, 64, 2, 0, 64, 2000, 128, 1e-3, 1, 5000)
 
 PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
     {
-        ("fcn", "digits"): Preset(128, 1, 0, 256, 1500, 64, 3e-4, 3, 180),
+        ("fcn", "digits"): Preset(4, 128, 1, 0, 256, 1500, 64, 3e-4, 3, 180, threads=1),
         ("fcn", "mnist"): _MNIST_FCN,
         ("fcn", "fashion"): _MNIST_FCN,
-        ("fcn", "cifar10"): Preset(1000, 1, 1, 4000, 2000, 256, 1e-3, 1, 5000),
-        ("cnn", "digits"): Preset(16, 1, 0, 16, 400, 64, 1e-3, 3, 180),
+        ("fcn", "cifar10"): Preset(5, 1000, 1, 1, 4000, 2000, 256, 1e-3, 1, 5000),
+        ("cnn", "digits"): Preset(3, 16, 1, 0, 32, 1000, 64, 1e-3, 3, 180, threads=1),
         ("cnn", "mnist"): _MNIST_CNN,
         ("cnn", "fashion"): _MNIST_CNN,
-        ("cnn", "cifar10"): Preset(128, 2, 0, 128, 2000, 128, 1e-3, 1, 5000),
+        ("cnn", "cifar10"): Preset(3, 128, 2, 0, 128, 2000, 128, 1e-3, 1, 5000),
     }
 )
 """By network and data: the sizes of the paper (appendix A.1; smaller for the digits), and a small machine's steps."""
@@ -119,6 +122,7 @@ class Settings:
     evaluate_every: int
     target: str
     device: str
+    threads: int
     out: Path | None
 
     @property
@@ -143,7 +147,7 @@ def complete(options: Feedforward) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    least = {"layers": 2, "batch": 2, "hidden": 0}
+    least = {"layers": 2, "batch": 2, "hidden": 0, "threads": 0}
     for name in (
         "layers",
         "width",
@@ -154,6 +158,7 @@ def _check(settings: Settings) -> None:
         "seeds",
         "validation",
         "evaluate_every",
+        "threads",
     ):
         value, minimum = getattr(settings, name), least.get(name, 1)
         if value < minimum:
