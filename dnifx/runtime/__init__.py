@@ -1,0 +1,1 @@
+"""What runs: the interface nodes, the decoupled module and its trainer."""
