@@ -76,7 +76,8 @@ def with_reads(graph: fx.Graph, levels: dict[str, int]) -> dict[str, int]:
 def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
     """Return pairs of nodes whose order a partition may not change although no value flows between them.
 
-    These draw random numbers one after the other, or call the same module, whose buffers both may update.
+    These draw random numbers one after the other, or call the same module, whose buffers both may update, or one of them
+    writes in place to memory of an input, parameter or buffer that the other sees.
     """
     pairs = []
     last: dict[str, fx.Node] = {}
@@ -89,6 +90,28 @@ def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
             if key in last:
                 pairs.append((last[key], node))
             last[key] = node
+    return pairs + write_pairs(program)
+
+
+def write_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
+    """Return what reads memory of an input, parameter or buffer before and after each in-place write to it."""
+    measures, nodes = program.measures, captured(program).nodes
+    outside = {s for node in nodes if node.op in ("placeholder", "get_attr") for s in measures[node.name].storages}
+    pairs = []
+    writer: dict[int, fx.Node] = {}
+    readers: dict[int, list[fx.Node]] = {}
+    for node in nodes:
+        if not node.op.startswith("call"):
+            continue
+        writes = {storage for name in measures[node.name].writes for storage in measures[name].storages}
+        for storage in {s for source in node.all_input_nodes for s in measures[source.name].storages} & outside:
+            if storage in writer:
+                pairs.append((writer[storage], node))
+            if storage in writes:
+                pairs += [(reader, node) for reader in readers.pop(storage, [])]
+                writer[storage] = node
+            else:
+                readers.setdefault(storage, []).append(node)
     return pairs
 
 
@@ -165,18 +188,19 @@ def upstream(graph: fx.Graph, names: Sequence[str]) -> set[str]:
 
 
 def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
-    """Join neighbours of one level, and join what carries no gradient to those who first use it."""
+    """Join neighbours of one level, and join what carries no gradient to those who first use it or have to follow it."""
     graph = captured(program)
     joined = UnionFind(node.name for node in homed(graph))
     for node in homed(graph):
         for source in node.all_input_nodes:
             if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
                 joined.union(source.name, node.name)
+    after = neighbours(ordered_pairs(program))
     flowing = {joined[node.name] for node in homed(graph) if node.op == "output" or carries(program, node)}
     for node in reversed(graph.nodes):
         if node.op == "placeholder" or joined[node.name] in flowing:
             continue
-        users = [user for user in node.users if joined[user.name] != joined[node.name]]
+        users = [user for user in (*node.users, *after.get(node, ())) if joined[user.name] != joined[node.name]]
         if users:
             first = min(levels[user.name] for user in users)
             for user in users:
