@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from keyword import iskeyword
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,9 @@ from torch import fx, nn
 
 CONSTANTS = "captured_constants"
 """The attribute under which a running module holds the constants of its graph; their names begin with it."""
+
+MODULE_NAMES = frozenset(dir(nn.ModuleDict()))
+"""Names that no child of a module dictionary can have, such as ``keys`` and ``values``."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,13 @@ class Partition:
         return f"submod_{self.index}"
 
 
+def identifier(name: str) -> str:
+    """Return a boundary's name as a Python identifier that an ``nn.ModuleDict`` takes as a key."""
+    text = "".join(letter if letter.isalnum() else "_" for letter in name)
+    free = text[:1].isalpha() and text not in MODULE_NAMES and not iskeyword(text)
+    return text if free else f"cut_{text}"
+
+
 @dataclass(frozen=True)
 class Boundary:
     """All differentiable values that cross from one partition to later ones at one cut.
@@ -208,8 +219,7 @@ class Boundary:
     @property
     def key(self) -> str:
         """The name as a Python identifier: the key of its estimator in the module and in state dicts."""
-        text = "".join(letter if letter.isalnum() else "_" for letter in self.name)
-        return text if text[:1].isalpha() else f"cut_{text}"
+        return identifier(self.name)
 
 
 @dataclass(frozen=True)

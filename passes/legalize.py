@@ -2,14 +2,16 @@
 
 import operator
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import ClassVar
 
 import torch
 from torch import fx, nn
 
 from dnifx.errors import LegalizeError, PassError
-from dnifx.ir import Boundary, Partition, Program
+from dnifx.ir import Boundary, Partition, Program, identifier
 from dnifx.passes.capture import captured, copied, module_path
 from dnifx.passes.measure import MeasureNodes, node_parameters
 from dnifx.passes.partition import homed
@@ -100,8 +102,8 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     boundaries: list[Boundary] = []
     taken: set[str] = set()
     for (producer, name), nodes in sorted(groups.items(), key=lambda item: item[0][0]):
-        title = name if name not in taken else f"{name}@{producer}"
-        taken.add(title)
+        title = free_name(name, taken)
+        taken.add(identifier(title))
         users = {program.homes[user.name] for node in nodes for user in node.users}
         specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
         consumers = tuple(sorted(users - {producer}))
@@ -109,6 +111,12 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
             Boundary(len(boundaries), title, producer, consumers, tuple(node.name for node in nodes), specs)
         )
     return tuple(boundaries)
+
+
+def free_name(name: str, taken: AbstractSet[str]) -> str:
+    """Return a boundary's name, with a number where its identifier is taken (``a.b`` and ``a_b`` have the same)."""
+    numbered = (f"{name}@{number}" for number in count(1))
+    return next(title for title in chain([name], numbered) if identifier(title) not in taken)
 
 
 def crosses(program: Program, node: fx.Node) -> bool:
