@@ -11,9 +11,9 @@ from dnifx.ir import Program, Schedule
 from dnifx.passes.capture import CaptureGraph
 from dnifx.passes.code import program_code
 from dnifx.passes.cuts import CutSpec, ResolveCuts
-from dnifx.passes.emit import EmitFused, interface_root
+from dnifx.passes.emit import INPUT_MODELS, EmitFused, interface_root
 from dnifx.passes.folder import write_folder
-from dnifx.passes.insert import Choices, InsertInterfaces
+from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces
 from dnifx.passes.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.partition import FormPartitions
@@ -33,6 +33,7 @@ def decouple(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     gradient: Choices = "synthetic",
+    inputs: InputChoices = None,
     context: Literal["label"] | Callable[[Any], Tensor] | None = None,
     num_classes: int | None = None,
     loss: Loss | None = None,
@@ -49,6 +50,8 @@ def decouple(
         kwargs: Example keyword inputs.
         gradient: An estimator of ``dnifx.estimators``, its name, a factory (spec -> nn.Module), or a mapping from boundary
             names or globs to any of these.
+        inputs: Synthetic input models, for training that is unlocked forward too: ``"synthetic"``, a factory (spec -> nn.Module),
+            or a mapping from boundary names or globs to these.
         context: What estimators see beside the values: ``"label"``, or a callable from what is passed as context to
             features [batch, ..., num_classes].
         num_classes: Number of classes of the label; width of a callable's features.
@@ -69,18 +72,20 @@ def decouple(
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
     mean = is_mean(loss, reduction)
     program = Program(model, tuple(args), dict(kwargs or {}))
-    passes = default_passes(cuts, gradient, context, num_classes, mean)
+    passes = default_passes(cuts, gradient, inputs, context, num_classes, mean)
     try:
         program = run_passes(program, passes, callback)
     except DnifxError as error:
         error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}")
         raise
-    return DecoupledModule(program, loss, mean, interface_root(model), EMITTERS)
+    roots = interface_root(model), interface_root(model, INPUT_MODELS)
+    return DecoupledModule(program, loss, mean, roots, EMITTERS)
 
 
 def default_passes(
     cuts: CutSpec,
     gradient: Choices = "synthetic",
+    inputs: InputChoices = None,
     context: Any = None,
     num_classes: int | None = None,
     mean: bool = True,
@@ -92,7 +97,7 @@ def default_passes(
         ResolveCuts(cuts),
         FormPartitions(),
         Legalize(),
-        InsertInterfaces(gradient, context, num_classes),
+        InsertInterfaces(gradient, context, num_classes, inputs),
         SplitPartitions(),
         ScheduleActions(),
         EmitFused(mean),

@@ -11,10 +11,12 @@ from torch import fx, nn
 from dnifx.errors import ContextError, PassError
 from dnifx.ir import Boundary, Context, Interface, Program
 from dnifx.passes.capture import captured
+from dnifx.passes.measure import batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
-from dnifx.runtime.interface import swap_gradients
+from dnifx.runtime.interface import swap_gradients, swap_inputs
 
 CONTEXT = "context"
+INPUT_MODELS = "input_models"
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,8 @@ class EmitFused(Pass):
         program.fused.lint()
 
 
-def interface_root(model: nn.Module) -> str:
-    """Return the attribute under which estimators live: ``interfaces``, unless the model has one of that name."""
-    name = "interfaces"
+def interface_root(model: nn.Module, name: str = "interfaces") -> str:
+    """Return the attribute under which estimators (or input models) live: ``name``, unless the model has one like that."""
     while name in dir(model) or name in dict(model.named_children()):
         name += "_"
     return name
@@ -92,13 +93,6 @@ def context_node(graph: fx.Graph, program: Program) -> fx.Node | None:
     return graph.create_node("placeholder", CONTEXT, (None,), {}, name=CONTEXT)
 
 
-def batch_input(program: Program) -> str | None:
-    """Return the name of the first input with a batch dimension; its first size is the number of examples."""
-    names = program.signature.inputs if program.signature is not None else ()
-    sized = (name for name in names if program.measures[name].is_tensor and program.measures[name].tensors[0].shape)
-    return next(sized, None)
-
-
 def examples_node(graph: fx.Graph, program: Program, copies: Mapping[fx.Node, fx.Node]) -> fx.Node | int:
     """Add the node that counts the examples of a batch."""
     name = batch_input(program)
@@ -138,14 +132,29 @@ def interface_nodes(
     target = f"{interface_root(program.model)}.{boundary.key}"
     estimates = graph.create_node("call_module", target, (seen, features), name=f"estimate_{boundary.key}")
     estimates.meta["provenance"] = provenance(boundary, interface)
-    each = tuple(graph.create_node("call_function", operator.getitem, (estimates, i)) for i in range(len(values)))
-    swapped = graph.create_node(
-        "call_function", swap_gradients, (tuple(values), each, examples, mean), name=f"swap_{boundary.key}"
-    )
+    each = items(graph, estimates, len(values))
+    swap, given = swap_gradients, (tuple(values), each, examples, mean)
+    if interface.input_model is not None:
+        imagined = items(graph, imagined_node(graph, program, boundary, features), len(values))
+        swap, given = swap_inputs, (tuple(values), each, imagined, examples, mean)
+    swapped = graph.create_node("call_function", swap, given, name=f"swap_{boundary.key}")
     return [
         graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
         for i, value in enumerate(values)
     ]
+
+
+def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
+    """Add the nodes that take a tuple apart."""
+    return tuple(graph.create_node("call_function", operator.getitem, (node, index)) for index in range(count))
+
+
+def imagined_node(graph: fx.Graph, program: Program, boundary: Boundary, features: fx.Node | None) -> fx.Node:
+    """Add the call of a boundary's input model on the model's own inputs."""
+    names = data_inputs(program)
+    inputs = tuple(node for node in graph.nodes if node.op == "placeholder" and node.name in names)
+    target = f"{interface_root(program.model, INPUT_MODELS)}.{boundary.key}"
+    return graph.create_node("call_module", target, (inputs, features), name=f"imagine_{boundary.key}")
 
 
 def provenance(boundary: Boundary, interface: Interface) -> str:

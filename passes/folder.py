@@ -15,11 +15,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError, DnifxError, PassError
-from dnifx.ir import CONSTANTS, Boundary, Program
+from dnifx.ir import CONSTANTS, Program, TensorSpec
 from dnifx.passes.code import function_code, import_block
-from dnifx.passes.emit import interface_root, provenance
+from dnifx.passes.emit import INPUT_MODELS, interface_root, provenance
+from dnifx.passes.measure import data_inputs
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.symbolic import PathTracer
+from dnifx.runtime.trainer import fitted_parameters
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -65,7 +67,7 @@ class Trainer:
         self.net = net
         self.loss = loss
         self.unflatten = unflatten
-        for name in (*PARTITIONS, *(f"estimate_{{key}}" for key in ESTIMATORS)):
+        for name in (*PARTITIONS, *MODELS):
             setattr(self, name, getattr(net, name))
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.optimizers = {{
@@ -110,12 +112,8 @@ def write_files(net: "DecoupledModule", folder: Path) -> None:
     """Write the package's files."""
     imports: dict[str, Any] = {}
     graphs = [net.program.fused, *net.program.submodules]
-    estimators = {
-        boundary.key: traced_estimator(net.program, boundary)
-        for boundary in net.boundaries
-        if not is_locked(net.program, boundary)
-    }
-    (folder / "model.py").write_text(model_text(net, estimators, imports))
+    models = written_models(net)
+    (folder / "model.py").write_text(model_text(net, models, imports))
     (folder / "__init__.py").write_text(
         '"""A decoupled model."""\n\nfrom .model import Net, Trainer\n\n__all__ = ["Net", "Trainer"]\n'
     )
@@ -123,27 +121,23 @@ def write_files(net: "DecoupledModule", folder: Path) -> None:
         found = importlib.util.find_spec(f"{RUNTIME}{name}")
         if found is not None and found.origin is not None:
             shutil.copyfile(found.origin, folder / f"{name}.py")
-    save_modules(net, [*(graph for graph in graphs if graph is not None), *estimators.values()], folder / "modules.pt")
+    save_modules(net, [*(graph for graph in graphs if graph is not None), *models.values()], folder / "modules.pt")
 
 
-def is_locked(program: Program, boundary: Boundary) -> bool:
-    """Whether a boundary has no estimator to ask."""
-    return program.interfaces[boundary.index].locked
-
-
-def model_text(net: "DecoupledModule", estimators: Mapping[str, fx.Graph], imports: dict[str, Any]) -> str:
+def model_text(net: "DecoupledModule", models: Mapping[str, fx.Graph], imports: dict[str, Any]) -> str:
     """Return the text of model.py."""
     program = net.program
     if program.fused is None or program.schedule is None or program.signature is None:
         raise PassError("the program was not emitted; run all passes first")
     root = interface_root(program.model)
     fused = function_code(program.fused, "fused", "the fused program", program, imports)
-    methods = [fused.replace(f"self.{root}.", "self.estimate_")]
+    imagined = interface_root(program.model, INPUT_MODELS)
+    methods = [fused.replace(f"self.{root}.", "self.estimate_").replace(f"self.{imagined}.", "self.imagine_")]
     for partition, graph in zip(program.partitions, program.submodules, strict=True):
         methods.append(
             function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
         )
-    methods += [estimator_code(program, key, graph, imports) for key, graph in estimators.items()]
+    methods += [interface_code(program, name, graph, imports) for name, graph in models.items()]
     inputs = program.signature.inputs
     context = program.context is not None
     step = StepWriter(program, program.schedule, net.mean).source()
@@ -155,7 +149,7 @@ def model_text(net: "DecoupledModule", estimators: Mapping[str, fx.Graph], impor
         features=features_text(program),
         step=textwrap.indent(step, "    "),
     )
-    return head_text(net, imports, body) + tables(net) + body
+    return head_text(net, imports, body) + tables(net, models) + body
 
 
 def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> str:
@@ -173,25 +167,21 @@ def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> 
     )
     block = import_block(imports, body).replace(f"from {RUNTIME}", "from .")
     lines = ["import pathlib", *block.splitlines(), "import torch.utils._pytree as pytree"]
-    lines.append("from .interface import arrived, compare, example_losses, fit_gradient")
+    lines.append("from .interface import arrived, compare, example_losses, fit_gradient, per_example")
     return head + "\n" + "\n".join(dict.fromkeys(lines)) + "\n\n"
 
 
-def tables(net: "DecoupledModule") -> str:
+def tables(net: "DecoupledModule", models: Mapping[str, fx.Graph]) -> str:
     """Return the constants of the package: output structure, and who owns which parameter."""
-    root = interface_root(net.original)
     partitions = {partition.name: list(partition.parameters) for partition in net.partitions}
-    estimators = {
-        boundary.key: [
-            f"{root}.{boundary.key}.{name}"
-            for name, parameter in interface.estimator.named_parameters()
-            if parameter.requires_grad
-        ]
+    paths = {id(parameter): path for path, parameter in net.named_parameters()}
+    fitted = {
+        boundary.key: [paths[id(parameter)] for parameter in fitted_parameters(interface)]
         for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
-        if not interface.locked
+        if fitted_parameters(interface)
     }
     spec = output_structure(net.program)
-    shown = {"OUTPUT": spec, "PARTITIONS": partitions, "ESTIMATORS": estimators}
+    shown = {"OUTPUT": spec, "PARTITIONS": partitions, "ESTIMATORS": fitted, "MODELS": tuple(models)}
     return (
         "\n".join(f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}" for name, value in shown.items())
         + "\n"
@@ -218,33 +208,48 @@ def features_text(program: Program) -> str:
     return f"context.to({dtype})"
 
 
-def traced_estimator(program: Program, boundary: Boundary) -> fx.Graph:
-    """Return an estimator as a graph over the paths that it has in the decoupled module."""
-    estimator = program.interfaces[boundary.index].estimator
-    values = tuple(torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in boundary.specs)
+def written_models(net: "DecoupledModule") -> dict[str, fx.Graph]:
+    """Return estimators and input models as graphs, by the name of the method that they become."""
+    program = net.program
+    roots = interface_root(program.model), interface_root(program.model, INPUT_MODELS)
+    inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
+    models = {}
+    for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
+        if not interface.locked:
+            path = f"{roots[0]}.{boundary.key}"
+            models[f"estimate_{boundary.key}"] = traced_model(interface.estimator, path, boundary.specs, program)
+        if interface.input_model is not None:
+            path = f"{roots[1]}.{boundary.key}"
+            models[f"imagine_{boundary.key}"] = traced_model(interface.input_model, path, inputs, program)
+    return models
+
+
+def traced_model(model: nn.Module, path: str, specs: tuple[TensorSpec, ...], program: Program) -> fx.Graph:
+    """Return an estimator or input model as a graph over the paths that it has in the decoupled module."""
+    values = tuple(torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in specs)
     features = None if program.context is None else torch.empty(1, device="meta")
     try:
-        tracer = PathTracer(estimator, (values, features), {}, {})
-        graph = tracer.trace(estimator)
+        graph = PathTracer(model, (values, features), {}, {}).trace(model)
     except Exception as error:
         raise CaptureError(
-            f"the estimator {type(estimator).__name__} of boundary {boundary.name!r} cannot be written to a folder, since torch.fx "
-            f"cannot trace its forward: {type(error).__name__}: {error}"
+            f"{path} ({type(model).__name__}) cannot be written to a folder, since torch.fx cannot trace its forward: "
+            f"{type(error).__name__}: {error}"
         ) from error
-    prefix = f"{interface_root(program.model)}.{boundary.key}"
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            node.target = f"{prefix}.{node.target}"
+            node.target = f"{path}.{node.target}"
     return graph
 
 
-def estimator_code(program: Program, key: str, graph: fx.Graph, imports: dict[str, Any]) -> str:
-    """Return an estimator as a method of (values, context)."""
-    code = function_code(graph, f"estimate_{key}", "answers with one gradient a value", program, imports)
-    _, docstring, *body = code.splitlines()
+def interface_code(program: Program, name: str, graph: fx.Graph, imports: dict[str, Any]) -> str:
+    """Return an estimator or input model as a method of (values, context)."""
+    title = (
+        "answers with one gradient a value" if name.startswith("estimate") else "predicts the values from the inputs"
+    )
+    _, docstring, *body = function_code(graph, name, title, program, imports).splitlines()
     inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    values = "".join(f"{name}, " for name in inputs if name != "context").rstrip()
-    head = f"def estimate_{key}(self, values, context=None):"
+    values = "".join(f"{each}, " for each in inputs if each != "context").rstrip()
+    head = f"def {name}(self, values, context=None):"
     return "\n".join([head, docstring, f"    {values} = values", *body]) + "\n"
 
 
@@ -256,7 +261,8 @@ def save_modules(net: "DecoupledModule", graphs: Iterable[fx.Graph], path: Path)
     """
     root = nn.Module()
     root.training = net.training
-    written = {f"{interface_root(net.original)}.{boundary.key}" for boundary in net.boundaries}
+    roots = interface_root(net.original), interface_root(net.original, INPUT_MODELS)
+    written = {f"{root}.{boundary.key}" for root in roots for boundary in net.boundaries}
     targets = {
         str(node.target): node.op for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
     }

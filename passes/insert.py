@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnifx.errors import ContextError, EstimatorError, nearest
-from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator
+from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, SyntheticInput
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts import glob_matches
-from dnifx.passes.measure import NEEDS_VALUES
+from dnifx.passes.measure import NEEDS_VALUES, data_inputs
 from dnifx.passes.pipeline import Pass
 
 Choice = str | Factory
 Choices = Choice | Mapping[str, Choice]
+InputFactory = Callable[[InputSpec], nn.Module]
+InputChoice = str | InputFactory
+InputChoices = InputChoice | Mapping[str, InputChoice] | None
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class InsertInterfaces(Pass):
         gradient: An estimator, its name, a factory, or one of these for each boundary by name or glob.
         context: None, ``"label"``, or a callable from what is passed as context to features [batch, ..., width].
         num_classes: Number of classes of a label; the width of a callable's features.
-        existing: Estimators to use again, by boundary name: those of an earlier compilation of the same model.
+        inputs: Synthetic input models: None, ``"synthetic"``, a factory, or one of these for some boundaries.
+        existing: Interfaces to use again, by boundary name: those of an earlier compilation of the same model.
     """
 
     gradient: Choices = "synthetic"
     context: str | Callable[[Any], Tensor] | None = None
     num_classes: int | None = None
-    existing: Mapping[str, nn.Module] = field(default_factory=dict)
+    inputs: InputChoices = None
+    existing: Mapping[str, Interface] = field(default_factory=dict)
     name: ClassVar[str] = "insert"
     requires: ClassVar[tuple[str, ...]] = ("partitions",)
 
@@ -41,8 +46,13 @@ class InsertInterfaces(Pass):
         """Build one interface a boundary."""
         context = make_context(self.context, self.num_classes)
         choices = assign(self.gradient, program.boundaries)
+        models = assign_inputs(self.inputs, program.boundaries)
         interfaces = tuple(
-            make_interface(boundary, choices[boundary.name], context, self.existing.get(boundary.name))
+            replace(self.existing[boundary.name], boundary=boundary.index)
+            if boundary.name in self.existing
+            else with_input_model(
+                make_interface(boundary, choices[boundary.name], context), models.get(boundary.name), program, context
+            )
             for boundary in program.boundaries
         )
         return replace(program, context=context, interfaces=interfaces)
@@ -103,15 +113,61 @@ def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Cho
     return chosen
 
 
-def make_interface(
-    boundary: Boundary, choice: Choice, context: Context | None, existing: nn.Module | None
+def assign_inputs(inputs: InputChoices, boundaries: tuple[Boundary, ...]) -> dict[str, InputFactory]:
+    """Return the input model's factory for each boundary that has one.
+
+    Raises:
+        EstimatorError: It is no factory, or names a boundary that is not there.
+    """
+    if inputs is None:
+        return {}
+    names = [boundary.name for boundary in boundaries]
+    chosen: dict[str, InputFactory] = {}
+    for pattern, choice in (inputs if isinstance(inputs, Mapping) else {"**": inputs}).items():
+        matched = [name for name in names if pattern in (name, "**") or glob_matches(pattern, name)]
+        if not matched:
+            raise EstimatorError(
+                f"inputs= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
+            )
+        factory = SyntheticInput() if choice == "synthetic" else choice
+        if isinstance(factory, str | nn.Module) or not callable(factory):
+            raise EstimatorError(f"inputs={choice!r}: give None, 'synthetic' or a factory (spec -> nn.Module)")
+        chosen.update((name, factory) for name in matched if name not in chosen)
+    return chosen
+
+
+def with_input_model(
+    interface: Interface, factory: InputFactory | None, program: Program, context: Context | None
 ) -> Interface:
+    """Add an input model to an interface.
+
+    Raises:
+        EstimatorError: The producer waits for the true gradient, which a synthetic input cannot give.
+    """
+    if factory is None:
+        return interface
+    boundary = program.boundaries[interface.boundary]
+    if interface.locked:
+        raise EstimatorError(
+            f"boundary {boundary.name!r} has both a synthetic input and {interface.description}, which waits for the true gradient; "
+            "a partition that runs on a synthetic input sends none: give it another estimator"
+        )
+    inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
+    model = factory(InputSpec(boundary.name, inputs, boundary.specs, context.width if context else None))
+    if not isinstance(model, nn.Module):
+        raise EstimatorError(
+            f"the factory {factory!r} gave {type(model).__name__} for boundary {boundary.name!r}; it must give an nn.Module"
+        )
+    return replace(interface, input_model=model.to(device=boundary.specs[0].device, dtype=boundary.specs[0].dtype))
+
+
+def make_interface(boundary: Boundary, choice: Choice, context: Context | None) -> Interface:
     """Build and check the estimator of one boundary."""
     spec = BoundarySpec(
         boundary.name, boundary.specs, context.width if context else None, context.classes if context else None
     )
     factory = find_factory(choice, boundary)
-    estimator = existing if existing is not None else build(factory, spec)
+    estimator = build(factory, spec)
     locked = isinstance(estimator, GradientEstimator) and estimator.locked
     if not locked:
         check_estimates(estimator, spec, context)

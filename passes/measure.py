@@ -24,6 +24,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Measure, Program, TensorSpec
 from dnifx.passes.capture import captured, copied, module_path
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.recording import state as snapshot
 
 NEEDS_VALUES = (
     DataDependentOutputException,
@@ -79,13 +80,10 @@ def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
 
 
 def measure_for_real(program: Program) -> Mapping[str, Measure]:
-    """Measure by running the example inputs; parameters, buffers and random state are put back."""
-    state = {name: value.clone() for name, value in program.model.state_dict().items()}
-    with preserved(program.model), torch.random.fork_rng(devices=[]):
-        try:
-            return run_measured(program, lambda tensor: tensor)
-        finally:
-            program.model.load_state_dict(state)
+    """Measure by running copies of the example inputs; parameters, buffers, attributes and random state are put back."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (program.args, dict(program.kwargs)))
+    with snapshot.preserved(program.model) as kept, kept.watching():
+        return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
 
 
 def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
@@ -248,3 +246,18 @@ def node_parameters(model: nn.Module, node: fx.Node, constants: Mapping[str, Any
         value = getattr(model.get_submodule(path), name)
         return {str(node.target): value} if isinstance(value, nn.Parameter) else {}
     return {}
+
+
+def batch_input(program: Program) -> str | None:
+    """Return the name of the first input with a batch dimension; its first size is the number of examples."""
+    names = program.signature.inputs if program.signature is not None else ()
+    sized = (name for name in names if program.measures[name].is_tensor and program.measures[name].tensors[0].shape)
+    return next(sized, None)
+
+
+def data_inputs(program: Program) -> tuple[str, ...]:
+    """Return the names of the inputs that input models see: the floating-point tensors."""
+    names = program.signature.inputs if program.signature is not None else ()
+    return tuple(
+        name for name in names if all(tensor.dtype.is_floating_point for tensor in program.measures[name].tensors)
+    )

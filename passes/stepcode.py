@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from dnifx.errors import PassError
 from dnifx.ir import Action, Boundary, Kind, Partition, Program, Schedule
-from dnifx.passes.emit import CONTEXT, batch_input, provenance
+from dnifx.passes.emit import CONTEXT, provenance
+from dnifx.passes.measure import batch_input, data_inputs
 from dnifx.schedules import Answer, answers
 
 RESERVED = {
@@ -22,7 +23,17 @@ RESERVED = {
     "diagnostics",
     "torch",
 }
-PREFIXES = ("leaf_", "estimate_", "target_", "imagined_", "submod_", "arrived", "fit_gradient", "compare")
+PREFIXES = (
+    "leaf_",
+    "estimate_",
+    "target_",
+    "imagined_",
+    "submod_",
+    "arrived",
+    "fit_gradient",
+    "per_example",
+    "compare",
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class StepWriter:
             Kind.BACKWARD: self.backward,
             Kind.UPDATE: self.update,
             Kind.SYNTHESISE: self.synthesise,
+            Kind.INPUT: self.imagine,
             Kind.TARGET: self.arrive,
             Kind.FIT: self.fit,
         }
@@ -94,7 +106,8 @@ class StepWriter:
     def forward(self, action: Action) -> Block:
         """Run a partition on detached values of earlier ones; give its boundary values leaves for their consumers."""
         partition = self.program.partitions[action.index]
-        call = f"self.{partition.name}({', '.join(self.reads(name) for name in partition.inputs)})"
+        imagined = Action(Kind.INPUT, action.index) in self.plain_actions()
+        call = f"self.{partition.name}({', '.join(self.reads(name, imagined) for name in partition.inputs)})"
         title = f"{action}: forward of {partition.name} ({span(partition)})"
         if action.index == len(self.program.partitions) - 1:
             return Block(title, (f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)"))
@@ -108,6 +121,36 @@ class StepWriter:
                 lines.append(f"leaf_{name} = {local(name)}.detach(){'.requires_grad_()' if arrives else ''}")
         return Block(title, tuple(lines), (*names, *leaves))
 
+    def imagine(self, action: Action) -> Block:
+        """Predict what a partition would take from earlier ones, from the data; models that ran already are not run again."""
+        lines: list[str] = []
+        defines: list[str] = []
+        inputs = "".join(f"{local(name)}, " for name in data_inputs(self.program)).rstrip()
+        for boundary in self.imagined(action.index):
+            if self.imagined_first(boundary, action.index):
+                lines.append(f"imagined_{boundary.key} = self.imagine_{boundary.key}(({inputs}), features)")
+                defines.append(f"imagined_{boundary.key}")
+                for position, name in enumerate(boundary.values):
+                    defines.append(f"leaf_imagined_{name}")
+                    lines.append(
+                        f"leaf_imagined_{name} = imagined_{boundary.key}[{position}].detach().requires_grad_()"
+                    )
+        title = f"{action}: synthetic inputs of {self.program.partitions[action.index].name}"
+        return Block(title, tuple(lines) or ("pass",), tuple(defines))
+
+    def imagined(self, partition: int) -> list[Boundary]:
+        """Return the boundaries with an input model that a partition consumes."""
+        return [
+            boundary
+            for boundary in self.program.boundaries
+            if partition in boundary.consumers and self.program.interfaces[boundary.index].input_model is not None
+        ]
+
+    def imagined_first(self, boundary: Boundary, partition: int) -> bool:
+        """Whether this partition is the first of the schedule to imagine a boundary's values."""
+        order = [action.index for action in self.schedule.actions if action.kind is Kind.INPUT]
+        return next(index for index in order if index in boundary.consumers) == partition
+
     def synthesise(self, action: Action) -> Block:
         """Ask the estimator; its graph is kept where it is fitted."""
         boundary = self.program.boundaries[action.index]
@@ -115,8 +158,9 @@ class StepWriter:
         call = f"estimate_{boundary.key} = self.estimate_{boundary.key}(({values[:-1]}), features)"
         title = f"{action}: {provenance(boundary, self.program.interfaces[action.index])}"
         if Action(Kind.FIT, action.index) not in self.plain_actions():
-            return Block(title, ("with torch.no_grad():", f"    {call}"), (f"estimate_{boundary.key}",))
-        return Block(title, (call,), (f"estimate_{boundary.key}",))
+            lines = ("with torch.no_grad():", f"    {call}", *self.diagnosis(action))
+            return Block(title, lines, (f"estimate_{boundary.key}",))
+        return Block(title, (call, *self.diagnosis(action)), (f"estimate_{boundary.key}",))
 
     def backward(self, action: Action) -> Block:
         """Backpropagate inside a partition, from synthetic or arrived gradients and, at the end, from the loss."""
@@ -138,7 +182,7 @@ class StepWriter:
         """Return the expression of the gradient that a boundary value receives."""
         name = boundary.values[position]
         if answers(self.schedule, self.program)[boundary.index] is Answer.TARGET:
-            return f"arrived(leaf_{name})"
+            return f"arrived({self.leaf(boundary)}{name})"
         return f"(estimate_{boundary.key}[{position}].detach() * scale).to({local(name)}.dtype)"
 
     def arrive(self, action: Action) -> Block:
@@ -147,27 +191,39 @@ class StepWriter:
         title = f"{action}: the target of {boundary.name} has arrived from {consumers(boundary)}"
         if Action(Kind.SYNTHESISE, action.index) not in self.plain_actions():
             return Block(title, ("pass",))
-        items = "".join(
-            f"arrived(leaf_{name}).to(estimate_{boundary.key}[{position}].dtype) / scale, "
-            for position, name in enumerate(boundary.values)
-        )
-        lines = [f"target_{boundary.key} = ({items[:-1]})"]
-        if self.diagnose:
-            lines.append(f"diagnostics[{boundary.name!r}] = compare(estimate_{boundary.key}, target_{boundary.key})")
-        return Block(title, tuple(lines), (f"target_{boundary.key}",))
+        leaf = self.leaf(boundary)
+        items = "".join(f"per_example(arrived({leaf}{name}), scale), " for name in boundary.values).rstrip()
+        lines = (f"target_{boundary.key} = ({items})", *self.diagnosis(action))
+        return Block(title, lines, (f"target_{boundary.key}",))
+
+    def diagnosis(self, action: Action) -> tuple[str, ...]:
+        """Compare an estimate with its target once both are there, which is after the later of the two actions."""
+        boundary = self.program.boundaries[action.index]
+        order = [Action(each.kind, each.index) for each in self.schedule.actions]
+        both = [Action(kind, action.index) for kind in (Kind.SYNTHESISE, Kind.TARGET)]
+        if not self.diagnose or not set(both) <= set(order):
+            return ()
+        last = max(both, key=order.index)
+        line = f"diagnostics[{boundary.name!r}] = compare(estimate_{boundary.key}, target_{boundary.key})"
+        return (line,) if last.kind is action.kind else ()
 
     def fit(self, action: Action) -> Block:
         """Fit the estimator to the target."""
-        key = self.program.boundaries[action.index].key
-        lines = (
-            "torch.autograd.backward(",
-            f"    estimate_{key},",
-            f"    tuple(fit_gradient(g.detach(), t, examples) for g, t in zip(estimate_{key}, target_{key})),",
-            ")",
+        boundary = self.program.boundaries[action.index]
+        key = boundary.key
+        actions = self.plain_actions()
+        lines: list[str] = []
+        asked = {Action(Kind.SYNTHESISE, action.index), Action(Kind.TARGET, action.index)} <= actions
+        if self.program.interfaces[action.index].fits and asked:
+            lines += fit_lines(f"estimate_{key}", f"target_{key}")
+        if any(Action(Kind.INPUT, index) in actions for index in boundary.consumers) and self.imagines(boundary):
+            values = "".join(f"leaf_{name}.detach(), " for name in boundary.values).rstrip()
+            lines += fit_lines(f"imagined_{key}", f"({values})")
+        lines += [
             f"self.estimator_optimizers[{key!r}].step()",
             f"self.estimator_optimizers[{key!r}].zero_grad()",
-        )
-        return Block(f"{action}: fit the estimator of {self.program.boundaries[action.index].name}", lines)
+        ]
+        return Block(f"{action}: fit what stands on {boundary.name}", tuple(lines))
 
     def update(self, action: Action) -> Block:
         """Update a partition's own parameters."""
@@ -175,10 +231,22 @@ class StepWriter:
         lines = (f"self.optimizers[{name!r}].step()", f"self.optimizers[{name!r}].zero_grad()")
         return Block(f"{action}: update {name}", lines)
 
-    def reads(self, name: str) -> str:
+    def reads(self, name: str, imagined: bool) -> str:
         """Return what a partition reads for a value: the leaf of a boundary value, anything else as it is."""
-        crossing = any(name in boundary.values for boundary in self.program.boundaries)
-        return f"leaf_{name}" if crossing else local(name)
+        boundary = next((boundary for boundary in self.program.boundaries if name in boundary.values), None)
+        if boundary is None:
+            return local(name)
+        return f"leaf_imagined_{name}" if imagined and self.imagines(boundary) else f"leaf_{name}"
+
+    def imagines(self, boundary: Boundary) -> bool:
+        """Whether a boundary has an input model."""
+        return self.program.interfaces[boundary.index].input_model is not None
+
+    def leaf(self, boundary: Boundary) -> str:
+        """Return the prefix of the leaves that a boundary's consumers read."""
+        actions = self.plain_actions()
+        imagined = self.imagines(boundary) and any(Action(Kind.INPUT, index) in actions for index in boundary.consumers)
+        return "leaf_imagined_" if imagined else "leaf_"
 
     def produced(self, partition: int) -> list[Boundary]:
         """Return the boundaries that a partition produces."""
@@ -192,6 +260,15 @@ class StepWriter:
         """Return a comment with the types of a partition's outputs."""
         tensors = [tensor for name in partition.outputs for tensor in self.program.measures[name].tensors]
         return f"  # {', '.join(map(str, tensors))}" if tensors else ""
+
+
+def fit_lines(made: str, target: str) -> list[str]:
+    """Write the fit of what an estimator or input model made to its target."""
+    return [
+        "torch.autograd.backward(",
+        f"    {made}, tuple(fit_gradient(made.detach(), target, examples) for made, target in zip({made}, {target}))",
+        ")",
+    ]
 
 
 def local(name: str) -> str:

@@ -1,6 +1,7 @@
 """Gradient estimators: what answers, at once, with the gradient that the loss will have at a boundary."""
 
 from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
+from dnifx.estimators.inputs import InputSpec, SyntheticInput
 from dnifx.estimators.oracle import Oracle
 from dnifx.estimators.stale import Stale
 from dnifx.estimators.synthetic import Synthetic
@@ -14,4 +15,15 @@ BY_NAME: dict[str, Factory] = {
 }
 """The estimators that ``gradient=`` takes by name."""
 
-__all__ = ["BY_NAME", "BoundarySpec", "Factory", "GradientEstimator", "Oracle", "Stale", "Synthetic", "Zero"]
+__all__ = [
+    "BY_NAME",
+    "BoundarySpec",
+    "Factory",
+    "GradientEstimator",
+    "InputSpec",
+    "Oracle",
+    "Stale",
+    "Synthetic",
+    "SyntheticInput",
+    "Zero",
+]

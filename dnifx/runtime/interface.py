@@ -38,10 +38,41 @@ class GradientSwap(torch.autograd.Function):
             for estimate, gradient in zip(estimates, arriving, strict=True)
         ]
         fits = [
-            fit_gradient(estimate, gradient.to(estimate.dtype) / scale, ctx.examples) if want else None
+            fit_gradient(estimate, per_example(gradient, scale), ctx.examples) if want else None
             for estimate, gradient, want in zip(estimates, arriving, wanted, strict=True)
         ]
         return None, None, *synthetic, *fits
+
+
+class InputSwap(torch.autograd.Function):
+    """As GradientSwap, but passes synthetic inputs forward in place of the values, and fits them to the values."""
+
+    @staticmethod
+    def forward(ctx: Any, examples: int, mean: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Take the values, as many estimates and as many synthetic inputs; return the synthetic inputs."""
+        count = len(tensors) // 3
+        ctx.examples = examples
+        ctx.mean = mean
+        ctx.save_for_backward(*tensors)
+        return tuple(imagined.view_as(imagined) for imagined in tensors[2 * count :])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Give values the estimates, estimates and synthetic inputs their fit gradients."""
+        count = len(arriving)
+        values, estimates = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
+        scale = 1.0 / ctx.examples if ctx.mean else 1.0
+        synthetic = [(g * scale).to(value.dtype) for g, value in zip(estimates, values, strict=True)]
+        fits = [
+            fit_gradient(g, per_example(t, scale), ctx.examples) if want else None
+            for g, t, want in zip(estimates, arriving, ctx.needs_input_grad[2 + count :], strict=False)
+        ]
+        imagined = [
+            fit_gradient(a, value, ctx.examples)
+            for a, value in zip(ctx.saved_tensors[2 * count :], values, strict=True)
+        ]
+        return None, None, *synthetic, *fits, *imagined
 
 
 def swap_gradients(
@@ -49,6 +80,14 @@ def swap_gradients(
 ) -> tuple[Tensor, ...]:
     """Return the values; in the backward pass their gradient is the synthetic one, and the arriving one fits the estimator."""
     swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, *values, *estimates)  # type: ignore[no-untyped-call]
+    return swapped
+
+
+def swap_inputs(
+    values: Sequence[Tensor], estimates: Sequence[Tensor], imagined: Sequence[Tensor], examples: int, mean: bool = True
+) -> tuple[Tensor, ...]:
+    """Return the synthetic inputs; backward, values get their synthetic gradients and both models their fit gradients."""
+    swapped: tuple[Tensor, ...] = InputSwap.apply(examples, mean, *values, *estimates, *imagined)  # type: ignore[no-untyped-call]
     return swapped
 
 
@@ -60,7 +99,13 @@ def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
         target: Per-example target gradient of the same shape.
         examples: Number of examples that the mean runs over.
     """
-    return (estimate - target) * (2.0 / examples)
+    return ((estimate - target) * (2.0 / examples)).to(estimate.dtype)
+
+
+def per_example(gradient: Tensor, scale: float) -> Tensor:
+    """Return the per-example target from the gradient that arrived: at least in single precision, divided by the scale."""
+    wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+    return wide / scale
 
 
 class AverageGradient(torch.autograd.Function):
@@ -114,8 +159,8 @@ def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str,
         ||target||; ``wrong_signs``: share of the target's non-zero entries whose sign the estimate does not have;
         ``estimate_norm`` and ``target_norm``: root mean square over examples of the norm. Scalars, on the device.
     """
-    estimate = torch.cat([value.detach().flatten(1) for value in estimates], 1)
-    target = torch.cat([value.detach().flatten(1) for value in targets], 1)
+    estimate = torch.cat([value.detach().reshape(len(value), -1) for value in estimates], 1)
+    target = torch.cat([value.detach().reshape(len(value), -1) for value in targets], 1)
     known = target != 0
     wrong = (estimate.sign() != target.sign()) & known
     return {

@@ -53,18 +53,19 @@ class DecoupledModule(nn.Module):
 
     It holds the model's own children, parameters and buffers under their own names, and the estimators beside them. Outside
     ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
-    synthetic gradient and its estimator the target. Under ``torch.no_grad()`` the original model runs.
+    synthetic gradient and its estimator the target. Under ``torch.no_grad()`` the original model runs; so it does in
+    evaluation mode where there are synthetic inputs, which serve training alone.
 
     Args:
         program: A program that went through all passes.
         loss: The loss of the trainer: (output, target) to a scalar or one loss an example.
         mean: Whether the loss averages over examples (else it sums).
-        interface_root: The attribute that holds the estimators.
+        roots: The attributes that hold the estimators and the input models.
         emitters: The compiler's back ends.
     """
 
     def __init__(
-        self, program: Program, loss: Loss | None, mean: bool, interface_root: str, emitters: Emitters
+        self, program: Program, loss: Loss | None, mean: bool, roots: tuple[str, str], emitters: Emitters
     ) -> None:
         super().__init__()
         self.__dict__["original"] = program.model
@@ -72,16 +73,21 @@ class DecoupledModule(nn.Module):
         self.__dict__["_parameters"] = program.model._parameters
         self.__dict__["_buffers"] = program.model._buffers
         self.__dict__["_non_persistent_buffers_set"] = program.model._non_persistent_buffers_set
-        for name, child in program.model.named_children():
-            self.add_module(name, child)
+        self._modules.update(program.model._modules)
         estimators = {b.key: i.estimator for b, i in zip(program.boundaries, program.interfaces, strict=True)}
-        self.add_module(interface_root, nn.ModuleDict(estimators))
+        self.add_module(roots[0], nn.ModuleDict(estimators))
+        imagined = {
+            boundary.key: interface.input_model
+            for boundary, interface in zip(program.boundaries, program.interfaces, strict=True)
+            if interface.input_model is not None
+        }
+        if imagined:
+            self.add_module(roots[1], nn.ModuleDict(imagined))
+        self.imagines = bool(imagined)
         if program.constants:
             self.add_module(CONSTANTS, Constants(program.constants))
         self.training = program.model.training
-        self.loss = loss
-        self.mean = mean
-        self.emitters = emitters
+        self.__dict__.update(loss=loss, mean=mean, emitters=emitters)
         if program.fused is None:
             raise PassError("the program was not emitted; run all passes first")
         self.__dict__["fused"] = attach(program.fused, self, f"Fused{type(program.model).__name__}")
@@ -94,6 +100,9 @@ class DecoupledModule(nn.Module):
     program: Program
     fused: fx.GraphModule
     submodules: tuple[fx.GraphModule, ...]
+    loss: Loss | None
+    mean: bool
+    emitters: Emitters
 
     def forward(self, *args: Any, context: Any = None, **kwargs: Any) -> Any:
         """Run the model.
@@ -109,7 +118,7 @@ class DecoupledModule(nn.Module):
         """
         if self.program.context is None and context is not None:
             kwargs["context"] = context
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or (self.imagines and not self.training):
             return self.original(*args, **kwargs)
         signature = self.program.signature
         if signature is None:
@@ -182,9 +191,11 @@ class DecoupledModule(nn.Module):
         return Trainer(self, self.loss, optimizer, schedule, lr_scheduler, estimator_optimizer)
 
     def interface_parameters(self) -> Iterable[nn.Parameter]:
-        """Return the estimators' parameters."""
+        """Return the parameters of estimators and input models."""
         for interface in self.program.interfaces:
             yield from interface.estimator.parameters()
+            if interface.input_model is not None:
+                yield from interface.input_model.parameters()
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)

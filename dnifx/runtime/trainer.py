@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import ContextError, LossError, OptimizerError, StateError, nearest
-from dnifx.ir import Schedule
-from dnifx.runtime.interface import arrived, compare, example_losses, fit_gradient
+from dnifx.ir import Interface, Schedule
+from dnifx.runtime.interface import arrived, compare, example_losses, fit_gradient, per_example
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -23,7 +23,13 @@ Loss = Callable[[Any, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 OptimizerSpec = MakeOptimizer | Mapping[str, MakeOptimizer]
 SchedulerSpec = Callable[[Optimizer], LRScheduler] | Mapping[str, Callable[[Optimizer], LRScheduler]]
-STEP_GLOBALS = {"torch": torch, "arrived": arrived, "compare": compare, "fit_gradient": fit_gradient}
+STEP_GLOBALS = {
+    "torch": torch,
+    "arrived": arrived,
+    "compare": compare,
+    "fit_gradient": fit_gradient,
+    "per_example": per_example,
+}
 KEPT_STEPS = 256
 
 
@@ -32,12 +38,12 @@ class StepResult:
     """What a training step gives.
 
     Attributes:
-        loss: The loss, detached; a scalar.
-        output: The model's output.
+        loss: The loss, detached; a scalar. None where the schedule left the last partition idle in this step.
+        output: The model's output, or None likewise.
         diagnostics: By boundary name, how the synthetic gradient compares with the target; empty unless asked for.
     """
 
-    loss: Tensor
+    loss: Tensor | None
     output: Any
     diagnostics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -67,9 +73,9 @@ class Trainer:
             if partition.parameters
         }
         fitted = {
-            boundary.key: [p for p in interface.estimator.parameters() if p.requires_grad]
+            boundary.key: fitted_parameters(interface)
             for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
-            if interface.fits
+            if fitted_parameters(interface)
         }
         self.optimizers = make_optimizers(optimizer, owned, "optimizer")
         default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
@@ -85,6 +91,7 @@ class Trainer:
             setattr(self, partition.name, module)
         for boundary, interface in zip(self.net.boundaries, self.net.program.interfaces, strict=True):
             setattr(self, f"estimate_{boundary.key}", interface.estimator)
+            setattr(self, f"imagine_{boundary.key}", interface.input_model)
         if self.net.program.signature is not None:
             self.unflatten = self.net.program.signature.unflatten
 
@@ -117,7 +124,7 @@ class Trainer:
         for scheduler in self.lr_schedulers.values():
             scheduler.step()
         self.steps += 1
-        return StepResult(loss.detach(), output, diagnostics)
+        return StepResult(None if loss is None else loss.detach(), output, diagnostics)
 
     def compile(self, schedule: Schedule, diagnose: bool) -> Callable[..., Any]:
         """Return the function of a schedule, generated once."""
@@ -207,6 +214,13 @@ class Trainer:
             for name, item in items.items():
                 item.load_state_dict(state[group][name])
         self.steps = state["steps"]
+
+
+def fitted_parameters(interface: Interface) -> list[nn.Parameter]:
+    """Return the parameters that one boundary's fit trains: the estimator's, and the input model's."""
+    models = [interface.estimator] if interface.fits else []
+    models += [interface.input_model] if interface.input_model is not None else []
+    return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
 
 def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
