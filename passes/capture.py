@@ -1,14 +1,19 @@
 """Capture: from a module to a graph over the module's own paths."""
 
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from typing import ClassVar
 
-from torch import fx
+from torch import fx, nn
 
-from dnifx.errors import PassError
+from dnifx.errors import CaptureError, PassError
 from dnifx.ir import Capture, Program
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.recording.state import preserved
 from dnifx.passes.symbolic import trace_symbolically
+
+GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
+"""What a graph module keeps for itself, such as ``code``, ``graph`` and ``meta``."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,9 @@ class CaptureGraph(Pass):
 
     def run(self, program: Program) -> Program:
         """Trace the model."""
-        trace = trace_symbolically(program.model, program.args, program.kwargs)
+        with preserved(program.model):
+            trace = trace_symbolically(program.model, program.args, program.kwargs)
+        refuse_names(trace.graph, type(program.model).__name__)
         notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in trace.kept)
         return replace(
             program,
@@ -38,6 +45,20 @@ class CaptureGraph(Pass):
         graph.lint()
         if not isinstance(output_of(graph).args[0], tuple):
             raise PassError("capture gave a graph whose output is not a flat tuple")
+
+
+def refuse_names(graph: fx.Graph, model: str) -> None:
+    """Raise CaptureError where the graph needs an attribute that a graph module cannot hold or Python cannot write."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        parts = str(node.target).split(".")
+        wrong = next((part for part in parts if iskeyword(part)), parts[0] if parts[0] in GRAPH_NAMES else None)
+        if wrong is not None:
+            raise CaptureError(
+                f"{model} reads {node.target!r}, and {wrong!r} is a name that generated code cannot use (a Python keyword, or an "
+                "attribute of torch.fx's GraphModule); give that attribute of the model another name"
+            )
 
 
 def captured(program: Program) -> fx.Graph:

@@ -25,12 +25,12 @@ class TreeSignature:
 
     Attributes:
         inputs: Names of the graph's placeholders.
-        parameters: Names of the forward method's parameters, in order.
-        variadic: Names of its ``*args`` and ``**kwargs`` parameters, if any.
         spec: Structure of the bound arguments.
         leaves: One item a leaf: None for a tensor, a Slot for a fixed value.
         output: Structure of the output; its tensors and numbers come from the graph.
         call: The forward method's signature.
+        plain: Whether tensors given by position alone are the inputs as they stand.
+        model: The model's class name, for error texts.
     """
 
     inputs: tuple[str, ...]
@@ -54,6 +54,10 @@ class TreeSignature:
         for slot, leaf, place in zip(self.leaves, leaves, leaf_names(self.spec), strict=True):
             check_leaf(slot, leaf, place, self.model)
         return tuple(leaf for slot, leaf in zip(self.leaves, leaves, strict=True) if slot is None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TreeSignature":
+        """Return itself: a signature never changes, and torch warns where a structure is copied."""
+        return self
 
     def unflatten(self, values: tuple[Any, ...]) -> Any:
         """Return the output in the model's own structure."""

@@ -6,14 +6,17 @@ from torch import fx, nn
 def attach(graph: fx.Graph, owner: nn.Module, name: str) -> fx.GraphModule:
     """Return a GraphModule over the owner's own modules, parameters and buffers.
 
-    The three registries are the owner's very dictionaries, so what is moved, cast, replaced or loaded there is seen here.
+    The three registries are the owner's very dictionaries, so what is moved, cast, replaced or loaded there is seen here;
+    the owner's other attributes are not, so a child may bear the name of one (``loss``, ``program``).
 
     Args:
         graph: Its targets are paths in the owner.
         owner: What holds the modules.
         name: Class name of the result, as code and errors show it.
     """
-    module = fx.GraphModule(owner, graph, name)
-    for registry in ("_modules", "_parameters", "_buffers"):
-        module.__dict__[registry] = owner.__dict__[registry]
+    registries = {registry: owner.__dict__[registry] for registry in ("_modules", "_parameters", "_buffers")}
+    holder = nn.Module()
+    holder.__dict__.update(registries, training=owner.training)
+    module = fx.GraphModule(holder, graph, name)
+    module.__dict__.update(registries)
     return module
