@@ -84,7 +84,7 @@ class Trainer:
 
     def compute_loss(self, output, target):
         """Return the scalar loss."""
-        return example_losses(self.loss(output, target))
+        return example_losses(self.loss(output, target), mean={mean})
 
 {step}'''
 
@@ -147,6 +147,7 @@ def model_text(net: "DecoupledModule", models: Mapping[str, fx.Graph], imports: 
         arguments=", ".join((*inputs, *(("context",) if context else ()))),
         methods=textwrap.indent("\n\n".join(methods), "    "),
         features=features_text(program),
+        mean=net.mean,
         step=textwrap.indent(step, "    "),
     )
     return head_text(net, imports, body) + tables(net, models) + body

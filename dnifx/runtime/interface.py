@@ -146,9 +146,11 @@ def detached(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, Tensor.detach, value)
 
 
-def example_losses(loss: Tensor) -> Tensor:
-    """Return the loss to differentiate: a scalar as it is, one loss an example averaged."""
-    return loss.mean() if loss.dim() else loss
+def example_losses(loss: Tensor, mean: bool = True) -> Tensor:
+    """Return the loss to differentiate: a scalar as it is, one loss an example averaged, or summed where not ``mean``."""
+    if loss.dim() == 0:
+        return loss
+    return loss.mean() if mean else loss.sum()
 
 
 def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:

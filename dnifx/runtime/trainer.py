@@ -119,12 +119,21 @@ class Trainer:
             )
         schedule = self.source.at(self.steps, self.net.program)
         run = self.compile(schedule, diagnose)
-        with torch.enable_grad():
-            loss, output, diagnostics = run(self, *inputs, target, target if context is None else context)
+        try:
+            with torch.enable_grad():
+                loss, output, diagnostics = run(self, *inputs, target, target if context is None else context)
+        except BaseException:
+            self.forget()
+            raise
         for scheduler in self.lr_schedulers.values():
             scheduler.step()
         self.steps += 1
         return StepResult(None if loss is None else loss.detach(), output, diagnostics)
+
+    def forget(self) -> None:
+        """Drop the gradients that a step left behind where it was broken off, so that the next step does not add to them."""
+        for optimizer in (*self.optimizers.values(), *self.estimator_optimizers.values()):
+            optimizer.zero_grad()
 
     def compile(self, schedule: Schedule, diagnose: bool) -> Callable[..., Any]:
         """Return the function of a schedule, generated once."""
@@ -147,7 +156,7 @@ class Trainer:
     def compute_loss(self, output: Any, target: Any) -> Tensor:
         """Return the scalar loss of an output; check its form, and on the CPU that it is finite."""
         loss = self.first_loss(output, target) if self.steps == 0 else self.loss(output, target)
-        loss = example_losses(loss)
+        loss = example_losses(loss, self.mean)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise LossError(
                 f"the loss of step {self.steps} is {loss.item()}: nothing that depends on it was updated; look at the inputs and "
