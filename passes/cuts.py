@@ -279,7 +279,13 @@ def glob_matches(pattern: str, path: str) -> bool:
     if not is_glob(pattern):
         return pattern == path
     text = re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
-    return re.fullmatch(text.replace(r"\[", "[").replace(r"\]", "]").replace(r"\-", "-"), path) is not None
+    text = text.replace(r"\[", "[").replace(r"\]", "]").replace(r"\-", "-").replace("[!", "[^")
+    try:
+        return re.fullmatch(text, path) is not None
+    except re.error as error:
+        raise CutError(
+            f"{pattern!r} is no pattern for names: {error}; write *, **, ? and [...] as in file names"
+        ) from error
 
 
 def node_title(node: fx.Node) -> str:

@@ -130,7 +130,11 @@ def cut_name(program: Program, node: fx.Node) -> str:
     """Return the name of the cut that a value crosses: its own, or the first one of its partition."""
     home, level = program.homes[node.name], program.levels.get(node.name)
     for cut in program.cuts:
-        if node.name in cut.nodes or any(edge.source == node.name for edge in cut.edges) or cut.level == level:
+        if (
+            node.name in cut.nodes
+            or any(edge.source == node.name for edge in cut.edges)
+            or cut.level == level is not None
+        ):
             return cut.name
     for cut in program.cuts:
         sources = (*cut.nodes, *(edge.source for edge in cut.edges))
