@@ -74,12 +74,20 @@ def run_passes(program: Program, passes: Sequence[Pass], callback: Callback | No
         except Exception as error:
             raise PassError(f"{place(step, done)} failed: {type(error).__name__}: {error}") from error
         demand(step, result, step.ensures, "ensures", done)
-        step.check(result)
+        verify(step, result, done)
         done.append(step.name)
         program = result
         if callback is not None:
             callback(Event(step.name, time.perf_counter() - started, program))
     return program
+
+
+def verify(step: Pass, result: Program, done: Sequence[str]) -> None:
+    """Let a pass look at its result; raise PassError, with the place, where it finds a fault."""
+    try:
+        step.check(result)
+    except (PassError, RuntimeError, ValueError) as error:
+        raise PassError(f"{place(step, done)} gave a faulty result: {error}") from error
 
 
 def demand(step: Pass, program: Program, names: Sequence[str], verb: str, done: Sequence[str]) -> None:
