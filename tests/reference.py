@@ -56,17 +56,18 @@ class Run:
     values: dict[str, Tensor]
     homes: dict[str, int]
     views: dict[str, Op] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     crossings: dict[str, Crossing] = field(default_factory=dict)
 
     def read(self, name: str, home: int) -> Tensor:
-        """Return a value as a partition sees it; a rewritten value that crosses again gets a name of its own."""
+        """Return a value as a partition sees it; what was rewritten crosses by the name that the write gave it."""
+        name = self.renamed.get(name, name)
         value = self.values[name]
         if self.homes[name] == home or not isinstance(value, Tensor) or not value.requires_grad:
             return value
-        while name in self.crossings and self.crossings[name].produced is not value:
-            name = f"{name}'"
         if name not in self.crossings:
             self.crossings[name] = Crossing(name, value, value.detach().requires_grad_())
+        assert self.crossings[name].produced is value, f"{name} crosses, is rewritten, and crosses again"
         return self.crossings[name].leaf
 
     def evaluate(self, code: str, **values: object) -> object:
@@ -84,6 +85,9 @@ class Run:
         self.homes |= dict.fromkeys(op.outputs, home)
         if op.views:
             self.views[op.outputs[0]] = op
+        if op.writes:
+            older = [name for name, newer in self.renamed.items() if newer == op.inputs[0]]
+            self.renamed |= dict.fromkeys([*older, op.inputs[0]], op.outputs[0])
 
     def write(self, name: str, new: object, home: int) -> None:
         """Give a value, what it is a view of, and every view of that their new contents."""

@@ -5,6 +5,7 @@ failure shrinks to can be pasted into a prompt.
 """
 
 import linecache
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -20,6 +21,8 @@ from dnifx.ir import Edge
 Draw = st.DrawFn
 UNUSUAL = [(False, False)] * 9 + [(True, False), (False, True)]
 """Whether a module is frozen, and whether it runs under no_grad."""
+GO_ON = [False] + [True] * 7
+"""Whether another line follows: asked before each, so that shrinking can take any line out."""
 
 
 class Residual(nn.Module):
@@ -149,7 +152,9 @@ class Model:
 
     def _atoms(self) -> Iterator[str]:
         yield f"    def atoms(self, {', '.join(value.name for value in self.inputs)}):"
-        yield from (f"        {line.code if op.writes else _binding(op)}" for line in self.lines for op in line.ops)
+        for line in self.lines:
+            region = "with torch.no_grad(): " if line.no_grad else ""
+            yield from (f"        {region}{line.code if op.writes else _binding(op)}" for op in line.ops)
         bound = [name for op in self.ops for name in op.outputs]
         yield f"        return {{{', '.join(f'{name!r}: {name}' for name in bound)}}}"
 
@@ -224,7 +229,9 @@ class Draft:
         return [value for value in reversed(self.values) if accepts(value)]
 
     def pick(self, accepts: Callable[[Value], bool]) -> Value:
-        return self.draw(st.sampled_from(self.some(accepts)))
+        """Draw a value, more often a late one than an early one, so that models grow deep."""
+        found = self.some(accepts)
+        return self.draw(st.sampled_from([*found[:1] * 3, *found[:3], *found]))
 
     def root(self, name: str) -> str:
         while name in self.roots:
@@ -688,8 +695,11 @@ def draw_inputs(draft: Draft) -> tuple[Value, ...]:
 
 
 def draw_outputs(draft: Draft) -> tuple[Value, ...]:
-    while not draft.some(lambda value: value.grad):
-        draft.turn(linear if draft.some(is_dense) else mean)
+    taken = {name for line in draft.lines for op in line.ops for name in op.inputs}
+    if not draft.some(lambda value: value.grad and value.name in taken):
+        source = draft.some(lambda value: value.grad)[0]
+        head = Value(draft.fresh("v"), source.shape, grad=True)
+        draft.add("head", f"torch.tanh({source.name})", [source], head)
     last = draft.some(lambda value: value.grad)[0]
     others = [
         value
@@ -701,17 +711,19 @@ def draw_outputs(draft: Draft) -> tuple[Value, ...]:
 
 
 @st.composite
-def models(draw: Draw, max_lines: int = 8, without: frozenset[str] = frozenset()) -> Model:
+def models(draw: Draw, max_lines: int = 9, without: frozenset[str] = frozenset()) -> Model:
     """Draw a model.
 
     Args:
         draw: Given by hypothesis.
-        max_lines: How many lines its forward may have before the last.
+        max_lines: How many lines its forward may have.
         without: Names of features that it must not have.
     """
     draft = Draft(draw)
     inputs = draw_inputs(draft)
-    for _ in range(draw(st.integers(1, max_lines))):
+    while not draft.some(lambda value: value.grad):
+        draft.turn(linear if draft.some(is_dense) else convolution)
+    while len(draft.lines) < max_lines and draw(st.sampled_from(GO_ON)):
         ready = [feature for feature in FEATURES if feature.name not in without and feature.ready(draft)]
         draft.turn(draw(st.sampled_from([feature.step for feature in ready for _ in range(feature.weight)])))
     outputs = draw_outputs(draft)
@@ -735,38 +747,56 @@ class NodeNamed:
 Cuts = str | int | list[str | Edge] | NodeNamed
 
 
-def module_paths(module: nn.Module) -> list[str]:
-    return [path for path, _ in module.named_modules() if path]
+def module_paths(model: Model) -> dict[str, str]:
+    """Return the paths of the modules that a forward calls, each with the value that its last call makes."""
+    calls = [(op.code, op.outputs[0]) for op in model.ops] + [
+        (line.code, line.ops[-1].outputs[0]) for line in model.lines
+    ]
+    found = {}
+    for code, output in calls:
+        called = re.search(r"self\.([\w.\[\]]+)\(", code)
+        if called:
+            found[called[1].replace("[", ".").replace("]", "")] = output
+    return found
+
+
+def places(model: Model) -> dict[str, str]:
+    """Return the values that a cut can stand after, each with its node: they carry a gradient, and go on."""
+    module = model.build()
+    run = getattr(module, "atoms")  # noqa: B009 - written into the drawn class, unknown to type checkers
+    values, taken = run(*model.example(2)), {name for op in model.ops for name in op.inputs}
+    names = node_names(module)
+    return {name: names[name] for name in names if name in taken and getattr(values[name], "requires_grad", False)}
 
 
 @st.composite
 def cut_sets(
-    draw: Draw, model: Model, forms: tuple[str, ...] = ("paths", "glob", "nodes", "parts", "edges", "each")
+    draw: Draw, model: Model, forms: tuple[str, ...] = ("paths", "nodes", "parts", "glob", "edges", "each")
 ) -> Cuts:
-    """Draw cuts for a model, in one of the forms that ``decouple`` takes."""
-    module = model.build()
-    paths, names = module_paths(module), list(node_names(module).values())
-    possible = [form for form in forms if paths or form not in ("paths", "glob", "each")]
-    form = draw(st.sampled_from(possible))
+    """Draw cuts for a model, in one of the forms that ``decouple`` takes; only the last three can be impossible."""
+    names = places(model)
+    paths = [path for path, value in module_paths(model).items() if value in names]
+    possible = [form for form in forms if {"nodes": names, "edges": names, "parts": True}.get(form, paths)]
+    form = draw(st.sampled_from(possible or ["parts"]))
     if form == "glob":
         return draw(st.sampled_from(["m*", *(f"{path}*" for path in paths if "." not in path)]))
     if form == "parts":
-        return draw(st.integers(2, 4))
+        return draw(st.integers(2, min(4, len(names) + 1)))
     if form == "nodes":
-        return NodeNamed(frozenset(draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))))
+        return NodeNamed(frozenset(draw(some_of(list(names.values())))))
     if form == "edges":
         return list(draw(edge_cuts(model)))
-    return (
-        "each" if form == "each" else list(draw(st.lists(st.sampled_from(paths), min_size=1, max_size=3, unique=True)))
-    )
+    return "each" if form == "each" else list(draw(some_of(paths)))
+
+
+def some_of(names: list[str]) -> st.SearchStrategy[list[str]]:
+    masks = st.integers(1, 2 ** len(names) - 1)
+    return masks.map(lambda mask: [name for place, name in enumerate(names) if mask >> place & 1])
 
 
 @st.composite
 def edge_cuts(draw: Draw, model: Model) -> list[Edge]:
     """Draw one value and name every edge that leaves it."""
     names = node_names(model.build())
-    edges = {
-        value: [Edge(names[value], names[op.outputs[0]]) for op in model.ops if value in op.inputs] for value in names
-    }
-    choices = [found for found in edges.values() if found]
-    return draw(st.sampled_from(choices)) if choices else [Edge("x0", names[model.ops[0].outputs[0]])]
+    source = draw(st.sampled_from(list(places(model))))
+    return [Edge(names[source], names[op.outputs[0]]) for op in model.ops if source in op.inputs]
