@@ -14,6 +14,7 @@ from dnifx.passes.balance import balanced_cuts
 from dnifx.passes.capture import captured, module_path
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
+from dnifx.runtime.interface import detached
 
 CutSpec = str | Edge | int | Callable[[fx.Node], bool] | Sequence[str | Edge]
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -47,11 +48,19 @@ def unpacked(program: Program, cut: Cut) -> Cut:
         return cut
     nodes = {node.name: node for node in captured(program).nodes}
     names: dict[str, None] = {}
-    for name in cut.nodes:
+    for name in (detached_end(nodes[name]).name for name in cut.nodes):
         items = [user.name for user in nodes[name].users if is_item(user)]
         packed = bool(items) and not program.measures[name].is_tensor and len(items) == len(nodes[name].users)
         names.update(dict.fromkeys(items if packed else [name]))
     return replace(cut, nodes=tuple(names))
+
+
+def detached_end(node: fx.Node) -> fx.Node:
+    """Follow a value that is only used detached, as under ``torch.no_grad()``, to the detached one."""
+    users = list(node.users)
+    if len(users) == 1 and (users[0].target is detached or (users[0].op, users[0].target) == ("call_method", "detach")):
+        return users[0]
+    return node
 
 
 def is_item(node: fx.Node) -> bool:

@@ -141,17 +141,33 @@ def cut_levels(program: Program) -> dict[str, int]:
             least = [early.get(source, 0) + crossed(source, node) for source in node.all_input_nodes]
             early[node] = max([*least, *(early[other] for other in before.get(node, ()))], default=0)
     sources = {name for cut in program.cuts for name in (*cut.nodes, *(edge.source for edge in cut.edges))}
+    live = ancestors(output_of(graph))
     levels: dict[str, int] = {}
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node not in early:
+        if node not in early or node not in live:
             continue
-        users = [user for user in (*node.users, *after.get(node, ())) if user in early]
+        users = [user for user in (*node.users, *after.get(node, ())) if user in early and user in live]
         if node.name in sources or any(user in needed and early[user] == early[node] for user in users):
             needed.add(node)
         stays = node in needed or not users or not program.measures[node.name].requires_grad
         levels[node.name] = early[node] if stays else min(levels[user.name] for user in users)
+    for node in early:
+        if node not in live:
+            earlier = [*node.all_input_nodes, *before.get(node, ())]
+            levels[node.name] = max([early[node], *(levels[other.name] for other in earlier if other.name in levels)])
     return with_reads(graph, levels)
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """Return a node and all that it is computed from."""
+    found, queue = {node}, [node]
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                queue.append(source)
+    return found
 
 
 def crossings(graph: fx.Graph, cuts: Iterable[Cut]) -> Callable[[fx.Node, fx.Node], int]:
@@ -196,17 +212,20 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
             if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
                 joined.union(source.name, node.name)
     after = neighbours(ordered_pairs(program))
-    flowing = {joined[node.name] for node in homed(graph) if node.op == "output" or carries(program, node)}
+    live = ancestors(output_of(graph))
+    for first, second in ordered_pairs(program):
+        if second not in live and levels[first.name] == levels[second.name]:
+            joined.union(first.name, second.name)
+    flowing = {joined[node.name] for node in live if node.op == "output" or carries(program, node)}
     for node in reversed(graph.nodes):
         if node.op == "placeholder" or joined[node.name] in flowing:
             continue
-        users = [user for user in (*node.users, *after.get(node, ())) if joined[user.name] != joined[node.name]]
-        if users:
-            first = min(levels[user.name] for user in users)
-            for user in users:
-                if levels[user.name] == first:
-                    joined.union(user.name, node.name)
-            flowing.add(joined[node.name])
+        users = [user for user in node.users if joined[user.name] != joined[node.name]]
+        first_level = min((levels[user.name] for user in users), default=-1)
+        followers = [user for user in users if levels[user.name] == first_level] or [output_of(graph)]
+        for user in followers:
+            joined.union(user.name, node.name)
+        flowing.add(joined[node.name])
     return without_cycles(program, joined)
 
 
@@ -267,11 +286,13 @@ def check_exact_edges(program: Program, levels: Mapping[str, int]) -> None:
 
 def way_round(graph: fx.Graph, uncut: Edge, edges: Sequence[Edge], levels: Mapping[str, int]) -> str:
     """Draw a cut edge and the uncut edge that goes round it."""
-    cut = next((edge for edge in edges if levels[edge.source] == levels[uncut.source]), edges[0])
     flow = nx.DiGraph((node.name, user.name) for node in graph.nodes for user in node.users)
+    behind = [edge for edge in edges if nx.has_path(flow, uncut.source, edge.source)]
+    cut = next((edge for edge in behind if levels[edge.source] == levels[uncut.source]), (behind or list(edges))[0])
+    meeting = uncut.target if nx.has_path(flow, cut.target, uncut.target) else output_of(graph).name
     lines = [
-        f"  cut:    {draw(flow, uncut.source, cut.source)} ==X==> {draw(flow, cut.target, uncut.target)}",
-        f"  round:  {uncut.source} -----> {uncut.target}",
+        f"  cut:    {draw(flow, uncut.source, cut.source)} ==X==> {draw(flow, cut.target, meeting)}",
+        f"  round:  {uncut.source} -----> {draw(flow, uncut.target, meeting)}",
     ]
     text = "\n".join(lines)
     return (
