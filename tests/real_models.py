@@ -5,6 +5,7 @@ Libraries are imported when a factory is called, so that the table itself can be
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,11 @@ def detector(name: str) -> Example:
 def timm_model(name: str, size: int = 64, **options: Any) -> Example:
     """Return a timm model by its name."""
     importlib.import_module("tests.torchvision_shim")
-    return importlib.import_module("timm").create_model(name, pretrained=False, num_classes=10, **options), (images(size=size),), {}
+    return (
+        importlib.import_module("timm").create_model(name, pretrained=False, num_classes=10, **options),
+        (images(size=size),),
+        {},
+    )
 
 
 _TEXT: Mapping[str, Any] = {
@@ -66,7 +71,9 @@ _TEXT: Mapping[str, Any] = {
 }
 
 
-def transformer(model: str, config: str, inputs: Mapping[str, Callable[[], Any]] | None = None, **options: Any) -> Example:
+def transformer(
+    model: str, config: str, inputs: Mapping[str, Callable[[], Any]] | None = None, **options: Any
+) -> Example:
     """Return a model of transformers in a small configuration.
 
     Args:
@@ -80,7 +87,9 @@ def transformer(model: str, config: str, inputs: Mapping[str, Callable[[], Any]]
     settings = {key: value for key, value in {**_TEXT, **options}.items() if value is not ...}
     made = getattr(library, model)(getattr(library, config)(**settings))
     ids = tokens()
-    named = {"input_ids": ids, "labels": ids.clone()} if inputs is None else {name: make() for name, make in inputs.items()}
+    named = (
+        {"input_ids": ids, "labels": ids.clone()} if inputs is None else {name: make() for name, make in inputs.items()}
+    )
     return made, (), named
 
 
@@ -98,8 +107,12 @@ def graph_network(name: str, **options: Any) -> Example:
 
 
 def _transformers_text() -> dict[str, Factory]:
-    causal = {
-        "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, **_dropped()}),
+    causal: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "gpt2": (
+            "GPT2LMHeadModel",
+            "GPT2Config",
+            {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, **_dropped()},
+        ),
         "llama": ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 2}),
         "mistral": ("MistralForCausalLM", "MistralConfig", {"num_key_value_heads": 2}),
         "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {"num_key_value_heads": 2}),
@@ -108,7 +121,11 @@ def _transformers_text() -> dict[str, Factory]:
         "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {"num_key_value_heads": 2, "head_dim": 8}),
         "phi": ("PhiForCausalLM", "PhiConfig", {}),
         "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {}),
-        "gptj": ("GPTJForCausalLM", "GPTJConfig", {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
+        "gptj": (
+            "GPTJForCausalLM",
+            "GPTJConfig",
+            {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+        ),
         "opt": ("OPTForCausalLM", "OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
         "bloom": ("BloomForCausalLM", "BloomConfig", {"n_layer": 4, "n_head": 4}),
         "falcon": ("FalconForCausalLM", "FalconConfig", {}),
@@ -117,14 +134,26 @@ def _transformers_text() -> dict[str, Factory]:
         "olmo": ("OlmoForCausalLM", "OlmoConfig", {}),
         "stablelm": ("StableLmForCausalLM", "StableLmConfig", {"num_key_value_heads": 2}),
     }
-    masked = {
+    masked: dict[str, tuple[str, str, dict[str, Any]]] = {
         "bert": ("BertForMaskedLM", "BertConfig", {}),
         "roberta": ("RobertaForMaskedLM", "RobertaConfig", {}),
-        "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig", {"dim": 32, "hidden_dim": 64, "n_layers": 4, "n_heads": 4}),
+        "distilbert": (
+            "DistilBertForMaskedLM",
+            "DistilBertConfig",
+            {"dim": 32, "hidden_dim": 64, "n_layers": 4, "n_heads": 4},
+        ),
         "albert": ("AlbertForMaskedLM", "AlbertConfig", {"embedding_size": 16}),
         "electra": ("ElectraForMaskedLM", "ElectraConfig", {"embedding_size": 16}),
-        "deberta-v2": ("DebertaV2ForMaskedLM", "DebertaV2Config", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
-        "mobilebert": ("MobileBertForMaskedLM", "MobileBertConfig", {"intra_bottleneck_size": 32, "embedding_size": 32}),
+        "deberta-v2": (
+            "DebertaV2ForMaskedLM",
+            "DebertaV2Config",
+            {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+        ),
+        "mobilebert": (
+            "MobileBertForMaskedLM",
+            "MobileBertConfig",
+            {"intra_bottleneck_size": 32, "embedding_size": 32},
+        ),
         "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", {"local_attention": 8}),
         "fnet": ("FNetForMaskedLM", "FNetConfig", {}),
         "squeezebert": ("SqueezeBertForMaskedLM", "SqueezeBertConfig", {"embedding_size": 32}),
@@ -132,7 +161,7 @@ def _transformers_text() -> dict[str, Factory]:
         "xlm": ("XLMWithLMHeadModel", "XLMConfig", {"emb_dim": 32, "n_layers": 4, "n_heads": 4}),
     }
     return {
-        name: lambda model=model, config=config, options=options: transformer(model, config, **options)
+        name: partial(transformer, model, config, **options)
         for name, (model, config, options) in {**causal, **masked}.items()
     }
 
@@ -142,21 +171,38 @@ def _dropped() -> dict[str, float]:
 
 
 def _sequence_to_sequence() -> dict[str, Factory]:
-    small = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    wide = {**small, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    small = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    }
+    wide: dict[str, Any] = {**small, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     return {
         "t5": lambda: transformer(
             "T5ForConditionalGeneration",
             "T5Config",
-            d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
         ),
         "bart": lambda: transformer("BartForConditionalGeneration", "BartConfig", **wide),
-        "pegasus": lambda: transformer("PegasusForConditionalGeneration", "PegasusConfig", **wide, decoder_start_token_id=0),
+        "pegasus": lambda: transformer(
+            "PegasusForConditionalGeneration", "PegasusConfig", **wide, decoder_start_token_id=0
+        ),
         "whisper": lambda: transformer(
             "WhisperForConditionalGeneration",
             "WhisperConfig",
             {"input_features": lambda: torch.randn(2, 8, 40), "labels": tokens},
-            **wide, num_mel_bins=8, max_source_positions=20, max_target_positions=64, decoder_start_token_id=1,
+            **wide,
+            num_mel_bins=8,
+            max_source_positions=20,
+            max_target_positions=64,
+            decoder_start_token_id=1,
         ),
     }
 
@@ -169,22 +215,43 @@ def _transformers_vision() -> dict[str, Factory]:
         "beit": lambda: vision_transformer("BeitForImageClassification", "BeitConfig", **small),
         "dinov2": lambda: vision_transformer("Dinov2ForImageClassification", "Dinov2Config", **small),
         "swin": lambda: vision_transformer(
-            "SwinForImageClassification", "SwinConfig",
-            image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_hidden_layers=...,
-            num_attention_heads=..., hidden_size=...,
+            "SwinForImageClassification",
+            "SwinConfig",
+            image_size=32,
+            patch_size=2,
+            embed_dim=16,
+            depths=[2, 2],
+            num_heads=[2, 4],
+            window_size=4,
+            num_hidden_layers=...,
+            num_attention_heads=...,
+            hidden_size=...,
         ),
         "convnext": lambda: vision_transformer(
             "ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 2, 1]
         ),
         "segformer": lambda: vision_transformer(
-            "SegformerForImageClassification", "SegformerConfig", size=64,
-            hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4], num_hidden_layers=...,
+            "SegformerForImageClassification",
+            "SegformerConfig",
+            size=64,
+            hidden_sizes=[8, 16, 32, 64],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 2, 2, 4],
+            num_hidden_layers=...,
         ),
         "resnet-hf": lambda: vision_transformer(
-            "ResNetForImageClassification", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1]
+            "ResNetForImageClassification",
+            "ResNetConfig",
+            embedding_size=8,
+            hidden_sizes=[8, 16, 16, 32],
+            depths=[1, 1, 1, 1],
         ),
         "poolformer": lambda: vision_transformer(
-            "PoolFormerForImageClassification", "PoolFormerConfig", size=64, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1]
+            "PoolFormerForImageClassification",
+            "PoolFormerConfig",
+            size=64,
+            hidden_sizes=[8, 16, 32, 64],
+            depths=[1, 1, 1, 1],
         ),
     }
 
@@ -204,7 +271,11 @@ def _clip() -> Example:
     tower = {key: value for key, value in _TEXT.items() if key not in ("pad_token_id", "bos_token_id")}
     picture = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     inputs = {"input_ids": tokens, "pixel_values": lambda: images(size=32), "return_loss": lambda: True}
-    settings = {"text_config": tower, "vision_config": {**picture, "image_size": 32, "patch_size": 8}, "projection_dim": 16}
+    settings = {
+        "text_config": tower,
+        "vision_config": {**picture, "image_size": 32, "patch_size": 8},
+        "projection_dim": 16,
+    }
     return transformer("CLIPModel", "CLIPConfig", inputs, **_nothing_of_text(), **settings)
 
 
@@ -217,7 +288,13 @@ def _wav2vec2() -> Example:
 
 def _patch_tst() -> Example:
     inputs = {"past_values": lambda: torch.randn(2, 32, 3), "future_values": lambda: torch.randn(2, 4, 3)}
-    series = {"num_input_channels": 3, "context_length": 32, "prediction_length": 4, "patch_length": 8, "patch_stride": 8}
+    series = {
+        "num_input_channels": 3,
+        "context_length": 32,
+        "prediction_length": 4,
+        "patch_length": 8,
+        "patch_stride": 8,
+    }
     size = {"d_model": 16, "num_attention_heads": 4, "ffn_dim": 32, "num_hidden_layers": 2}
     return transformer("PatchTSTForPrediction", "PatchTSTConfig", inputs, **{**_nothing_of_text(), **series, **size})
 
@@ -225,9 +302,21 @@ def _patch_tst() -> Example:
 def _detr() -> Example:
     backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
     backbone = {**backbone, "out_features": ["stage4"]}
-    size = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    size = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    }
     wide = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_queries": 5, "num_labels": 4}
-    settings = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_config": backbone, **size, **wide}
+    settings = {
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone_config": backbone,
+        **size,
+        **wide,
+    }
     inputs = {"pixel_values": lambda: images(size=64)}
     return transformer("DetrForObjectDetection", "DetrConfig", inputs, **{**_nothing_of_text(), **settings})
 
@@ -248,9 +337,9 @@ def _torchvision() -> dict[str, Factory]:
         "resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 mobilenet_v2 mobilenet_v3_small efficientnet_b0 "
         "efficientnet_v2_s shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5 regnet_y_400mf convnext_tiny vgg11_bn alexnet swin_t"
     ).split()
-    table: dict[str, Factory] = {name: lambda name=name: torchvision_model(name) for name in small}
+    table: dict[str, Factory] = {name: partial(torchvision_model, name) for name in small}
     table["googlenet"] = lambda: torchvision_model("googlenet", init_weights=False)
-    table["inception_v3"] = lambda: torchvision_model("inception_v3", size=128, init_weights=False)
+    table["inception_v3"] = lambda: torchvision_model("inception_v3", size=128, init_weights=False, aux_logits=False)
     table["vit_b_32"] = lambda: torchvision_model("vit_b_32", image_size=64)
     table["maxvit_t"] = lambda: torchvision_model("maxvit_t", size=224)
     return table
@@ -259,10 +348,10 @@ def _torchvision() -> dict[str, Factory]:
 def _segmentation_and_detection() -> dict[str, Factory]:
     segmenters = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
     table: dict[str, Factory] = {
-        name: lambda name=name: torchvision_model(name, weights_backbone=None, num_classes=4) for name in segmenters
+        name: partial(torchvision_model, name, weights_backbone=None, num_classes=4) for name in segmenters
     }
     for name in ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn"):
-        table[name] = lambda name=name: detector(name)
+        table[name] = partial(detector, name)
     return table
 
 
@@ -272,11 +361,11 @@ def _timm_convolutional() -> dict[str, Factory]:
         "mobilenetv3_small_050 mobilenetv4_conv_small ghostnet_050 efficientnet_lite0 lcnet_050 repvgg_a0 regnetx_002 "
         "nf_resnet26 convnext_atto convnextv2_atto inception_next_tiny resnetv2_50 darknet17 selecsls42 skresnet18 rexnet_100"
     ).split()
-    return {name: lambda name=name: timm_model(name) for name in names}
+    return {name: partial(timm_model, name) for name in names}
 
 
 def _timm_attention() -> dict[str, Factory]:
-    sized = {
+    sized: dict[str, dict[str, Any]] = {
         "vit_tiny_patch16_224": {"img_size": 64},
         "deit_tiny_patch16_224": {"img_size": 64},
         "swin_tiny_patch4_window7_224": {"img_size": 56, "window_size": 7},
@@ -288,17 +377,18 @@ def _timm_attention() -> dict[str, Factory]:
     }
     special = {"swin_tiny_patch4_window7_224": 56, "eva02_tiny_patch14_224": 56}
     table: dict[str, Factory] = {
-        name: lambda name=name, options=options: timm_model(name, special.get(name, 64), **options)
-        for name, options in sized.items()
+        name: partial(timm_model, name, special.get(name, 64), **options) for name, options in sized.items()
     }
     free = "mobilevit_xxs edgenext_xx_small poolformer_s12 caformer_s18 pvt_v2_b0 efficientformerv2_s0 hiera_tiny_224 convmixer_768_32"
     for name in free.split():
-        table[name] = lambda name=name: timm_model(name, 224 if name.startswith(("hiera", "efficientformer")) else 64)
+        table[name] = partial(timm_model, name, 224 if name.startswith(("hiera", "efficientformer")) else 64)
     return table
 
 
 def _torch_geometric() -> dict[str, Factory]:
-    table: dict[str, Factory] = {name.lower(): lambda name=name: graph_network(name) for name in ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN")}
+    table: dict[str, Factory] = {
+        name.lower(): partial(graph_network, name) for name in ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN")
+    }
     table["gcn-jumping"] = lambda: graph_network("GCN", jk="cat", norm="batch_norm", dropout=0.2)
     table["gat-v2"] = lambda: graph_network("GAT", v2=True, heads=2)
     table["graph-unet"] = _graph_unet
@@ -330,7 +420,11 @@ def _torch_own() -> dict[str, Factory]:
             (torch.randn(2, 7, 16), torch.randn(2, 5, 16)),
             {},
         ),
-        "encoder": lambda: (nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32), 3), (torch.randn(7, 2, 16),), {}),
+        "encoder": lambda: (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32), 3),
+            (torch.randn(7, 2, 16),),
+            {},
+        ),
         "lstm": lambda: (nn.LSTM(8, 16, 2, batch_first=True), (torch.randn(2, 7, 8),), {}),
     }
 

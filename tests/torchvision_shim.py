@@ -5,12 +5,13 @@ up. Non-maximum suppression is defined here in Python, with the same result as t
 """
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("torchvision", "DEF")
+_LIBRARY: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
 
 
 def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -43,11 +44,9 @@ def install() -> None:
     _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _LIBRARY.impl("nms", suppress, "CPU")
-    import torchvision.ops.boxes
-    import torchvision.ops.roi_align  # noqa: F401 - the module is looked up below, the package holds a function of its name
-
-    torchvision.ops.boxes._assert_has_ops = lambda: None
-    align: Any = sys.modules["torchvision.ops.roi_align"]
+    boxes: Any = import_module("torchvision.ops.boxes")
+    boxes._assert_has_ops = lambda: None
+    align: Any = import_module("torchvision.ops.roi_align")
     align._roi_align = getattr(align._roi_align, "__wrapped__", align._roi_align)
 
 

@@ -1,4 +1,4 @@
-"""What captured graphs call beside torch's own functions; it imports torch and the standard library alone, so that it can be copied."""
+"""What captured graphs call beside torch's own functions; the file can be copied, it needs torch alone."""
 
 import copy
 import operator
@@ -54,7 +54,7 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 def apply_function(function: type[torch.autograd.Function], /, *args: Any, **kwargs: Any) -> Any:
     """Call ``function.apply``."""
-    return function.apply(*args, **kwargs)
+    return function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def vmapped(function: Callable[..., Any], options: tuple[Any, ...], /, *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +208,7 @@ def _cut(item: Any, slots: dict[int, Slot]) -> Any:
         return _Made(_sequence, (kind, *(_cut(part, slots) for part in item)))
     if kind in (dict, OrderedDict):
         return _Made(_mapping, (kind, *(_Made(_pair, (key, _cut(value, slots))) for key, value in item.items())))
-    if isinstance(item, tuple) and kind.__new__ is not tuple.__new__ and len(getattr(item, "_fields", ())) == len(item):
+    if isinstance(item, tuple) and len(getattr(item, "_fields", ())) == len(item):
         return _Made(kind, tuple(_cut(part, slots) for part in item))
     if is_dataclass(item) and _is_plain(item):
         return _Made(kind, (), tuple((part.name, _cut(getattr(item, part.name), slots)) for part in fields(item)))

@@ -28,7 +28,7 @@ class Escape:
     constant: bool
 
 
-class Escapes(TorchDispatchMode):
+class Escapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode beside the recorder.
 
     Args:
@@ -37,7 +37,7 @@ class Escapes(TorchDispatchMode):
     """
 
     def __init__(self, recorder: Watched, snapshot: Snapshot) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
         self._watch = ParameterWatch(snapshot)
         self._escaped: dict[int, Escape] = {}

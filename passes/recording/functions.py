@@ -10,7 +10,7 @@ from torch import Tensor
 from dnifx.runtime import ops
 
 METADATA = frozenset(
-    "dim ndimension is_floating_point is_complex is_contiguous stride storage_offset data_ptr element_size get_device "
+    "dim ndimension is_floating_point is_complex is_contiguous storage_offset data_ptr element_size get_device "
     "is_signed is_inference is_conj is_neg is_pinned is_shared untyped_storage storage _typed_storage is_same_size has_names "
     "__format__ __repr__ __str__ __hash__ __dir__ _is_view is_set_to _nnz sparse_dim dense_dim result_type is_storage "
     "promote_types can_cast _set_grad_enabled set_grad_enabled is_grad_enabled __dlpack_device__ type".split()

@@ -4,11 +4,11 @@ import builtins
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import apis
 from torch.autograd import Function
 
 from dnifx.passes.recording.sizes import Number, SymbolicFloat, SymbolicInt, plain_number
@@ -58,6 +58,7 @@ Patch = tuple[Any, str, Any]
 
 
 def _calls(observer: Observer) -> list[Patch]:
+    apis: Any = import_module("torch._functorch.apis")
     call, apply, vmap = nn.Module.__call__, Function.__dict__["apply"].__func__, apis.vmap_impl
 
     def module_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +80,8 @@ def _calls(observer: Observer) -> list[Patch]:
 
 
 def _regions(observer: Observer) -> list[Patch]:
-    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+    enter: Any = torch.autocast.__enter__
+    leave: Any = torch.autocast.__exit__
 
     def entered(region: torch.autocast) -> Any:
         observer.entered_autocast(region)
@@ -97,7 +99,8 @@ def _builtins(observer: Observer) -> list[Patch]:
 
     def symbolic_len(item: Any) -> int:
         if observer.active and isinstance(item, Tensor):
-            return item.__len__()
+            size: int = item.__len__()  # type: ignore[no-untyped-call]
+            return size
         return true_len(item)
 
     class RangeType(type):

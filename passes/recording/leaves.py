@@ -46,7 +46,7 @@ class Plan:
     def start(cls, model: nn.Module, open_paths: Collection[str] | None, keep_whole: Collection[str]) -> "Plan":
         """Return the plan of the first run."""
         opened = None if open_paths is None else frozenset(part for path in open_paths for part in ancestry(path))
-        asked = {path: "asked for by keep_whole" for path in keep_whole}
+        asked = dict.fromkeys(keep_whole, "asked for by keep_whole")
         return cls(opened, MappingProxyType(asked), large=frozenset(large_modules(model)))
 
     def is_leaf(self, path: str, module: nn.Module) -> bool:

@@ -99,7 +99,7 @@ class Recorder(TorchFunctionMode):
             if field == "device" and first is not None and self.writer.knows(first):
                 self.writer.remember_device(result, first)
             return result
-        if field == "shape" or name in ("size", "__len__", "numel", "nelement"):
+        if field == "shape" or name in ("size", "stride", "__len__", "numel", "nelement"):
             return self._size(name, field, args, kwargs, result)
         if name in functions.READS and not isinstance(result, Tensor):
             return self._read(function, name, args, kwargs, result)
@@ -204,20 +204,22 @@ class Recorder(TorchFunctionMode):
             self.guards += 1
 
     def _size(self, name: str, field: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        tensor = args[0] if args else kwargs.get("self")
-        origin = self.writer.origin(tensor) if isinstance(tensor, Tensor) else None
-        if origin is None:
+        first = args[0] if args else kwargs.get("self")
+        origin = self.writer.origin(first) if isinstance(first, Tensor) else None
+        if origin is None or not isinstance(first, Tensor):
             return result
         data = origin.base in self.writer.ragged
-        if isinstance(result, torch.Size):
-            return torch.Size(
-                [symbolic(int(size), self, None, (origin, index), data) for index, size in enumerate(result)]
-            )
+        method = "stride" if name == "stride" else "size"
+
+        def part(index: int, value: int) -> Any:
+            return symbolic(int(value), self, None, (origin, index, method), data)
+
+        if isinstance(result, tuple):
+            return type(result)([part(index, value) for index, value in enumerate(result)])
         if name in ("numel", "nelement"):
-            sizes = [symbolic(int(size), self, None, (origin, index), data) for index, size in enumerate(tensor.shape)]
-            return sizes[0] if len(sizes) == 1 else _product(sizes, result)
+            return _product([part(index, value) for index, value in enumerate(first.shape)], result)
         index = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        return symbolic(int(result), self, None, (origin, int(plain_number(index))), data)
+        return part(int(plain_number(index)), result)
 
     def _read(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Python reads the content of a tensor."""
@@ -248,7 +250,7 @@ class Recorder(TorchFunctionMode):
         if source in self.writer.tainted or isinstance(result, float):
             self.hazard("item() of a tensor")
         node = self.writer.add("call_method", "item", (source,))
-        return symbolic(result, self, None, (Origin(node), None), True)
+        return symbolic(result, self, None, (Origin(node), None, ""), True)
 
     def _guard(self, node: Any, value: Any, construct: str, data: bool = True) -> None:
         """Let the graph check that a value is what Python saw."""
@@ -275,7 +277,9 @@ class Recorder(TorchFunctionMode):
             self.writer.keep(item)
         if any(isinstance(item, fx.Node) for item in items):
             data = any(isinstance(item, SymbolicInt | SymbolicFloat) and item.expression.data for item in operands)
-            self._guard(self.writer.add_after(function, items), value, "a decision on a value computed from tensors", data)
+            self._guard(
+                self.writer.add_after(function, items), value, "a decision on a value computed from tensors", data
+            )
 
     def consumed(self, number: Number) -> None:
         """Python took the plain value of a number; see ``sizes.Owner``."""
@@ -444,7 +448,7 @@ class Recorder(TorchFunctionMode):
             self._guard_soft(self.writer.node_at(Origin(node, path)), result)
             return result
         if type(result) in (int, float):
-            return symbolic(result, self, None, (Origin(node, path), None), False)
+            return symbolic(result, self, None, (Origin(node, path), None, ""), False)
         if type(result) in (list, tuple, torch.Size):
             parts = [self._numbers(part, node, (*path, ("item", index))) for index, part in enumerate(result)]
             return type(result)(parts)
@@ -552,7 +556,7 @@ def _identity(item: Any) -> Any:
     if isinstance(item, SymbolicInt | SymbolicFloat):
         expression = item.expression
         if expression.function is None:
-            origin, dimension = expression.operands
-            return origin.base, origin.path, dimension
+            origin, *read = expression.operands
+            return origin.base, origin.path, *read
         return expression.function, tuple(map(_identity, expression.operands))
     return type(item), item

@@ -87,7 +87,7 @@ def record(
             return result
         raise _failure(model, args, kwargs, result) from result
     raise CaptureError(
-        f"{type(model).__name__} still asks for other modules to be kept whole after {_ROUNDS} runs: {dict(plan.whole)}"
+        f"{type(model).__name__} asks for ever other modules to be kept whole ({_ROUNDS} runs): {dict(plan.whole)}"
     )
 
 

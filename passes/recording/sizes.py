@@ -26,7 +26,8 @@ class Expression:
     Attributes:
         owner: The recorder it belongs to.
         function: The Python function that makes it of ``operands``; None where it is read from a graph value.
-        operands: Numbers, symbolic or plain; or, where it is read, an origin and the dimension (None: the value itself).
+        operands: Numbers, symbolic or plain; or, where it is read, an origin, the dimension (None: the value itself) and
+            the tensor method that gives it (size or stride).
         data: Whether it depends on the values in tensors, and not on their sizes alone.
         node: The graph node that computes it, once it has one.
     """

@@ -17,7 +17,7 @@ Generators = tuple[Tensor, tuple[Tensor, ...], Any, Any]
 
 def generators() -> Generators:
     """Return the state of the random number generators."""
-    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
 
 
@@ -50,6 +50,9 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
         self._attributes = [_attributes(module) for module in self._modules]
+        self._contents = [
+            (item, _copy(item)) for held in self._attributes for item in held.values() if type(item) in _FILLED
+        ]
         self._buffers = [(module._buffers, dict(module._buffers)) for module in self._modules]
         self._persistence = [set(module._non_persistent_buffers_set) for module in self._modules]
         values = {id(buffer): buffer for _, named in self._buffers for buffer in named.values() if buffer is not None}
@@ -66,6 +69,8 @@ class Snapshot:
         """Put everything back as it was."""
         for module, attributes in zip(self._modules, self._attributes, strict=True):
             _restore_attributes(module, attributes)
+        for item, content in self._contents:
+            _refill(item, content)
         for (buffers, named), persistence, module in zip(self._buffers, self._persistence, self._modules, strict=True):
             buffers.clear()
             buffers.update(named)
@@ -99,6 +104,22 @@ def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     held.update(attributes)
 
 
+_FILLED = (dict, list, set)
+
+
+def _copy(item: Any) -> Any:
+    return type(item)(item)
+
+
+def _refill(item: Any, content: Any) -> None:
+    """Give a container of the model back what it held."""
+    if isinstance(item, list):
+        item[:] = content
+    else:
+        item.clear()
+        item.update(content)
+
+
 def _storage(tensor: Tensor) -> int:
     """Return the identity of a tensor's memory."""
     if tensor.layout is not torch.strided:
@@ -106,11 +127,11 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class ParameterWatch(TorchDispatchMode):
+class ParameterWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells a snapshot of every parameter that an operation is about to write."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.snapshot = snapshot
 
     def __torch_dispatch__(

@@ -36,8 +36,8 @@ def verify(
     """Return the differences between a captured graph and its model; the model is left as it was.
 
     Outputs, gradients of parameters and inputs, buffers, and the states of the random number generators afterwards are
-    compared bit for bit. What the model itself does not repeat is not counted. A guard that fires is no difference, unless
-    it fires under every seed.
+    compared bit for bit. What the model itself does not repeat is not counted. A guard that fires is no difference,
+    unless it fires under every seed.
 
     Args:
         model: The model.

@@ -77,7 +77,7 @@ class Writer:
         return node
 
     def add_after(self, function: Callable[..., Any] | str, args: tuple[Any, ...], name: str | None = None) -> fx.Node:
-        """Add a call as early as its arguments allow, so that a number crosses a cut rather than the tensor it is read from."""
+        """Add a call as early as its arguments allow: then a number crosses a cut, and not the tensor it is read from."""
         last = max(node for node in args if isinstance(node, fx.Node))
         place = self._last_placeholder if last.op == "placeholder" else last
         kind = "call_method" if isinstance(function, str) else "call_function"
@@ -91,7 +91,7 @@ class Writer:
     def _taint(self, node: fx.Node, name: str) -> None:
         """Note whether a node depends on more than the inputs, and whether its shape depends on values."""
         inputs = node.all_input_nodes
-        if name == "size" or (node.target is getattr and node.args[1] == "device"):
+        if name in ("size", "stride") or (node.target is getattr and node.args[1] == "device"):
             inputs = [source for source in inputs if source in self.ragged]
         own = node.op == "call_module" or (node.op == "get_attr" and node.target in self.parameters)
         opaque = node.target in (ops.call, ops.apply_function, ops.vmapped)
@@ -123,7 +123,8 @@ class Writer:
         if origin.node is None:
             node = origin.base
             for kind, key in origin.path:
-                node = self.add_after(STEPS[kind], (node, key))
+                step: Any = STEPS[kind]
+                node = self.add_after(step, (node, key))
             origin.node = node
         return origin.node
 
@@ -162,9 +163,9 @@ class Writer:
 
     def _number_node(self, expression: Expression) -> fx.Node | None:
         if expression.function is None:
-            origin, dimension = expression.operands
+            origin, dimension, method = expression.operands
             source = self.node_at(origin)
-            return source if dimension is None else self.add_after("size", (source, dimension))
+            return source if dimension is None else self.add_after(method, (source, dimension))
         operands = tuple(self.operand(item) for item in expression.operands)
         if not any(isinstance(item, fx.Node) for item in operands):
             return None
@@ -190,7 +191,7 @@ class Writer:
         if isinstance(item, _LITERALS):
             return item
         if isinstance(item, _NUMBERS):
-            return item if type(item) in _NUMBERS else next(kind for kind in _NUMBERS if isinstance(item, kind))(item)
+            return item if type(item) in _NUMBERS else _base_value(item)
         if isinstance(item, torch.Size):
             return tuple(self.argument(part) for part in item)
         if type(item) in (list, tuple):
@@ -207,7 +208,7 @@ class Writer:
         return found or self.add_after(getattr, (source, "device"))
 
     def object(self, item: Any) -> fx.Node:
-        """Return a node for an object of any class: a constant, rebuilt around the values of the graph that it holds."""
+        """Return a node for an object of any class: a constant, or rebuilt around the graph's values that it holds."""
         variables = variables_in(item)
         nodes = [self.argument(part) for part in variables]
         kept = [(part, node) for part, node in zip(variables, nodes, strict=True) if isinstance(node, fx.Node)]
@@ -239,3 +240,9 @@ class Writer:
 
 
 _DEEPEST = 5
+
+
+def _base_value(item: Any) -> Any:
+    """Return a number or text of a class of the user's as one of Python's own."""
+    kind: Any = next(kind for kind in _NUMBERS if isinstance(item, kind))
+    return kind(item)
