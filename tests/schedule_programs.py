@@ -102,7 +102,7 @@ def plans(draw: st.DrawFn, imagines: bool | None = None, locked: bool | None = N
 @st.composite
 def _gates(draw: st.DrawFn, index: int, count: int, imagines: bool | None, locked: bool | None) -> list[Gate]:
     later = list(range(index + 1, count))
-    groups = draw(st.lists(st.lists(st.sampled_from(later), min_size=1, unique=True), min_size=1, max_size=2))
+    groups = draw(st.lists(st.lists(st.sampled_from(later), min_size=1, unique=True), max_size=2))
     return [
         Gate(
             index,

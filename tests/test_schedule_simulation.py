@@ -19,7 +19,7 @@ from dnifx.schedules import Lock, Simulation
 from dnifx.schedules.costs import measured_costs
 from dnifx.schedules.dependencies import answers_by_order, links, needs
 from dnifx.schedules.language import unplaced
-from tests.schedule_programs import chain, programs
+from tests.schedule_programs import Gate, Plan, chain, programs
 
 UNIT = {"F": 1.0, "B": 2.0}
 """Seconds by kind, where a forward takes one and all that stands on the boundaries takes none."""
@@ -111,6 +111,23 @@ def test_synthetic_inputs_leave_no_lock() -> None:
     assert found.makespan == 3
     assert found.binds is None
     assert found.bubble == dict.fromkeys(found.bubble, 0.0)
+
+
+def test_an_estimate_waits_for_the_fit_of_the_step_before() -> None:
+    program = chain(2)
+    schedule = spread(schedules.sequential(program), program)
+    found = schedules.simulate(schedule, program, unit_costs(schedule) | {"M0": 10.0}, steps=2)
+    times = {(span.step, str(unplaced(span.action))): span for span in found.spans}
+    assert times[0, "M0"].end == times[1, "S0"].start == 14
+    assert times[1, "F0"].start == 3
+
+
+def test_a_shared_parameter_is_not_read_before_its_update() -> None:
+    program = Plan(((), ("tied",)), (("tied",), ()), (Gate(0, (1,)),)).program
+    schedule = spread(schedules.sequential(program), program)
+    found = schedules.simulate(schedule, program, unit_costs(schedule) | {"U1": 10.0}, steps=2)
+    times = {(span.step, str(unplaced(span.action))): span for span in found.spans}
+    assert times[0, "U1"].end == times[1, "F0"].start == 14
 
 
 def test_activations_are_held_from_forward_to_backward() -> None:

@@ -97,6 +97,13 @@ def test_partitions_that_share_a_parameter_fire_together() -> None:
     drawn = [fired(schedules.random_order(0.5).at(step, program)) for step in range(200)]
     assert all((0 in each) == (2 in each) for each in drawn)
     assert any((0 in each) != (1 in each) for each in drawn)
+    assert shares(schedules.random_order(0.5), program) == pytest.approx([0.5] * 3, abs=0.05)
+
+
+def test_a_partition_is_busy_when_a_value_that_nothing_stands_in_for_is_not_there() -> None:
+    program = Plan((("p",), ("q",)), gates=(Gate(0, (1,), imagines=True),), plain=((0, 1),)).program
+    drawn = [fired(schedules.unlocked(0.5).at(step, program), Kind.FORWARD) for step in range(100)]
+    assert {frozenset(each) for each in drawn} == {frozenset(), frozenset({0}), frozenset({0, 1})}
 
 
 def test_targets_arrive_only_from_partitions_that_fired() -> None:

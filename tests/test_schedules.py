@@ -78,6 +78,12 @@ def test_sequential_with_oracles_is_backpropagation() -> None:
     assert schedules.backprop(program).actions == schedules.sequential(program).actions
 
 
+def test_backward_passes_that_could_run_at_once_go_from_the_last() -> None:
+    gates = (Gate(0, (1, 2), True, False), Gate(1, (3,), True, False), Gate(2, (3,), True, False))
+    program = Plan((("p",), ("q",), ("r",), ("s",)), gates=gates).program
+    assert str(schedules.sequential(program)) == "F0 F1 F2 F3 B3 T1 T2 U3 B2 U2 B1 T0 U1 B0 U0"
+
+
 def test_sequential_with_synthetic_inputs() -> None:
     assert str(schedules.sequential(chain(2, imagines=True))) == "F0 S0 B0 U0 I1 F1 B1 T0 M0 U1"
 
@@ -93,6 +99,11 @@ def test_a_partition_without_parameters_runs_backward_only_for_a_target() -> Non
     assert str(schedules.sequential(fitted)) == "F0 S0 B0 U0 F1 S1 B1 T0 M0 F2 B2 T1 M1 U2"
     zero = Plan((("p",), (), ("q",)), gates=(Gate(0, (1,), fits=False), Gate(1, (2,)))).program
     assert str(schedules.sequential(zero)) == "F0 S0 B0 U0 F1 S1 F2 B2 T1 M1 U2"
+
+
+def test_an_estimator_is_fitted_even_where_its_producer_has_no_use_for_it() -> None:
+    program = Plan((("p",), (), ()), gates=(Gate(0, (1,), fits=False), Gate(1, (2,)))).program
+    assert str(schedules.sequential(program)) == "F0 S0 B0 U0 F1 S1 F2 B2 T1 M1"
 
 
 def test_a_shared_parameter_is_updated_after_all_its_users() -> None:
@@ -286,6 +297,8 @@ def test_locks_of_the_paper() -> None:
 def test_a_shared_parameter_keeps_its_owner_locked() -> None:
     program = Plan((("tied",), ("q",)), ((), ("tied",)), (Gate(0, (1,)),)).program
     assert schedules.locks(schedules.sequential(program), program)[0] == {Lock.UPDATE, Lock.BACKWARD}
+    far = Plan((("tied",), (), ("q",)), ((), (), ("tied",)), (Gate(0, (1,)), Gate(1, (2,)))).program
+    assert schedules.locks(schedules.sequential(far), far)[0] == {Lock.UPDATE, Lock.BACKWARD}
 
 
 @given(programs(locked=False, imagines=True))

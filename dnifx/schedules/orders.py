@@ -39,13 +39,24 @@ def whole_step(wiring: Links, diagnose: bool = False) -> Choice:
     return Choice(frozenset(wiring.partitions), trained(wiring, diagnose), diagnose=diagnose)
 
 
-def trained(wiring: Links, diagnose: bool = False) -> frozenset[int]:
-    """Return the partitions whose backward pass serves something: their parameters, or a target that is asked for."""
+def differentiable(wiring: Links) -> frozenset[int]:
+    """Return the partitions that a trainable parameter stands in or before, so that gradients can flow into them."""
     found: set[int] = set()
     for partition in wiring.partitions:
+        fed = any(wiring.gates[boundary].producer in found for boundary in wiring.consumed[partition])
+        if wiring.owners[partition] or fed:
+            found.add(partition)
+    return frozenset(found)
+
+
+def trained(wiring: Links, diagnose: bool = False) -> frozenset[int]:
+    """Return the partitions whose backward pass serves something: their parameters, or a target that is asked for."""
+    live, found = differentiable(wiring), set[int]()
+    for partition in wiring.partitions:
         gates = [wiring.gates[boundary] for boundary in wiring.consumed[partition]]
-        asked = any(gate.producer in found and (gate.locked or gate.fits or diagnose) for gate in gates)
-        if wiring.owners[partition] or asked:
+        learned = any(gate.producer in live and (gate.fits or diagnose) for gate in gates)
+        awaited = any(gate.producer in found and gate.locked for gate in gates)
+        if wiring.owners[partition] or learned or awaited:
             found.add(partition)
     return frozenset(found)
 
@@ -56,7 +67,7 @@ def chosen_actions(choice: Choice, wiring: Links) -> frozenset[Action]:
     found |= {Action(Kind.INPUT, index) for index in choice.forward if wiring.imagines(index)}
     found |= {Action(Kind.BACKWARD, index) for index in choice.backward}
     found |= {Action(Kind.UPDATE, index) for index in choice.backward if wiring.owns[index]}
-    live = trained(wiring, diagnose=True)
+    live = differentiable(wiring)
     for boundary, gate in enumerate(wiring.gates):
         found |= {Action(kind, boundary) for kind in _at_boundary(boundary, gate, choice, live)}
     return frozenset(found)
@@ -194,7 +205,7 @@ def diagnosed(schedule: Schedule, program: Program) -> Schedule:
 @lru_cache(maxsize=64)
 def _diagnosed(schedule: Schedule, wiring: Links) -> Schedule:
     actions = {unplaced(action) for action in schedule.actions}
-    live = trained(wiring, diagnose=True)
+    live = differentiable(wiring)
     absent = {
         boundary: set(gate.consumers)
         for boundary, gate in enumerate(wiring.gates)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Column, Table
 
 from dnifx.errors import ScheduleError
@@ -87,7 +88,7 @@ class Simulation:
     def __rich__(self) -> RenderableType:
         table = Table("device", Column("idle", justify="right"), Column("peak activations", justify="right"))
         for device, idle in self.bubble.items():
-            table.add_row(device, f"{idle:.1%}", f"{self.peak_bytes[device] / 2**20:.2f} MiB")
+            table.add_row(device, f"{idle:.1%}", decimal(self.peak_bytes[device]))
         head = f"{self.name}: {self.steps} step{'s' if self.steps > 1 else ''} in {self.makespan:.4g} {self.unit}"
         total = sum(self.waits.values())
         waits = ", ".join(f"{lock} {self.waits[lock] / total:.0%}" for lock in Lock if self.waits[lock] > 0)

@@ -8,7 +8,7 @@ from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.schedules.dependencies import Links, Sources, answers_by_order, links, needs
 from dnifx.schedules.drawing import known, marked_grid
 from dnifx.schedules.language import described, on_partition, unplaced
-from dnifx.schedules.orders import chosen_actions, trained, whole_step
+from dnifx.schedules.orders import chosen_actions, differentiable, whole_step
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _pointless(action: Action, wiring: Links) -> str:
     if kind is Kind.BACKWARD:
         return f"partition {index} reads no trainable parameter and no boundary that it consumes waits for a gradient."
     gate = wiring.gates[index]
-    if kind is not Kind.FIT and gate.producer not in trained(wiring, diagnose=True):
+    if kind is not Kind.FIT and gate.producer not in differentiable(wiring):
         return f"no trainable parameter stands before boundary {index}, so nothing takes its gradient."
     if kind is Kind.SYNTHESISE:
         return f"boundary {index} is locked and its estimator is not fitted: the producer takes the target instead."
