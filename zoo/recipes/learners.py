@@ -173,8 +173,8 @@ class TrainerLearner(Learner):
         self.model = model
         self._trainer = net.trainer(optimizer, lr_scheduler=scheduler)
 
-    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Train on a batch and return its mean loss."""
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Train on a batch and return its mean loss, where the schedule came to it."""
         return self._trainer.step(inputs, target=targets).loss
 
     def state_dict(self) -> dict[str, Any]:

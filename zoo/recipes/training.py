@@ -24,8 +24,11 @@ class Learner(ABC):
     """The model, whose error is measured."""
 
     @abstractmethod
-    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Train on a batch, inputs [batch, ...] and classes [batch], and return its mean loss, detached."""
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Train on a batch, inputs [batch, ...] and classes [batch], and return its mean loss, detached.
+
+        The loss is None where the step did not come to it, as a schedule may leave the last partition idle.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -113,15 +116,22 @@ def error_rate(model: nn.Module, split: Split, batch: int = 1000) -> float:
 
 def _stretch(learner: Learner, batches: Batches, progress: Progress, count: int, watcher: Watcher) -> Progress:
     begin = time.perf_counter()
-    total: Tensor | float = 0.0
-    for done in range(1, count + 1):
-        total = total + learner.step(*batches.next())
-        watcher.step(progress.step + done)
-    loss, step = float(total) / count, progress.step + count
-    if not math.isfinite(loss):
-        raise LossError(f"the training loss is {loss} by step {step}, expected a finite number; give a lower --lr")
+    losses = []
+    for step in range(progress.step + 1, progress.step + count + 1):
+        losses.append(learner.step(*batches.next()))
+        watcher.step(step)
+    loss = _mean([loss for loss in losses if loss is not None], step)
     point = Point(step, loss, math.nan)
     return Progress(step, progress.seconds + time.perf_counter() - begin, (*progress.curve, point))
+
+
+def _mean(losses: list[Tensor], step: int) -> float:
+    if not losses:
+        raise LossError(f"no loss was computed in the steps up to {step}; give a longer --evaluate-every")
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise LossError(f"the training loss is {mean} by step {step}, expected a finite number; give a lower --lr")
+    return mean
 
 
 def _state(learner: Learner, batches: Batches, progress: Progress) -> dict[str, Any]:

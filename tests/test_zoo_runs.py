@@ -1,0 +1,214 @@
+"""Recipes run for real: the arms learn, an interrupted run goes on bit for bit, the test set is read once."""
+
+import copy
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils import _pytree as pytree
+
+from dnifx.errors import LossError, StateError
+from dnifx.zoo.batches import Batches
+from dnifx.zoo.data import Split, load
+from dnifx.zoo.recipes import feedforward
+from dnifx.zoo.recipes.feedforward import run
+from dnifx.zoo.recipes.learners import Arm, arms, learner
+from dnifx.zoo.recipes.live import Line
+from dnifx.zoo.recipes.results import Point
+from dnifx.zoo.recipes.settings import Feedforward, complete
+from dnifx.zoo.recipes.training import error_rate
+
+ALL = ("backprop", "zero", "stale", "synthetic", "oracle")
+BRIEF = Feedforward(
+    width=8, estimator_width=8, steps=9, batch=32, seeds=1, evaluate_every=3, lr=1e-2, lr_drops=(0.5,), gradient=ALL
+)
+
+
+def brief(**values: Any) -> Feedforward:
+    return replace(BRIEF, **values)
+
+
+def tensors(tree: Any) -> list[Any]:
+    return pytree.tree_leaves(tree)
+
+
+def saved(folder: Path) -> Mapping[str, Any]:
+    """Return what the checkpoints of a folder hold, but for the time that it took."""
+    states = {
+        path.name: torch.load(path, weights_only=True)["state"] for path in sorted(folder.glob("checkpoints/*.pt"))
+    }
+    for state in states.values():
+        del state["seconds"]
+    return states
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    assert pytree.tree_structure(ours) == pytree.tree_structure(theirs)
+    for mine, other in zip(tensors(ours), tensors(theirs), strict=True):
+        assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what runs a recipe until one arm has saved some step, as if Ctrl-C were pressed there."""
+
+    def until(options: Feedforward, step: int) -> None:
+        def point(line: Line, point: Point) -> None:
+            if point.step == step:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Line, "point", point)
+            with pytest.raises(KeyboardInterrupt):
+                run(options)
+
+    return until
+
+
+@pytest.mark.parametrize("target", ["scheduled", "fused"])
+@pytest.mark.parametrize("net", ["fcn", "cnn"])
+def test_an_interrupted_run_goes_on_bit_for_bit(net: str, target: str, tmp_path: Path, interrupted: Any) -> None:
+    options = brief(net=net, target=target, layers=3)
+    whole = run(replace(options, out=tmp_path / "whole"))
+    for arm in arms(complete(options)):
+        alone = replace(options, gradient=(arm.gradient,), context=(arm.context,), out=tmp_path / "parts")
+        interrupted(alone, 3)
+        assert not (tmp_path / "parts" / "results.json").exists()
+    parts = run(replace(options, out=tmp_path / "parts"))
+    assert_same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+    assert len(saved(tmp_path / "parts")) == 6
+    for ours, theirs in zip(parts.arms, whole.arms, strict=True):
+        assert [one.curve for one in ours.runs] == [one.curve for one in theirs.runs]
+        assert ours.mean == theirs.mean
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(brief(gradient=("backprop",), out=tmp_path))
+    monkeypatch.setattr(Batches, "next", lambda batches: pytest.fail("a finished run was trained again"))
+    assert run(brief(gradient=("backprop",), out=tmp_path)).arms == first.arms
+
+
+def test_another_seed_joins_a_finished_one(tmp_path: Path) -> None:
+    first = run(brief(gradient=("synthetic",), context=("label",), out=tmp_path))
+    both = run(brief(gradient=("synthetic",), context=("label",), seeds=2, out=tmp_path))
+    assert both.arms[0].runs[0] == first.arms[0].runs[0]
+    assert both.arms[0].runs[1].curve != first.arms[0].runs[0].curve
+
+
+def test_checkpoints_of_other_options_are_refused(tmp_path: Path) -> None:
+    run(brief(gradient=("backprop",), out=tmp_path))
+    with pytest.raises(
+        StateError, match=r"backprop-0\.pt is the checkpoint of .* \(lr: 0.01, now 0.02\); .*another --out"
+    ):
+        run(brief(gradient=("backprop",), out=tmp_path, lr=2e-2))
+
+
+def test_all_arms_start_alike_and_see_the_same_batches() -> None:
+    settings = complete(brief())
+    weights, batches = [], []
+    for arm in arms(settings):
+        torch.manual_seed(4)
+        trainee = learner(settings, arm, torch.zeros(32, 64))
+        weights.append(copy.deepcopy(trainee.model.state_dict()))
+        batches.append(Batches(load("digits").flat(), 32, seed=4).next())
+    for state, batch in zip(weights, batches, strict=True):
+        assert_same(dict(state), dict(weights[0]))
+        assert_same(batch, batches[0])
+
+
+def test_the_true_gradient_trains_as_backprop_does() -> None:
+    results = run(brief(gradient=("backprop", "oracle"), steps=6))
+    backprop, oracle = (arm.runs[0].curve for arm in results.arms)
+    for ours, theirs in zip(oracle, backprop, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+def test_no_gradient_leaves_the_hidden_layers_as_they_were() -> None:
+    torch.manual_seed(0)
+    trainee = learner(complete(brief()), Arm("zero"), torch.zeros(32, 64))
+    before = copy.deepcopy(dict(trainee.model.named_parameters()))
+    trainee.step(torch.rand(32, 64), torch.arange(32) % 10)
+    changed = {name for name, value in trainee.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("target", ["scheduled", "fused"])
+@pytest.mark.parametrize(("steps", "rate"), [(4, 1e-2), (5, 1e-3)])
+def test_the_rate_drops_after_its_share_of_the_steps(
+    target: str, steps: int, rate: float, tmp_path: Path, interrupted: Any
+) -> None:
+    options = brief(gradient=("synthetic",), context=("none",), steps=10, evaluate_every=steps, target=target)
+    interrupted(replace(options, out=tmp_path), steps)
+    state = saved(tmp_path)["synthetic-0.pt"]["learner"]
+    schedulers = [state["scheduler"]] if target == "fused" else list(state["lr_schedulers"].values())
+    assert len(schedulers) == (1 if target == "fused" else 7)
+    for scheduler in schedulers:
+        assert scheduler["_last_lr"] == pytest.approx([rate])
+
+
+def test_the_test_set_is_read_once_and_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def spy(name: str, split: str = "train", *, validation: int | None = None) -> Split:
+        read.append(split)
+        return load(name, split, validation=validation)
+
+    def measured(model: torch.nn.Module, split: Split, batch: int = 1000) -> float:
+        read.append("measured")
+        return error_rate(model, split, batch)
+
+    monkeypatch.setattr(feedforward, "load", spy)
+    monkeypatch.setattr("dnifx.zoo.recipes.training.error_rate", measured)
+    run(brief(gradient=("backprop", "zero")))
+    assert read == ["train", "validation", *["measured"] * 6, "test"]
+
+
+def test_partitions_and_table_are_shown() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    run(brief(gradient=("backprop", "zero", "synthetic"), seeds=2), console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for word in ("submod_3", "hidden.2", "Synthetic", "test error %", "backprop", "no gradient", "DNI", "cDNI", "±"):
+        assert word in text
+
+
+def test_nothing_is_changed_outside_a_run() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    threads = torch.get_num_threads()
+    run(brief(gradient=("synthetic",), threads=1))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(LossError, match=r"the training loss is (nan|inf) by step"):
+        run(brief(gradient=("backprop",), lr=1e30, steps=30))
+
+
+def test_errors_are_measured_in_evaluation_mode_and_change_nothing() -> None:
+    torch.manual_seed(0)
+    model = learner(complete(brief()), Arm("backprop"), torch.zeros(32, 64)).model
+    split = load("digits", "validation").flat()
+    before = copy.deepcopy(model.state_dict())
+    assert error_rate(model, split, batch=1) == error_rate(model, split, batch=180)
+    assert model.training
+    assert_same(dict(model.state_dict()), dict(before))
+    model.eval()
+    wrong = sum(int(model(split.inputs[i : i + 1]).argmax()) != split.targets[i] for i in range(180))
+    assert error_rate(model, split) == pytest.approx(100 * wrong / 180)
+
+
+@pytest.mark.slow
+def test_the_default_command_orders_the_arms() -> None:
+    means = {arm.name: arm.mean for arm in run(Feedforward()).arms}
+    assert means["backprop"] < 2
+    assert means["cDNI"] < 2.5
+    assert means["DNI"] < 4
+    assert means["no gradient"] > 8
