@@ -1,6 +1,6 @@
 """The value types that flow through the passes: a Program and what it is made of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from keyword import iskeyword
@@ -112,6 +112,9 @@ class Signature(Protocol):
     def unflatten(self, values: tuple[Any, ...]) -> Any:
         """Return the model's output, in its own structure, from the graph's flat outputs."""
 
+    def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+        """Identify the situation of a call: calls with equal keys can run the same graph."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -130,12 +133,14 @@ class Capture:
         kept: Submodules kept whole, with the reason.
         verified: Whether outputs, gradients and buffers were compared with the original's.
         tried: Rungs that were refused before, each with its reason.
+        guards: How many guards the graph holds; one that fires has the model captured anew.
     """
 
     rung: str
     kept: tuple[Kept, ...] = ()
     verified: bool = False
     tried: tuple[tuple[str, str], ...] = ()
+    guards: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,8 +236,13 @@ class Interface:
         estimator: The gradient estimator.
         description: The estimator in a few words, as reports show it: ``Synthetic(hidden=1)``.
         locked: Whether the producer waits for the true gradient (oracle, BP(lambda)).
-        fits: Whether the estimator learns from the target gradient, so that the target has to be computed.
+        fits: Whether the estimator learns.
         input_model: The synthetic input model, if any.
+        mix: Share of the target in what the producer receives; the rest is the estimate.
+        prop: Weight of the gradient of the estimator's own loss, which the producer receives beside the estimate.
+        needs_target: Whether the estimator learns from the target gradient, so that the target has to be computed.
+        needs_loss: Whether it learns from the loss of each example, which it predicts.
+        needs_error: Whether it answers from the gradient of the loss with respect to the model's output.
     """
 
     boundary: int
@@ -241,6 +251,21 @@ class Interface:
     locked: bool = False
     fits: bool = True
     input_model: nn.Module | None = None
+    mix: float = 0.0
+    prop: float = 0.0
+    needs_target: bool = True
+    needs_loss: bool = False
+    needs_error: bool = False
+
+    @property
+    def blends(self) -> bool:
+        """Whether the producer's gradient is made of both the estimate and the target."""
+        return self.mix > 0 or self.prop > 0
+
+    @property
+    def scheduled_only(self) -> bool:
+        """Whether it needs what only a training step sees: the loss, or the error of the output."""
+        return self.needs_loss or self.needs_error
 
 
 class Kind(StrEnum):

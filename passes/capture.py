@@ -9,8 +9,7 @@ from torch import fx, nn
 from dnifx.errors import CaptureError, PassError
 from dnifx.ir import Capture, Program
 from dnifx.passes.pipeline import Pass
-from dnifx.passes.recording.state import preserved
-from dnifx.passes.symbolic import trace_symbolically
+from dnifx.passes.ladder import climb_ladder, named_apart
 
 GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
 """What a graph module keeps for itself, such as ``code``, ``graph`` and ``meta``."""
@@ -18,25 +17,42 @@ GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozense
 
 @dataclass(frozen=True)
 class CaptureGraph(Pass):
-    """Capture the model by torch.fx, with module paths kept and untraceable submodules whole."""
+    """Capture the model by the first rung of a ladder whose graph does what the model does.
 
+    Attributes:
+        rungs: Techniques in the order that they are tried (``RUNGS``): ``record``, everything opened; ``record_cuts``, only
+            what the cuts need opened; ``export``; ``symbolic``.
+        verify: Compare each rung's outputs, gradients, buffers and random state with the model's, at another batch size
+            too, before it is taken.
+        open_paths: The modules that the cuts need opened, where they are known; without them ``record_cuts`` is skipped.
+        situation: Number of this capture among those of one decoupled module; keeps their constants apart.
+    """
+
+    rungs: tuple[str, ...] = ("record", "record_cuts", "symbolic")
+    verify: bool = True
+    open_paths: tuple[str, ...] | None = None
+    situation: int = 0
     name: ClassVar[str] = "capture"
     requires: ClassVar[tuple[str, ...]] = ("model",)
     ensures: ClassVar[tuple[str, ...]] = ("graph", "signature", "capture")
 
     def run(self, program: Program) -> Program:
-        """Trace the model."""
-        with preserved(program.model):
-            trace = trace_symbolically(program.model, program.args, program.kwargs)
-        refuse_names(trace.graph, type(program.model).__name__)
-        notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in trace.kept)
+        """Climb the ladder.
+
+        Raises:
+            CaptureError: No rung captures the model as it is; the text says what each met.
+        """
+        climb = climb_ladder(program, self.rungs, self.open_paths, self.verify)
+        rung, found = climb.rung, named_apart(climb.found, self.situation)
+        refuse_names(found.graph, type(program.model).__name__)
+        notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
         return replace(
             program,
-            graph=with_own_reads(without_dead_reads(trace.graph)),
-            signature=trace.signature,
-            constants=trace.constants,
-            capture=Capture("symbolic", trace.kept),
-            notes=program.notes + notes,
+            graph=with_own_reads(without_dead_reads(found.graph)),
+            signature=found.signature,
+            constants=found.constants,
+            capture=Capture(rung, found.kept, climb.verified, climb.tried, found.guards),
+            notes=program.notes + notes + found.notes + climb.notes,
         )
 
     def check(self, program: Program) -> None:

@@ -211,7 +211,6 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
         for source in node.all_input_nodes:
             if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
                 joined.union(source.name, node.name)
-    after = neighbours(ordered_pairs(program))
     live = ancestors(output_of(graph))
     for first, second in ordered_pairs(program):
         if second not in live and levels[first.name] == levels[second.name]:

@@ -1,0 +1,159 @@
+"""The ladder of capture: techniques in order of what they get right, each verified before it is taken."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dnifx.errors import CaptureError, InputError
+from dnifx.ir import CONSTANTS, Kept, Program, Signature
+from dnifx.passes.recording import record, verify
+from dnifx.passes.recording.state import preserved
+from dnifx.passes.symbolic import trace_symbolically
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one rung captured.
+
+    Attributes:
+        graph: The graph over the model's own module paths; its output is a flat tuple.
+        signature: How it is called.
+        constants: Values that it reads and the model does not hold, by the names it reads them by.
+        kept: Submodules kept whole, and why.
+        guards: How many guards it holds.
+        notes: What it does otherwise than the model, in words.
+    """
+
+    graph: fx.Graph
+    signature: Signature
+    constants: Mapping[str, Any]
+    kept: tuple[Kept, ...] = ()
+    guards: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The rung that was taken, and those that were not."""
+
+    rung: str
+    found: Found
+    verified: bool
+    tried: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def recorded(program: Program, open_paths: Sequence[str] | None = None) -> Found:
+    """Run the model once on the example inputs and write down what it does."""
+    recording = record(program.model, program.args, program.kwargs, open_paths=open_paths)
+    if recording.volatile:
+        raise CaptureError(
+            f"Python's random numbers or state steer the forward of {type(program.model).__name__} itself, so that every call takes "
+            "another graph; move that code into a submodule, which is then kept whole"
+        )
+    notes = recording.notes
+    return Found(recording.graph, recording.signature, recording.constants, recording.kept, recording.guards, notes)
+
+
+def traced(program: Program) -> Found:
+    """Trace the model symbolically by torch.fx."""
+    with preserved(program.model):
+        trace = trace_symbolically(program.model, program.args, program.kwargs)
+    return Found(trace.graph, trace.signature, trace.constants, trace.kept)
+
+
+RUNGS: Mapping[str, Callable[[Program], Found]] = {"record": recorded, "symbolic": traced}
+"""The techniques that need nothing but the program; ``record_cuts`` needs the paths that the cuts open."""
+
+
+def climb_ladder(
+    program: Program, rungs: Sequence[str], open_paths: Sequence[str] | None, check: bool
+) -> Climb:
+    """Return the first rung whose graph does what the model does.
+
+    Raises:
+        CaptureError: There is none; the text says what each rung met.
+        InputError: The model's forward does not take the example inputs.
+    """
+    tried: list[tuple[str, str]] = []
+    blind = any(tensor.is_meta for tensor in (*program.model.parameters(), *tensors_of(program)))
+    notes = ("not verified: tensors on the meta device hold no values",) if blind and check else ()
+    for rung in rungs:
+        if rung == "record_cuts" and open_paths is None:
+            continue
+        try:
+            found = recorded(program, open_paths) if rung == "record_cuts" else RUNGS[rung](program)
+            differences = verified(program, found) if check and not blind else []
+        except CaptureError as error:
+            tried.append((rung, str(error)))
+            continue
+        if not differences:
+            return Climb(rung, found, check and not blind, tuple(tried), notes)
+        more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        tried.append((rung, f"it differs from the model: {'; '.join(differences[:SHOWN])}{more}"))
+    met = "\n".join(f"  {rung}: {reason}" for rung, reason in tried)
+    raise CaptureError(f"{type(program.model).__name__} cannot be captured as a graph that does what it does:\n{met}")
+
+
+def tensors_of(program: Program) -> list[Tensor]:
+    """Return the tensors among the example inputs."""
+    leaves = pytree.tree_leaves((program.args, dict(program.kwargs)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def verified(program: Program, found: Found) -> list[str]:
+    """Compare a captured graph with the model under two seeds, and on twice the batch where the model takes that."""
+    model, rest = program.model, (found.graph, found.constants, found.signature)
+    differences = verify(model, *rest, program.args, program.kwargs)
+    if differences:
+        return differences
+    args, kwargs = twice(program)
+    if not runs(model, args, kwargs):
+        return []
+    try:
+        again = verify(model, *rest, args, kwargs, seeds=(0,))
+    except InputError:
+        return []
+    return [f"at twice the batch size, {text}" for text in again]
+
+
+def twice(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the example inputs with every example there twice."""
+    sizes = [tensor.shape[0] for tensor in tensors_of(program) if tensor.dim()]
+    batch = sizes[0] if sizes else 0
+
+    def double(value: Tensor) -> Tensor:
+        if not value.dim() or value.shape[0] != batch:
+            return value
+        return torch.cat([value.detach(), value.detach()]).requires_grad_(value.requires_grad)
+
+    doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        Tensor, double, (program.args, dict(program.kwargs))
+    )
+    return doubled
+
+
+def runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the model takes these inputs."""
+    with preserved(model), torch.no_grad():
+        try:
+            model(*args, **kwargs)
+        except Exception:  # noqa: BLE001 - any failure of the model means that it does not take them
+            return False
+    return True
+
+
+def named_apart(found: Found, situation: int) -> Found:
+    """Let a graph read its constants from where a running module keeps them."""
+    prefix = f"{CONSTANTS}." + (f"situation{situation}_" if situation else "")
+    names = {name: prefix + name.removeprefix(f"{CONSTANTS}.").strip("_") for name in found.constants}
+    for node in found.graph.nodes:
+        if node.op == "get_attr" and node.target in names:
+            node.target = names[node.target]
+    return replace(found, constants={names[name]: value for name, value in found.constants.items()})
