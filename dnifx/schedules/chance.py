@@ -31,7 +31,7 @@ class RandomOrder(Resumable):
         """Return the schedule that was drawn for a step."""
         wiring = links(program)
         ranks, fires = drawn(self.p, self.seed, step, wiring)
-        backward = _able(fires & trained(wiring), wiring)
+        backward = _able(fires & trained(wiring), wiring, ends=True)
         choice = Choice(frozenset(wiring.partitions), backward)
 
         def key(action: Action) -> tuple[int, ...]:
@@ -134,13 +134,14 @@ def _company(index: int, wiring: Links) -> frozenset[int]:
     return frozenset(found)
 
 
-def _able(fires: frozenset[int], wiring: Links) -> frozenset[int]:
-    """Leave out who waits for a target that will not arrive, and who shares a parameter with one left out."""
+def _able(fires: frozenset[int], wiring: Links, ends: bool) -> frozenset[int]:
+    """Leave out who waits for a target or an output that will not come, and who shares a parameter with one left out."""
     while True:
         stuck = {
             gate.producer
             for gate in wiring.gates
-            if gate.locked and gate.producer in fires and not gate.consumers <= fires
+            if gate.producer in fires
+            and ((gate.locked and not gate.consumers <= fires) or (gate.needs_error and not ends))
         }
         alone = {index for index in fires if not _company(index, wiring) <= fires}
         if not stuck | alone:
@@ -153,7 +154,7 @@ def _taking_part(fires: frozenset[int], wiring: Links) -> Choice:
     idle = frozenset(wiring.partitions) - trained(wiring)
     while True:
         forward = _fed(fires, wiring)
-        backward = _able(forward & trained(wiring), wiring)
+        backward = _able(forward & trained(wiring), wiring, ends=wiring.last in forward)
         if fires == backward | (idle & forward):
             return Choice(forward, backward)
         fires = backward | (idle & forward)

@@ -24,8 +24,12 @@ class Gate:
         producer: Index of the partition that makes its values.
         consumers: Indices of the partitions that take them.
         locked: Whether the producer waits for the target.
-        fits: Whether the estimator learns from the target.
+        fits: Whether the estimator learns.
         imagines: Whether there is a synthetic input model, so that consumers need not wait for the producer.
+        blends: Whether a locked interface gives its producer the estimate beside the target.
+        needs_target: Whether the estimator learns from the target.
+        needs_loss: Whether it learns from the loss.
+        needs_error: Whether it answers from the error of the model's output.
     """
 
     producer: int
@@ -33,6 +37,20 @@ class Gate:
     locked: bool
     fits: bool
     imagines: bool
+    blends: bool = False
+    needs_target: bool = True
+    needs_loss: bool = False
+    needs_error: bool = False
+
+    @property
+    def teaches_target(self) -> bool:
+        """Whether the target has to be computed for the fit."""
+        return self.fits and self.needs_target
+
+    @property
+    def needs_end(self) -> bool:
+        """Whether it needs what the last partition gives."""
+        return self.needs_loss or self.needs_error
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,11 @@ class Links:
         """Indices of the partitions."""
         return range(len(self.sources))
 
+    @property
+    def last(self) -> int:
+        """Index of the last partition, which gives output and loss."""
+        return len(self.sources) - 1
+
     def imagines(self, partition: int) -> bool:
         """Whether a synthetic input stands in for some of the partition's inputs."""
         return any(self.gates[boundary].imagines for boundary in self.consumed[partition])
@@ -98,13 +121,18 @@ def links(program: Program) -> Links:
     return _links(program.partitions, program.boundaries, traits)
 
 
-def _traits(interface: Interface) -> tuple[bool, bool, bool]:
-    return interface.locked, interface.fits, interface.input_model is not None
+Traits = tuple[bool, ...]
+"""The fields of a gate after its producer and consumers."""
+
+
+def _traits(interface: Interface) -> Traits:
+    needed = interface.needs_target, interface.needs_loss, interface.needs_error
+    return interface.locked, interface.fits, interface.input_model is not None, interface.blends, *needed
 
 
 @lru_cache(maxsize=32)
 def _links(
-    partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], traits: tuple[tuple[bool, bool, bool], ...]
+    partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], traits: tuple[Traits, ...]
 ) -> Links:
     gates = tuple(
         Gate(boundary.producer, frozenset(boundary.consumers), *flags)
@@ -176,7 +204,7 @@ def answers_by_order(actions: tuple[Action, ...], wiring: Links) -> Mapping[int,
 
 def _answer(gate: Gate, estimated: bool, arrived: bool) -> Answer:
     if gate.locked:
-        return Answer.BOTH if gate.fits and estimated else Answer.TARGET
+        return Answer.BOTH if (gate.fits or gate.blends) and estimated else Answer.TARGET
     return Answer.TARGET if arrived and not estimated else Answer.ESTIMATE
 
 
@@ -208,7 +236,8 @@ def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Sourc
     producer = wiring.gates[index].producer
     backward = Action(Kind.BACKWARD, producer)
     late = answered.get(index) is Answer.TARGET and backward in actions
-    return (Action(Kind.FORWARD, producer), *((backward,) if late else ()))
+    error = (Action(Kind.FORWARD, wiring.last),) if wiring.gates[index].needs_error else ()
+    return (Action(Kind.FORWARD, producer), *((backward,) if late else ()), *error)
 
 
 def _backward(index: int, _: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
@@ -228,9 +257,12 @@ def _target(index: int, _: Set[Action], wiring: Links, __: Sources) -> tuple[Act
 
 
 def _fit(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[Action, ...]:
-    """The estimator is fitted from S and T, the input model from consumers' I and the producer's F; either will do."""
+    """The estimator is fitted from S and what it learns from, the input model from consumers' I and the producer's F.
+
+    Either will do.
+    """
     gate = wiring.gates[index]
-    estimator = (Action(Kind.SYNTHESISE, index), Action(Kind.TARGET, index)) if gate.fits else ()
+    estimator = (Action(Kind.SYNTHESISE, index), *_lessons(index, wiring)) if gate.fits else ()
     if not gate.imagines:
         return estimator
     inputs = _each(Kind.INPUT, gate.consumers)
@@ -238,6 +270,13 @@ def _fit(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[A
     model = (Action(Kind.FORWARD, gate.producer), *made)
     whole = [pair for pair in (estimator, model) if pair and actions >= frozenset(pair)]
     return tuple(action for pair in whole or (estimator, model) for action in pair)
+
+
+def _lessons(index: int, wiring: Links) -> tuple[Action, ...]:
+    """The actions that give what an estimator learns from."""
+    gate = wiring.gates[index]
+    target = (Action(Kind.TARGET, index),) if gate.needs_target else ()
+    return (*target, Action(Kind.FORWARD, wiring.last)) if gate.needs_loss else target
 
 
 def _update(index: int, _: Set[Action], wiring: Links, __: Sources) -> tuple[Action, ...]:

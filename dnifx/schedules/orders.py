@@ -54,7 +54,7 @@ def trained(wiring: Links, diagnose: bool = False) -> frozenset[int]:
     live, found = differentiable(wiring), set[int]()
     for partition in wiring.partitions:
         gates = [wiring.gates[boundary] for boundary in wiring.consumed[partition]]
-        learned = any(gate.producer in live and (gate.fits or diagnose) for gate in gates)
+        learned = any(gate.producer in live and (gate.teaches_target or diagnose) for gate in gates)
         awaited = any(gate.producer in found and gate.locked for gate in gates)
         if wiring.owners[partition] or learned or awaited:
             found.add(partition)
@@ -67,21 +67,23 @@ def chosen_actions(choice: Choice, wiring: Links) -> frozenset[Action]:
     found |= {Action(Kind.INPUT, index) for index in choice.forward if wiring.imagines(index)}
     found |= {Action(Kind.BACKWARD, index) for index in choice.backward}
     found |= {Action(Kind.UPDATE, index) for index in choice.backward if wiring.owns[index]}
-    live = differentiable(wiring)
+    live, ends = differentiable(wiring), wiring.last in choice.forward
     for boundary, gate in enumerate(wiring.gates):
-        found |= {Action(kind, boundary) for kind in _at_boundary(boundary, gate, choice, live)}
+        found |= {Action(kind, boundary) for kind in _at_boundary(boundary, gate, choice, live, ends)}
     return frozenset(found)
 
 
-def _at_boundary(boundary: int, gate: Gate, choice: Choice, live: frozenset[int]) -> Iterable[Kind]:
+def _at_boundary(boundary: int, gate: Gate, choice: Choice, live: frozenset[int], ends: bool) -> Iterable[Kind]:
     produced = gate.producer in choice.forward
     arrives = produced and gate.producer in live and gate.consumers <= choice.backward
     asked = gate.producer in choice.backward
     waits = gate.locked or boundary in choice.true
-    fitted = choice.fit and gate.fits and arrives
-    if fitted or (asked and not waits) or (asked and gate.locked and gate.fits and boundary not in choice.true):
+    fitted = choice.fit and gate.fits and (ends or not gate.needs_end)
+    fitted = fitted and (arrives if gate.needs_target else produced and gate.producer in live)
+    blended = gate.locked and (gate.fits or gate.blends) and boundary not in choice.true
+    if fitted or (asked and (blended or not waits)):
         yield Kind.SYNTHESISE
-    if fitted or (arrives and choice.diagnose) or (asked and waits):
+    if (fitted and gate.needs_target) or (arrives and choice.diagnose) or (asked and waits):
         yield Kind.TARGET
     if fitted or (choice.fit and gate.imagines and produced and gate.consumers & choice.forward):
         yield Kind.FIT
