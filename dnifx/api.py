@@ -1,16 +1,17 @@
 """``dnifx.decouple``: from a model and cuts to a decoupled module."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from dnifx import schedules
-from dnifx.errors import CaptureError, DnifxError, LossError
+from dnifx.errors import CaptureError, DnifxError, InputError, LossError
 from dnifx.ir import Program, Schedule
 from dnifx.passes.capture import CaptureGraph
 from dnifx.passes.code import program_code
-from dnifx.passes.cuts import CutSpec, ResolveCuts
+from dnifx.passes.cuts import CutSpec, FixedCuts, ResolveCuts, opened_by
 from dnifx.passes.emit import INPUT_MODELS, EmitFused, interface_root
 from dnifx.passes.folder import write_folder
 from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces
@@ -38,6 +39,7 @@ def decouple(
     num_classes: int | None = None,
     loss: Loss | None = None,
     reduction: Literal["mean", "sum"] | None = None,
+    verify: bool = True,
     callback: Callback | None = None,
 ) -> DecoupledModule:
     """Cut a model and put a Decoupled Neural Interface on every cut.
@@ -57,6 +59,7 @@ def decouple(
         num_classes: Number of classes of the label; width of a callable's features.
         loss: (output, target) to a scalar or to one loss an example; a trainer needs it.
         reduction: Whether the loss is a ``"mean"`` or a ``"sum"`` over examples; by default what ``loss.reduction`` says, else mean.
+        verify: Compare what is captured with the model (outputs, gradients, buffers, random state) before it is taken.
         callback: Told of each pass: its name, seconds and result.
 
     Returns:
@@ -71,15 +74,14 @@ def decouple(
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
     mean = is_mean(loss, reduction)
-    program = Program(model, tuple(args), dict(kwargs or {}))
-    passes = default_passes(cuts, gradient, inputs, context, num_classes, mean)
+    options = CompileOptions(cuts, gradient, inputs, context, num_classes, mean, verify)
     try:
-        program = run_passes(program, passes, callback)
+        program = run_passes(Program(model, tuple(args), dict(kwargs or {})), options.passes(model), callback)
     except DnifxError as error:
         error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}")
         raise
     roots = interface_root(model), interface_root(model, INPUT_MODELS)
-    return DecoupledModule(program, loss, mean, roots, EMITTERS)
+    return DecoupledModule(program, loss, mean, roots, EMITTERS, options.again)
 
 
 def default_passes(
@@ -90,18 +92,66 @@ def default_passes(
     num_classes: int | None = None,
     mean: bool = True,
 ) -> tuple[Pass, ...]:
-    """Return the passes of ``decouple``, in order."""
-    return (
-        CaptureGraph(),
-        MeasureNodes(),
-        ResolveCuts(cuts),
-        FormPartitions(),
-        Legalize(),
-        InsertInterfaces(gradient, context, num_classes, inputs),
-        SplitPartitions(),
-        ScheduleActions(),
-        EmitFused(mean),
-    )
+    """Return the passes of ``decouple`` in order, for whoever runs them by hand."""
+    options = CompileOptions(cuts, gradient, inputs, context, num_classes, mean, verify=True)
+    insert = InsertInterfaces(gradient, context, num_classes, inputs)
+    return (CaptureGraph(), *options.behind(ResolveCuts(cuts), insert))
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What ``decouple`` was asked for, to compile the same model again for other inputs."""
+
+    cuts: CutSpec
+    gradient: Choices
+    inputs: InputChoices
+    context: Any
+    num_classes: int | None
+    mean: bool
+    verify: bool
+
+    def passes(self, model: nn.Module) -> tuple[Pass, ...]:
+        """Return the passes of the first compilation."""
+        insert = InsertInterfaces(self.gradient, self.context, self.num_classes, self.inputs)
+        capture = CaptureGraph(verify=self.verify, open_paths=opened_by(model, self.cuts))
+        return (capture, *self.behind(ResolveCuts(self.cuts), insert))
+
+    def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
+        """Compile the model for another situation, with the same cuts and the same interfaces.
+
+        Raises:
+            InputError: The cuts fall elsewhere there.
+        """
+        existing = {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
+        insert = InsertInterfaces(self.gradient, self.context, self.num_classes, self.inputs, existing)
+        capture = CaptureGraph(verify=False, open_paths=opened_by(first.model, self.cuts), situation=number)
+        cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.cuts)
+        program = run_passes(Program(first.model, args, dict(kwargs)), (capture, *self.behind(cuts, insert)))
+        expected, found = shape_of(first), shape_of(program)
+        if expected != found:
+            raise InputError(
+                f"{type(first.model).__name__} computes something else for these inputs, and the cuts fall elsewhere:\n  expected "
+                f"{expected}\n  got      {found}\ndecouple the model again with an example of this call"
+            )
+        return program
+
+    def behind(self, cuts: Pass, insert: InsertInterfaces) -> tuple[Pass, ...]:
+        """Return the passes behind capture."""
+        return (
+            MeasureNodes(),
+            cuts,
+            FormPartitions(),
+            Legalize(),
+            insert,
+            SplitPartitions(),
+            ScheduleActions(),
+            EmitFused(self.mean),
+        )
+
+
+def shape_of(program: Program) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """Return what all situations of a module share: the number of partitions, each boundary's name and number of values."""
+    return len(program.partitions), tuple((boundary.name, len(boundary.values)) for boundary in program.boundaries)
 
 
 def is_mean(loss: Loss | None, reduction: str | None) -> bool:

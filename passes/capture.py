@@ -8,8 +8,8 @@ from torch import fx, nn
 
 from dnifx.errors import CaptureError, PassError
 from dnifx.ir import Capture, Program
-from dnifx.passes.pipeline import Pass
 from dnifx.passes.ladder import climb_ladder, named_apart
+from dnifx.passes.pipeline import Pass
 
 GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
 """What a graph module keeps for itself, such as ``code``, ``graph`` and ``meta``."""

@@ -42,6 +42,48 @@ class ResolveCuts(Pass):
         return replace(program, **without_ends(program, cuts, self.cuts))
 
 
+@dataclass(frozen=True)
+class FixedCuts(Pass):
+    """Cut where an earlier compilation of the same model did; the integer form would balance anew.
+
+    Attributes:
+        cuts: The resolved cuts.
+    """
+
+    cuts: tuple[Cut, ...] = ()
+    name: ClassVar[str] = "cuts"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures")
+    ensures: ClassVar[tuple[str, ...]] = ("cuts",)
+
+    def run(self, program: Program) -> Program:
+        """Take the cuts, if their nodes are there."""
+        names = {node.name for node in captured(program).nodes}
+        missing = [name for cut in self.cuts for name in cut.nodes if name not in names]
+        if missing:
+            raise CutError(
+                f"{label(program)} has no node {missing[0]!r} for these inputs, which is where it was cut; name modules as cuts"
+            )
+        return replace(program, cuts=self.cuts)
+
+
+def opened_by(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
+    """Return the modules that have to be looked into for cuts given by module paths; None where the cuts do not say."""
+    items = [spec] if isinstance(spec, str | Edge) else spec
+    if spec == "each" or not isinstance(items, Sequence):
+        return None
+    ends = [
+        end for item in items for end in ((item.source, item.target) if isinstance(item, Edge) else item.split("->"))
+    ]
+    known = [path for path, _ in model.named_modules() if path]
+    opened: dict[str, None] = {}
+    for end in (end.strip().partition("@")[0] for end in ends):
+        matched = [path for path in known if glob_matches(end, path)]
+        if not matched:
+            return None
+        opened.update(dict.fromkeys(path.rpartition(".")[0] for path in matched))
+    return tuple(path for path in opened if path)
+
+
 def unpacked(program: Program, cut: Cut) -> Cut:
     """Cut after the items of a tuple rather than after the tuple."""
     if cut.level is not None:

@@ -19,6 +19,7 @@ from dnifx.ir import CONSTANTS, Program, TensorSpec
 from dnifx.passes.code import function_code, import_block
 from dnifx.passes.emit import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.measure import data_inputs
+from dnifx.passes.split import flat_output
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.symbolic import PathTracer
 from dnifx.runtime.trainer import fitted_parameters
@@ -57,7 +58,8 @@ class Net(torch.nn.Module):
 
 def unflatten(values):
     """Return the model's output in its own structure."""
-    return pytree.tree_unflatten(values, pytree.treespec_loads(OUTPUT))
+    leaves = [values[leaf] if kind == "value" else leaf for kind, leaf in LEAVES]
+    return pytree.tree_unflatten(leaves, pytree.treespec_loads(OUTPUT))
 
 
 class Trainer:
@@ -181,22 +183,44 @@ def tables(net: "DecoupledModule", models: Mapping[str, fx.Graph]) -> str:
         for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
         if fitted_parameters(interface)
     }
-    spec = output_structure(net.program)
-    shown = {"OUTPUT": spec, "PARTITIONS": partitions, "ESTIMATORS": fitted, "MODELS": tuple(models)}
+    spec, leaves = output_structure(net.program)
+    shown = {"OUTPUT": spec, "LEAVES": leaves, "PARTITIONS": partitions, "ESTIMATORS": fitted, "MODELS": tuple(models)}
     return (
         "\n".join(f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}" for name, value in shown.items())
         + "\n"
     )
 
 
-def output_structure(program: Program) -> str:
-    """Return the output's pytree structure as text."""
-    spec = getattr(program.signature, "output", None)
-    if not isinstance(spec, pytree.TreeSpec):
+def output_structure(program: Program) -> tuple[str, list[Any]]:
+    """Return the output's pytree structure as text, and for each leaf the place of its value, or the value that is always there.
+
+    Raises:
+        DnifxError: The output is of a type that plain torch does not know.
+    """
+    if program.signature is None:
+        raise PassError("the program has no signature; run all passes first")
+    places = [torch.empty(0) for _ in flat_output(program.submodules[-1])]
+    leaves, spec = pytree.tree_flatten(program.signature.unflatten(tuple(places)))
+    order = {id(place): index for index, place in enumerate(places)}
+    found = [("value", order[id(leaf)]) if id(leaf) in order else ("always", leaf) for leaf in leaves]
+    wrong = [leaf for kind, leaf in found if kind == "always" and not isinstance(leaf, bool | int | float | str | None)]
+    named = pytree.treespec_dumps(spec) if not wrong else ""
+    if wrong or any(f'"{kind}"' in named for kind in foreign_types()):
         raise DnifxError(
-            f"the output of {type(program.model).__name__} has no pytree structure, so it cannot be written to a folder"
+            f"the output of {type(program.model).__name__} is of a type of its own, which a package that imports torch alone cannot "
+            "build; return tensors in tuples, lists or dicts to write a folder"
         )
-    return pytree.treespec_dumps(spec)
+    return named, found
+
+
+def foreign_types() -> set[str]:
+    """Return the serialised names of pytree types that are registered from outside torch and Python."""
+    known = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE
+    return {
+        name
+        for name, kind in known.items()
+        if kind.__module__.partition(".")[0] not in ("builtins", "collections", "torch")
+    }
 
 
 def features_text(program: Program) -> str:

@@ -72,9 +72,7 @@ RUNGS: Mapping[str, Callable[[Program], Found]] = {"record": recorded, "symbolic
 """The techniques that need nothing but the program; ``record_cuts`` needs the paths that the cuts open."""
 
 
-def climb_ladder(
-    program: Program, rungs: Sequence[str], open_paths: Sequence[str] | None, check: bool
-) -> Climb:
+def climb_ladder(program: Program, rungs: Sequence[str], open_paths: Sequence[str] | None, check: bool) -> Climb:
     """Return the first rung whose graph does what the model does.
 
     Raises:

@@ -45,8 +45,10 @@ class TreeSignature:
         """Return the tensors among the arguments, in the order of ``inputs``."""
         if self.plain and not kwargs and len(args) == len(self.inputs) and all(isinstance(arg, Tensor) for arg in args):
             return args
-        leaves, spec = pytree.tree_flatten(bind(self.call, args, kwargs, self.model))
-        if spec != self.spec:
+        bound = bind(self.call, args, kwargs, self.model)
+        leaves = in_order(self.spec, bound)
+        if leaves is None:
+            spec = pytree.tree_structure(bound)
             raise InputError(
                 f"{self.model} was captured with another structure of inputs:\n  got      {spec}\n  expected {self.spec}\n"
                 "call it with the structure of args= and kwargs=, or decouple it again with an example of this call"
@@ -67,6 +69,15 @@ class TreeSignature:
         """Identify the situation that a call is: its structure and its fixed values."""
         leaves, spec = pytree.tree_flatten(bind(self.call, args, kwargs, self.model))
         return spec, tuple("tensor" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+
+
+def in_order(spec: pytree.TreeSpec, bound: Any) -> list[Any] | None:
+    """Return the leaves of arguments in a structure's own order, whatever the order of keys; None in another structure."""
+    try:
+        leaves = spec.flatten_up_to(bound)
+    except ValueError:
+        return None
+    return leaves if all(pytree.tree_structure(leaf).is_leaf() for leaf in leaves) else None
 
 
 def check_leaf(slot: Slot | None, leaf: Any, place: str, model: str) -> None:

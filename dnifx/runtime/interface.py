@@ -13,16 +13,18 @@ class GradientSwap(torch.autograd.Function):
     """Passes values forward; backward, gives them the synthetic gradient and gives the estimator its fit gradient.
 
     With per-example estimates g and arriving gradients t of n examples, where the loss sums (scale 1) or averages
-    (scale 1/n) over examples: the values receive ``g * scale``; the estimates receive the gradient of the mean over
-    examples of ||g - t / scale||^2 (Jaderberg et al. 2017, Section 2.2).
+    (scale 1/n) over examples: the values receive ``g * scale``, or ``(1 - mix) * g * scale + mix * t`` where some of the
+    arriving gradient is mixed in; the estimates receive the gradient of the mean over examples of ||g - t / scale||^2
+    (Jaderberg et al. 2017, Section 2.2).
     """
 
     @staticmethod
-    def forward(ctx: Any, examples: int, mean: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, examples: int, mean: bool, mix: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Take the values, then as many estimates; return the values."""
         count = len(tensors) // 2
         ctx.examples = examples
         ctx.mean = mean
+        ctx.mix = mix
         ctx.save_for_backward(*tensors[count:])
         return tuple(value.view_as(value) for value in tensors[:count])
 
@@ -31,17 +33,17 @@ class GradientSwap(torch.autograd.Function):
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Swap the arriving gradients for the estimates, and turn them into the estimates' fit gradients."""
         estimates = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2 + len(estimates) :]
+        wanted = ctx.needs_input_grad[3 + len(estimates) :]
         scale = 1.0 / ctx.examples if ctx.mean else 1.0
         synthetic = [
-            (estimate.detach() * scale).to(gradient.dtype)
+            mixed(estimate.detach() * scale, gradient, ctx.mix)
             for estimate, gradient in zip(estimates, arriving, strict=True)
         ]
         fits = [
             fit_gradient(estimate, per_example(gradient, scale), ctx.examples) if want else None
             for estimate, gradient, want in zip(estimates, arriving, wanted, strict=True)
         ]
-        return None, None, *synthetic, *fits
+        return None, None, None, *synthetic, *fits
 
 
 class InputSwap(torch.autograd.Function):
@@ -76,11 +78,69 @@ class InputSwap(torch.autograd.Function):
 
 
 def swap_gradients(
-    values: Sequence[Tensor], estimates: Sequence[Tensor], examples: int, mean: bool = True
+    values: Sequence[Tensor], estimates: Sequence[Tensor], examples: int, mean: bool = True, mix: float = 0.0
 ) -> tuple[Tensor, ...]:
     """Return the values; in the backward pass their gradient is the synthetic one, and the arriving one fits the estimator."""
-    swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, *values, *estimates)  # type: ignore[no-untyped-call]
+    swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, mix, *values, *estimates)  # type: ignore[no-untyped-call]
     return swapped
+
+
+def mixed(estimate: Tensor, arriving: Tensor, mix: float) -> Tensor:
+    """Return what a producer receives: the estimate, the arriving gradient (mix 1), or some of each, in the latter's dtype."""
+    if mix == 0:
+        return estimate.to(arriving.dtype)
+    return arriving if mix == 1 else ((1 - mix) * estimate + mix * arriving).to(arriving.dtype)
+
+
+class GradientLeak(torch.autograd.Function):
+    """Passes a value forward, and back the gradient that flows into it, weighted."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: float) -> Tensor:
+        """Return the value."""
+        ctx.weight = weight
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """Weight the gradient."""
+        return gradient * ctx.weight, None
+
+
+def leak_gradient(value: Tensor, weight: float, examples: int, mean: bool = True) -> Tensor:
+    """Return what an estimator sees of a value where the gradient of its own loss flows back: ``weight`` of each example's."""
+    leaked: Tensor = GradientLeak.apply(value, weight if mean else weight * examples)  # type: ignore[no-untyped-call]
+    return leaked
+
+
+def propagated(
+    estimates: Sequence[Tensor], targets: Sequence[Tensor], seen: Sequence[Tensor], examples: int
+) -> tuple[Tensor, ...]:
+    """Return the gradient of each example's ||estimate - target||^2 with respect to the values that an estimator saw."""
+    fits = [fit_gradient(one.detach(), target, examples) for one, target in zip(estimates, targets, strict=True)]
+    found = torch.autograd.grad(tuple(estimates), tuple(seen), fits, retain_graph=True, materialize_grads=True)
+    return tuple(gradient * examples for gradient in found)
+
+
+def output_error(loss: Tensor, output: Tensor, scale: float) -> Tensor:
+    """Return the gradient of each example's loss with respect to the model's output, [batch, ...]."""
+    (gradient,) = torch.autograd.grad(loss, (output,), retain_graph=True)
+    return per_example(gradient, scale)
+
+
+def scheduled_alone(values: Sequence[Tensor], boundary: str) -> tuple[Tensor, ...]:
+    """Return the values of a boundary whose estimator needs what a training step alone sees.
+
+    Raises:
+        RuntimeError: Gradients are recorded.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"the estimator of boundary {boundary!r} needs the loss, which this forward does not see: train with Trainer.step, and "
+            "evaluate under torch.no_grad()"
+        )
+    return tuple(values)
 
 
 def swap_inputs(
@@ -144,6 +204,68 @@ def arrived(leaf: Tensor) -> Tensor:
 def detached(value: Any) -> Any:
     """Detach every tensor in a value: what an operation inside ``torch.no_grad()`` gives."""
     return pytree.tree_map_only(Tensor, Tensor.detach, value)
+
+
+class OwnGradient(torch.autograd.Function):
+    """Answers with gradients that are known already; backward, whatever arrives, asks the losses to fall."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients."""
+        ctx.save_for_backward(losses)
+        return tuple(gradient.clone() for gradient in gradients)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Give the losses the gradient of their mean."""
+        (losses,) = ctx.saved_tensors
+        return torch.full_like(losses, 1 / losses.numel()), *(None for _ in arriving)
+
+
+def leaf(value: Tensor) -> Tensor:
+    """Return a value to differentiate with respect to, apart from what made it."""
+    return value.detach().requires_grad_()
+
+
+def own_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradient of each example's own loss, [batch], with respect to leaves; its fit is to make that loss small."""
+    found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True)
+    answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *found)  # type: ignore[no-untyped-call]
+    return answer
+
+
+def predicted_gradients(losses: Tensor, leaves: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
+    """Return the gradient of each example's predicted loss, [batch], with respect to leaves, to be differentiated if ``keep``."""
+    return torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, create_graph=keep)
+
+
+class AbsoluteFit(torch.autograd.Function):
+    """Turns the gradient of the squared error, which arrives, into that of the weighted absolute error."""
+
+    @staticmethod
+    def forward(ctx: Any, estimate: Tensor, weight: float) -> Tensor:
+        """Return the estimate."""
+        ctx.weight = weight
+        return estimate.view_as(estimate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, fit: Tensor) -> tuple[Any, ...]:
+        """Keep the signs: d|e - t| = sign(e - t), and the mean over examples."""
+        return fit.sign() * (ctx.weight / len(fit)), None
+
+
+def absolute_fit(estimate: Tensor, weight: float) -> Tensor:
+    """Return the estimate; its fit loss is ``weight`` times the mean over examples of ||estimate - target||_1."""
+    answer: Tensor = AbsoluteFit.apply(estimate, weight)  # type: ignore[no-untyped-call]
+    return answer
+
+
+def losses_of(loss: Tensor, examples: int, mean: bool = True) -> Tensor:
+    """Return one loss an example, [examples]: as they are, or the batch mean for each where the loss is reduced already."""
+    wide = loss.detach()
+    return wide if wide.dim() else (wide if mean else wide / examples).expand(examples)
 
 
 def example_losses(loss: Tensor, mean: bool = True) -> Tensor:

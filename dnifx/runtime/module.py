@@ -1,16 +1,18 @@
 """The decoupled module: the user's model with interfaces, to be used in anybody's training loop."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from dnifx.errors import ContextError, LossError, PassError
+from dnifx.errors import ContextError, InputError, LossError, PassError
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
+from dnifx.runtime.ops import GuardError
+from dnifx.runtime.situation import Situation, Undo, hold_constants
 from dnifx.runtime.trainer import Loss, OptimizerSpec, SchedulerSpec, Trainer
 
 
@@ -35,17 +37,9 @@ class Emitters:
     schedule: Callable[[Any, Program], Any]
 
 
-class Constants(nn.Module):
-    """Values that a captured graph reads and the model does not hold; tensors move with the module, none are saved."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__()
-        for path, value in values.items():
-            name = path.removeprefix(f"{CONSTANTS}.")
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
+Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
+MOST_SITUATIONS = 16
+"""How many kinds of inputs one module captures before it says that something changes that should not."""
 
 
 class DecoupledModule(nn.Module):
@@ -62,10 +56,17 @@ class DecoupledModule(nn.Module):
         mean: Whether the loss averages over examples (else it sums).
         roots: The attributes that hold the estimators and the input models.
         emitters: The compiler's back ends.
+        recompile: Compiles the model again for another situation: (program, args, kwargs, its number) to a program.
     """
 
     def __init__(
-        self, program: Program, loss: Loss | None, mean: bool, roots: tuple[str, str], emitters: Emitters
+        self,
+        program: Program,
+        loss: Loss | None,
+        mean: bool,
+        roots: tuple[str, str],
+        emitters: Emitters,
+        recompile: Recompile,
     ) -> None:
         super().__init__()
         self.__dict__["original"] = program.model
@@ -84,25 +85,67 @@ class DecoupledModule(nn.Module):
         if imagined:
             self.add_module(roots[1], nn.ModuleDict(imagined))
         self.imagines = bool(imagined)
-        if program.constants:
-            self.add_module(CONSTANTS, Constants(program.constants))
         self.training = program.model.training
-        self.__dict__.update(loss=loss, mean=mean, emitters=emitters)
-        if program.fused is None:
-            raise PassError("the program was not emitted; run all passes first")
-        self.__dict__["fused"] = attach(program.fused, self, f"Fused{type(program.model).__name__}")
-        self.__dict__["submodules"] = tuple(
-            attach(graph, self, partition.name)
-            for graph, partition in zip(program.submodules, program.partitions, strict=True)
-        )
+        self.__dict__.update(loss=loss, mean=mean, emitters=emitters, recompile=recompile)
+        self.__dict__["situations"] = [self.situation_of(program)]
 
     original: nn.Module
     program: Program
-    fused: fx.GraphModule
-    submodules: tuple[fx.GraphModule, ...]
     loss: Loss | None
     mean: bool
     emitters: Emitters
+    recompile: Recompile
+    situations: list[Situation]
+
+    def situation_of(self, program: Program) -> Situation:
+        """Give the graphs of a program this module's parameters, buffers and children."""
+        if program.fused is None or program.signature is None:
+            raise PassError("the program was not emitted; run all passes first")
+        if program.constants:
+            if CONSTANTS not in self._modules:
+                self.add_module(CONSTANTS, nn.Module())
+            hold_constants(self.get_submodule(CONSTANTS), program.constants)
+        return Situation(
+            program,
+            program.signature,
+            program.signature.key(program.args, program.kwargs),
+            attach(program.fused, self, f"Fused{type(program.model).__name__}"),
+            tuple(
+                attach(graph, self, partition.name)
+                for graph, partition in zip(program.submodules, program.partitions, strict=True)
+            ),
+        )
+
+    @property
+    def fused(self) -> fx.GraphModule:
+        """The fused graph of the first situation."""
+        return self.situations[0].fused
+
+    @property
+    def submodules(self) -> tuple[fx.GraphModule, ...]:
+        """The partitions' graphs of the first situation."""
+        return self.situations[0].submodules
+
+    def matching(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Situation]:
+        """Yield the situations that a call may run in; the last one is compiled for this very call.
+
+        Raises:
+            InputError: There are too many, or the cuts cannot be found again in a new one.
+        """
+        if torch.compiler.is_compiling():
+            yield self.situations[0]
+            return
+        for situation in tuple(self.situations):
+            if situation.signature.key(args, kwargs) == situation.key:
+                yield situation
+        if len(self.situations) >= MOST_SITUATIONS:
+            raise InputError(
+                f"{type(self.original).__name__} has met {len(self.situations)} kinds of inputs (structures, fixed values, modes), each of which "
+                "is captured apart; pass what changes from call to call as tensors"
+            )
+        program = self.recompile(self.program, args, kwargs, len(self.situations))
+        self.situations.append(self.situation_of(program))
+        yield self.situations[-1]
 
     def forward(self, *args: Any, context: Any = None, **kwargs: Any) -> Any:
         """Run the model.
@@ -120,19 +163,24 @@ class DecoupledModule(nn.Module):
             kwargs["context"] = context
         if not torch.is_grad_enabled() or (self.imagines and not self.training):
             return self.original(*args, **kwargs)
-        signature = self.program.signature
-        if signature is None:
-            raise PassError("the program has no signature; run all passes first")
-        inputs = signature.flatten(args, kwargs)
+        seen: tuple[Any, ...] = ()
         if self.program.context is not None:
             if context is None:
                 raise ContextError(
                     f"the estimators of this module see a context ({self.program.context.description}); call it as net(x, context=...), "
                     "or under torch.no_grad() for evaluation"
                 )
-            seen = self.program.context
-            inputs = (*inputs, context if seen.classes is not None else seen.features(context))
-        return signature.unflatten(self.fused(*inputs))
+            seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
+        for situation in self.matching(args, kwargs):
+            inputs = (*situation.signature.flatten(args, kwargs), *seen)
+            if not situation.guarded:
+                return situation.signature.unflatten(situation.fused(*inputs))
+            before = Undo(self.original)
+            try:
+                return situation.signature.unflatten(situation.fused(*inputs))
+            except GuardError:
+                before.restore()
+        raise InputError("no captured graph holds for these inputs")
 
     def train(self, mode: bool = True) -> "DecoupledModule":
         """Set training mode here and on the original model, which shares all children."""

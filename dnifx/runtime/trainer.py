@@ -4,6 +4,7 @@ import linecache
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import ContextError, LossError, OptimizerError, StateError, nearest
-from dnifx.ir import Interface, Schedule
+from dnifx.errors import ContextError, InputError, LossError, OptimizerError, StateError, nearest
+from dnifx.ir import Interface, Program, Schedule
 from dnifx.runtime.interface import arrived, compare, example_losses, fit_gradient, per_example
+from dnifx.runtime.ops import GuardError, guard, guard_length
+from dnifx.runtime.situation import Situation, Undo
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -65,7 +68,7 @@ class Trainer:
         self.steps = 0
         self.mean = net.mean
         self.source = net.emitters.schedule(schedule, net.program)
-        self.compiled: dict[tuple[Schedule, bool], Callable[..., Any]] = {}
+        self.compiled: dict[tuple[int, Schedule, bool], Callable[..., Any]] = {}
         parameters = dict(net.original.named_parameters())
         owned = {
             partition.name: [parameters[name] for name in partition.parameters]
@@ -83,17 +86,26 @@ class Trainer:
         self.lr_schedulers = make_schedulers(
             lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
         )
-        self.bind()
+        self.parts: dict[int, SimpleNamespace] = {}
 
-    def bind(self) -> None:
-        """Give generated steps what they call by name: partitions, estimators, features, the output's structure."""
-        for partition, module in zip(self.net.partitions, self.net.submodules, strict=True):
-            setattr(self, partition.name, module)
-        for boundary, interface in zip(self.net.boundaries, self.net.program.interfaces, strict=True):
-            setattr(self, f"estimate_{boundary.key}", interface.estimator)
-            setattr(self, f"imagine_{boundary.key}", interface.input_model)
-        if self.net.program.signature is not None:
-            self.unflatten = self.net.program.signature.unflatten
+    def bound(self, situation: Situation) -> SimpleNamespace:
+        """Return what the generated steps of a situation call by name, gathered once."""
+        parts = self.parts.get(id(situation))
+        if parts is None:
+            parts = SimpleNamespace(
+                optimizers=self.optimizers,
+                estimator_optimizers=self.estimator_optimizers,
+                features=self.features,
+                compute_loss=self.compute_loss,
+                unflatten=situation.signature.unflatten,
+            )
+            for partition, module in zip(situation.program.partitions, situation.submodules, strict=True):
+                setattr(parts, partition.name, module)
+            for boundary, interface in zip(self.net.boundaries, self.net.program.interfaces, strict=True):
+                setattr(parts, f"estimate_{boundary.key}", interface.estimator)
+                setattr(parts, f"imagine_{boundary.key}", interface.input_model)
+            self.parts[id(situation)] = parts
+        return parts
 
     def step(self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any) -> StepResult:
         """Train on one batch.
@@ -109,22 +121,11 @@ class Trainer:
             LossError: The loss cannot be computed from the output and the target, has a wrong form, or is not finite;
                 partitions before the loss may have made their update, those that depend on it have not.
         """
-        signature = self.net.program.signature
-        if signature is None:
-            raise LossError("the program has no signature; run all passes first")
-        inputs = signature.flatten(args, kwargs)
         if self.net.program.context is None and context is not None:
             raise ContextError(
                 "context= was given, but the estimators of this module see none; decouple it with context="
             )
-        schedule = self.source.at(self.steps, self.net.program)
-        run = self.compile(schedule, diagnose)
-        try:
-            with torch.enable_grad():
-                loss, output, diagnostics = run(self, *inputs, target, target if context is None else context)
-        except BaseException:
-            self.forget()
-            raise
+        loss, output, diagnostics = self.run(args, kwargs, target, target if context is None else context, diagnose)
         for scheduler in self.lr_schedulers.values():
             scheduler.step()
         self.steps += 1
@@ -135,15 +136,40 @@ class Trainer:
         for optimizer in (*self.optimizers.values(), *self.estimator_optimizers.values()):
             optimizer.zero_grad()
 
-    def compile(self, schedule: Schedule, diagnose: bool) -> Callable[..., Any]:
-        """Return the function of a schedule, generated once."""
-        function = self.compiled.get((schedule, diagnose))
+    def run(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, context: Any, diagnose: bool
+    ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
+        """Run one step in the situation of its inputs; where a guard stops it before any update, in a new one."""
+        for situation in self.net.matching(args, kwargs):
+            step = self.compile(situation, self.source.at(self.steps, situation.program), diagnose)
+            inputs = situation.signature.flatten(args, kwargs)
+            before = Undo(self.net.original) if situation.guarded else None
+            try:
+                with torch.enable_grad():
+                    found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
+                        self.bound(situation), *inputs, target, context
+                    )
+                return found
+            except GuardError as error:
+                self.forget()
+                if before is None or not guards_first(situation.program):
+                    raise InputError(f"a later partition met inputs that it was not captured for: {error}") from error
+                before.restore()
+            except BaseException:
+                self.forget()
+                raise
+        raise InputError("no captured graph holds for these inputs")
+
+    def compile(self, situation: Situation, schedule: Schedule, diagnose: bool) -> Callable[..., Any]:
+        """Return the function of a schedule in a situation, generated once."""
+        key = (id(situation), schedule, diagnose)
+        function = self.compiled.get(key)
         if function is None:
             if len(self.compiled) >= KEPT_STEPS:
                 self.compiled.pop(next(iter(self.compiled)))
-            source = self.net.emitters.step(self.net.program, schedule, self.mean, diagnose)
+            source = self.net.emitters.step(situation.program, schedule, self.mean, diagnose)
             function = compile_step(source)
-            self.compiled[schedule, diagnose] = function
+            self.compiled[key] = function
         return function
 
     def features(self, context: Any) -> Tensor:
@@ -223,6 +249,15 @@ class Trainer:
             for name, item in items.items():
                 item.load_state_dict(state[group][name])
         self.steps = state["steps"]
+
+
+def guards_first(program: Program) -> bool:
+    """Whether every guard runs in the first partition, before anything is updated."""
+    return all(
+        program.homes[node.name] == 0
+        for node in (program.graph.nodes if program.graph is not None else ())
+        if node.op == "call_function" and node.target in (guard, guard_length)
+    )
 
 
 def fitted_parameters(interface: Interface) -> list[nn.Parameter]:

@@ -1,0 +1,62 @@
+"""What a decoupled module runs for one kind of inputs: a structure, fixed values, modes."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dnifx.ir import CONSTANTS, Program, Signature
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One captured program and its graphs, attached to the modules that they run on.
+
+    Attributes:
+        program: The program.
+        signature: How it is called.
+        key: What its calls have in common.
+        fused: The fused graph.
+        submodules: The partitions' graphs.
+    """
+
+    program: Program
+    signature: Signature
+    key: Hashable
+    fused: fx.GraphModule
+    submodules: tuple[fx.GraphModule, ...]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the graph may find at run time that it does not hold for these inputs."""
+        return self.program.capture is not None and self.program.capture.guards > 0
+
+
+class Undo:
+    """Buffers and random state before a run that a guard may stop."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self.random = torch.get_rng_state()
+        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore(self) -> None:
+        """Put them back."""
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        torch.set_rng_state(self.random)
+        if self.devices:
+            torch.cuda.set_rng_state_all(self.devices)
+
+
+def hold_constants(holder: nn.Module, values: Mapping[str, Any]) -> None:
+    """Give a module the values that a graph reads; tensors become buffers, which move with it and are not saved."""
+    for path, value in values.items():
+        name = path.removeprefix(f"{CONSTANTS}.")
+        if isinstance(value, Tensor):
+            holder.register_buffer(name, value, persistent=False)
+        else:
+            setattr(holder, name, value)
