@@ -43,6 +43,10 @@ class Escapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._escaped: dict[int, Escape] = {}
         self._made: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first operation imports the whole of torch._dynamo
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

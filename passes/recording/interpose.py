@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,10 @@ class Observer(Protocol):
     """What the recorder answers to."""
 
     active: bool
+    imports: set[str]
+
+    def imported(self, name: str) -> None:
+        """The model imports a module for the first time; it must not meet any stand-in, so they are gone from here on."""
 
     def called_module(
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -48,10 +53,31 @@ def interposed(observer: Observer) -> Iterator[None]:
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for holder, name, value in (*_calls(observer), *_regions(observer), *_builtins(observer), *_caches()):
+        for holder, name, value in (*_calls(observer), *_regions(observer), *_caches()):
             stack.callback(setattr, holder, name, holder.__dict__[name])
             setattr(holder, name, value)
+        standins = stack.enter_context(ExitStack())
+        for holder, name, value in _builtins(observer):
+            standins.callback(setattr, holder, name, holder.__dict__[name])
+            setattr(holder, name, value)
+        watch = _ImportWatch(observer, standins)
+        sys.meta_path.insert(0, watch)
+        stack.callback(sys.meta_path.remove, watch)
         yield
+
+
+class _ImportWatch(MetaPathFinder):
+    """Takes the stand-ins for builtins away before a module is imported that might keep them for good."""
+
+    def __init__(self, observer: Observer, standins: ExitStack) -> None:
+        self._observer = observer
+        self._standins = standins
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """See an import, and leave it to the other finders."""
+        if fullname not in self._observer.imports:
+            self._standins.close()
+            self._observer.imported(fullname)
 
 
 Patch = tuple[Any, str, Any]

@@ -32,6 +32,7 @@ class Recorder(TorchFunctionMode):
         model: The model.
         plan: What to open.
         snapshot: Hears of parameters that forward writes.
+        imports: Modules that earlier runs tried to import.
 
     Attributes:
         writer: The graph.
@@ -41,13 +42,16 @@ class Recorder(TorchFunctionMode):
         guards: How many guards the graph holds.
         volatile: Whether Python's state or random numbers steer the run at a place that has to stay open.
         opened: The opened modules by path.
+        interrupted: Whether an import took away what sees numbers pass, so that another run is needed.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot, imports: set[str]) -> None:
         super().__init__()
         self.writer = Writer(model, self, self._unknown)
         self.escapes = Escapes(self, snapshot)
         self.active = False
+        self.imports = imports
+        self.interrupted = False
         self.inside_leaf: str | None = None
         self.whole: dict[str, str] = {}
         self.leaking: set[str] = set()
@@ -309,6 +313,11 @@ class Recorder(TorchFunctionMode):
         elif tensor.grad_fn is not None:
             self.hazard("a tensor that carries gradient from outside this call", hard=True)
         return tensor
+
+    def imported(self, name: str) -> None:
+        """The model imports a module; see ``interpose.Observer``."""
+        self.imports.add(name)
+        self.interrupted = True
 
     def called_module(
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -76,10 +76,11 @@ def record(
     call.bind(tuple(args), kwargs)
     _refuse_lazy(model)
     plan = Plan.start(model, open_paths, keep_whole)
+    imports: set[str] = set()
     for _ in range(_ROUNDS):
-        recorder, result = _attempt(model, tuple(args), kwargs, plan, call)
+        recorder, result = _attempt(model, tuple(args), kwargs, plan, call, imports)
         revised = plan.revised(recorder.whole, recorder.leaking)
-        if revised != plan:
+        if revised != plan or recorder.interrupted:
             plan = revised
             continue
         if isinstance(result, Recording):
@@ -101,11 +102,11 @@ def copied(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any,
 
 
 def _attempt(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], plan: Plan, call: Call
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], plan: Plan, call: Call, imports: set[str]
 ) -> tuple[Recorder, "Recording | Exception"]:
     own_args, own_kwargs = copied(args, kwargs)
     with preserved(model) as snapshot:
-        recorder = Recorder(model, plan, snapshot)
+        recorder = Recorder(model, plan, snapshot, imports)
         bound = call.bind(own_args, own_kwargs)
         fields = fields_of(bound)
         names = _place_inputs(recorder, bound)

@@ -57,6 +57,9 @@ def _parts(item: Any, functions: bool) -> list[tuple[tuple[str, Any], Any]] | No
         return None
     if isinstance(item, Mapping) and not isinstance(item, nn.Module):
         return [(("item", key), item[key]) for key in list(item)]
+    names = getattr(item, "_fields", None) if isinstance(item, tuple) else None
+    if names is not None and len(names) == len(item):
+        return [(("attribute", name), part) for name, part in zip(names, item, strict=True)]
     parts = children(item)
     if parts is None or isinstance(item, type(None)):
         return None
