@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
@@ -13,7 +13,7 @@ from dnifx.ir import Boundary, Context, Interface, Program
 from dnifx.passes.capture import captured
 from dnifx.passes.measure import batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
-from dnifx.runtime.interface import swap_gradients, swap_inputs
+from dnifx.runtime.interface import leak_gradient, scheduled_alone, swap_gradients, swap_inputs
 
 CONTEXT = "context"
 INPUT_MODELS = "input_models"
@@ -124,24 +124,37 @@ def interface_nodes(
 ) -> list[fx.Node]:
     """Add one boundary's estimator and interface node; return what its consumers read."""
     interface = program.interfaces[boundary.index]
-    if interface.locked:
+    if interface.locked and not interface.blends:
         return values
-    seen = tuple(
-        graph.create_node("call_method", "detach", (value,), name=f"{value.name}_detached") for value in values
-    )
+    if interface.scheduled_only:
+        alone = graph.create_node("call_function", scheduled_alone, (tuple(values), boundary.name))
+        return list(items(graph, alone, len(values)))
+    seen = tuple(seen_node(graph, value, interface, examples, mean) for value in values)
     target = f"{interface_root(program.model)}.{boundary.key}"
     estimates = graph.create_node("call_module", target, (seen, features), name=f"estimate_{boundary.key}")
     estimates.meta["provenance"] = provenance(boundary, interface)
     each = items(graph, estimates, len(values))
-    swap, given = swap_gradients, (tuple(values), each, examples, mean)
+    swap: Any = swap_gradients
+    given: tuple[Any, ...] = (tuple(values), each, examples, mean)
     if interface.input_model is not None:
         imagined = items(graph, imagined_node(graph, program, boundary, features), len(values))
         swap, given = swap_inputs, (tuple(values), each, imagined, examples, mean)
+    given += (interface.mix,) if interface.mix else ()
     swapped = graph.create_node("call_function", swap, given, name=f"swap_{boundary.key}")
     return [
         graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
         for i, value in enumerate(values)
     ]
+
+
+def seen_node(
+    graph: fx.Graph, value: fx.Node, interface: Interface, examples: fx.Node | int, mean: bool
+) -> fx.Node:
+    """Add the node of a value as the estimator sees it: detached, but for the gradient of its own loss if that is wanted."""
+    if interface.prop:
+        given = (value, interface.prop * (1 - interface.mix), examples, mean)
+        return graph.create_node("call_function", leak_gradient, given, name=f"{value.name}_leaking")
+    return graph.create_node("call_method", "detach", (value,), name=f"{value.name}_detached")
 
 
 def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:

@@ -122,7 +122,7 @@ class DenseInput(nn.Module):
         if context is not None:
             seen.append(context.flatten(1).to(seen[0].dtype))
         answer: Tensor = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
-        return answer.unflatten(1, self.shape)
+        return answer.reshape(-1, *self.shape)
 
 
 class ConvolutionalInput(nn.Module):

@@ -140,8 +140,8 @@ class DecoupledModule(nn.Module):
                 yield situation
         if len(self.situations) >= MOST_SITUATIONS:
             raise InputError(
-                f"{type(self.original).__name__} has met {len(self.situations)} kinds of inputs (structures, fixed values, modes), each of which "
-                "is captured apart; pass what changes from call to call as tensors"
+                f"{type(self.original).__name__} has met {MOST_SITUATIONS} kinds of inputs (structures, fixed values, modes), each of "
+                "which is captured apart; pass what changes from call to call as tensors"
             )
         program = self.recompile(self.program, args, kwargs, len(self.situations))
         self.situations.append(self.situation_of(program))

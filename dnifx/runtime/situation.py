@@ -40,7 +40,7 @@ class Undo:
     def __init__(self, model: nn.Module) -> None:
         self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         self.random = torch.get_rng_state()
-        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def restore(self) -> None:
         """Put them back."""
