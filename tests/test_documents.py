@@ -9,7 +9,12 @@ from tests.documents import DOCUMENTS, ROOT, examples, run
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 FILE = re.compile(r"`((?:dnifx|passes|zoo|tests|docs|benchmarks)/[\w/]*\w\.(?:py|md))`")
-UNWRITTEN = {"dnifx/estimators/low_rank.py", "tests/test_low_rank.py", "passes/identities.py", "tests/test_identities.py"}
+UNWRITTEN = {
+    "dnifx/estimators/low_rank.py",
+    "tests/test_low_rank.py",
+    "passes/identities.py",
+    "tests/test_identities.py",
+}
 """Files that the walk-throughs tell their reader to write."""
 
 
