@@ -32,6 +32,10 @@ class InputError(DnifxError):
     """A module was called with inputs of another structure than it was compiled for."""
 
 
+class GuardError(DnifxError):
+    """The model's Python would take another way with this input than the one that was captured."""
+
+
 class LossError(DnifxError):
     """A loss is missing, has the wrong form, or is not finite."""
 

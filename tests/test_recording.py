@@ -188,7 +188,9 @@ class Answer:
 
 
 class Structured(nn.Module):
-    def forward(self, batch: Batch, options: dict[str, Any], *rest: Tensor, flag: bool = False, **named: Tensor) -> Answer:
+    def forward(
+        self, batch: Batch, options: dict[str, Any], *rest: Tensor, flag: bool = False, **named: Tensor
+    ) -> Answer:
         total = batch.left * 2 if batch.right is None else batch.left + batch.right
         for tensor in (*rest, *named.values()):
             total = total + tensor
@@ -265,7 +267,9 @@ def test_a_model_that_fails_is_reported_with_its_line() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ torch.ones(99, 1)
 
-    with pytest.raises(CaptureError, match=r"fails on the example inputs.*\n.*test_recording.py:\d+: return x @ torch.ones"):
+    with pytest.raises(
+        CaptureError, match=r"fails on the example inputs.*\n.*test_recording.py:\d+: return x @ torch.ones"
+    ):
         record(Broken(), (torch.ones(2, 3),), {})
 
 
@@ -292,7 +296,9 @@ class Program(nn.Module):
     def __init__(self, steps: list[str]) -> None:
         super().__init__()
         self.steps = steps
-        self.layers = nn.ModuleDict({str(index): nn.Linear(4, 4) for index, step in enumerate(steps) if step == "linear"})
+        self.layers = nn.ModuleDict(
+            {str(index): nn.Linear(4, 4) for index, step in enumerate(steps) if step == "linear"}
+        )
         self.weight = nn.Parameter(torch.randn(4, 4))
 
     def forward(self, x: Tensor) -> Tensor:

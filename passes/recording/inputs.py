@@ -125,9 +125,14 @@ class RecordedSignature:
         Raises:
             InputError: The arguments have another structure than the example's, or other values that are no tensors.
         """
-        if self.plain and not kwargs and len(args) == len(self.inputs) and all(
-            isinstance(arg, Tensor) and arg.dim() == spec.dimensions
-            for arg, spec in zip(args, self.fields, strict=False)
+        if (
+            self.plain
+            and not kwargs
+            and len(args) == len(self.inputs)
+            and all(
+                isinstance(arg, Tensor) and arg.dim() == spec.dimensions
+                for arg, spec in zip(args, self.fields, strict=False)
+            )
         ):
             return args
         bound = self.call.bind(args, kwargs)

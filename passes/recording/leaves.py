@@ -33,7 +33,7 @@ class Plan:
     Attributes:
         open_paths: The only modules to open, with their ancestors; None opens everything that can be.
         whole: Modules to keep whole, with the reason.
-        leaking: Modules whose tensors leave by another door than their output: they and all below are opened.
+        leaking: Modules whose tensors leave by another door than their output: they are opened, and what open_paths left out below.
         large: Modules that hold so much of the model that keeping them whole would leave little to cut.
     """
 
@@ -51,7 +51,7 @@ class Plan:
 
     def is_leaf(self, path: str, module: nn.Module) -> bool:
         """Whether a module stays one node."""
-        if path == "" or self._leaks(path):
+        if path == "" or path in self.leaking:
             return False
         if path in self.whole or isinstance(module, torch.jit.ScriptModule) or parametrize.is_parametrized(module):
             return True
@@ -59,17 +59,17 @@ class Plan:
             return False
         if type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _OPENED):
             return True
-        return self.open_paths is not None and path not in self.open_paths
+        return self.open_paths is not None and path not in self.open_paths and not self._is_below_leak(path)
 
     def is_fixed(self, path: str) -> bool:
         """Whether a module has to stay open, whatever its forward does."""
-        if path == "" or self._leaks(path):
+        if path == "" or path in self.leaking:
             return True
         wanted = self.large if self.open_paths is None else self.open_paths
         return path in wanted
 
-    def _leaks(self, path: str) -> bool:
-        return any(path == leak or path.startswith(f"{leak}.") for leak in self.leaking)
+    def _is_below_leak(self, path: str) -> bool:
+        return any(path.startswith(f"{leak}.") for leak in self.leaking)
 
     def revised(self, whole: Mapping[str, str], leaking: Collection[str]) -> "Plan":
         """Return the plan with more modules kept whole and more opened."""
