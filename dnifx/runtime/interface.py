@@ -238,3 +238,125 @@ def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str,
         "estimate_norm": estimate.norm(dim=1).square().mean().sqrt(),
         "target_norm": target.norm(dim=1).square().mean().sqrt(),
     }
+
+
+class WindowStart(torch.autograd.Function):
+    """Passes a window's first state forward, rows that begin an episode zeroed; backward, fits the estimator to what arrives.
+
+    The state is detached by whoever calls; nothing flows back to it. With per-example estimates g of the state as it was left,
+    and arriving gradients t of n examples, the estimates receive the gradient of the mean over examples of ||g - t / scale||^2,
+    in which t is exactly 0 where a row begins an episode: no loss lies beyond the state that was left there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, reset: Tensor | None, dims: tuple[int, ...], examples: int, mean: bool, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Take the state's values and as many estimates; return the values."""
+        count = len(tensors) // 2
+        ctx.reset, ctx.dims, ctx.examples, ctx.mean = reset, dims, examples, mean
+        ctx.save_for_backward(*tensors[count:])
+        return tuple(
+            without_rows(value, reset, dim).view_as(value) for value, dim in zip(tensors[:count], dims, strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Turn the arriving gradients into the estimates' fit gradients."""
+        estimates = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4 + len(estimates) :]
+        targets = window_targets(arriving, ctx.reset, ctx.dims, 1.0 / ctx.examples if ctx.mean else 1.0)
+        fits = [
+            fit_gradient(estimate, target, ctx.examples) if want else None
+            for estimate, target, want in zip(estimates, targets, wanted, strict=True)
+        ]
+        return None, None, None, None, *(None for _ in estimates), *fits
+
+
+class WindowEnd(torch.autograd.Function):
+    """Passes a window's outputs forward; backward, gives the state that it leaves the estimates, weighted."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: int, dims: tuple[int, ...], weight: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Take the outputs, the state's values and as many estimates; return the outputs."""
+        ctx.outputs, ctx.dims, ctx.weight = outputs, dims, weight
+        ctx.save_for_backward(*tensors[outputs:])
+        return tuple(output.view_as(output) for output in tensors[:outputs])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Let the outputs' gradients through, and give the state its synthetic gradient."""
+        values, estimates = ctx.saved_tensors[: len(ctx.dims)], ctx.saved_tensors[len(ctx.dims) :]
+        synthetic = [
+            like_state(estimate.detach() * ctx.weight, value, dim)
+            for estimate, value, dim in zip(estimates, values, ctx.dims, strict=True)
+        ]
+        return None, None, None, *arriving, *synthetic, *(None for _ in estimates)
+
+
+def start_window(
+    values: Sequence[Tensor],
+    estimates: Sequence[Tensor],
+    reset: Tensor | None,
+    dims: Sequence[int],
+    examples: int,
+    mean: bool = True,
+) -> tuple[Tensor, ...]:
+    """Return the state that a window starts from; in the backward pass what arrives there fits the estimator.
+
+    Args:
+        values: The state as the last window left it, detached.
+        estimates: The estimator's answer to it, [batch, ...] each.
+        reset: Which rows begin an episode, [batch], or None.
+        dims: The dimension of each value that counts examples.
+        examples: Number of examples.
+        mean: Whether the loss averages over examples.
+    """
+    started: tuple[Tensor, ...] = WindowStart.apply(reset, tuple(dims), examples, mean, *values, *estimates)  # type: ignore[no-untyped-call]
+    return started
+
+
+def end_window(
+    outputs: Sequence[Tensor], values: Sequence[Tensor], estimates: Sequence[Tensor], dims: Sequence[int], weight: float
+) -> tuple[Tensor, ...]:
+    """Return a window's outputs; in the backward pass the state that it leaves receives the estimates times ``weight``."""
+    ended: tuple[Tensor, ...] = WindowEnd.apply(len(outputs), tuple(dims), weight, *outputs, *values, *estimates)  # type: ignore[no-untyped-call]
+    return ended
+
+
+def window_weight(scale: float, examples: int, mean: bool = True) -> float:
+    """Return what a per-example synthetic gradient at a window's end is multiplied by."""
+    return scale * (1.0 / examples if mean else 1.0)
+
+
+def window_targets(
+    arriving: Sequence[Tensor], reset: Tensor | None, dims: Sequence[int], scale: float
+) -> tuple[Tensor, ...]:
+    """Return the per-example targets, [batch, ...], from the gradients that arrived at a window's first state."""
+    return tuple(
+        per_example(by_example(without_rows(gradient, reset, dim), dim), scale)
+        for gradient, dim in zip(arriving, dims, strict=True)
+    )
+
+
+def by_example(value: Tensor, dim: int) -> Tensor:
+    """Return a value of a state as estimators see it: [batch, features], or [batch, channels, height, width]."""
+    moved = value.movedim(dim, 0) if dim else value
+    return moved if moved.dim() in (2, 4) else moved.reshape(moved.size(0), -1)
+
+
+def like_state(estimate: Tensor, value: Tensor, dim: int) -> Tensor:
+    """Return what ``by_example`` gave in the shape and dtype of the state's value."""
+    moved = estimate.reshape(value.movedim(dim, 0).shape).to(value.dtype)
+    return moved.movedim(0, dim) if dim else moved
+
+
+def without_rows(value: Tensor, reset: Tensor | None, dim: int) -> Tensor:
+    """Return a value with the rows of the given examples, [batch], zeroed."""
+    if reset is None:
+        return value
+    shape = [1] * value.dim()
+    shape[dim] = -1
+    return torch.where(reset.view(shape), torch.zeros_like(value), value)
