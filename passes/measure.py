@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Measure, Program, TensorSpec
@@ -126,17 +126,23 @@ def preserved(model: nn.Module) -> Iterator[None]:
         random.setstate(state)
 
 
-class DrawCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that draw random numbers."""
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts floating-point operations, by torch's own formulas, and the operations that draw random numbers."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.flops = 0
+        self.draws = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count an operation and run it."""
-        self.count += torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
+        """Run an operation and count it."""
+        given = kwargs or {}
+        result = func(*args, **given)
+        self.draws += torch.Tag.nondeterministic_seeded in func.tags
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **given, out_val=result)
+        return result
 
 
 class Meter(fx.Interpreter):
@@ -148,13 +154,15 @@ class Meter(fx.Interpreter):
         self.convert = convert
         self.measures: dict[str, Measure] = {}
         self.current: fx.Node | None = None
-        self.flops = FlopCounterMode(display=False)
-        self.draws = DrawCounter()
+        self.counter = OperationCounter()
         self.converted: dict[int, Tensor] = {}
 
     def measure_all(self, *inputs: Any) -> None:
-        """Run the graph under the counters."""
-        with self.flops, self.draws:
+        """Run the graph under the counters, on converted parameters and buffers."""
+        for module in self.module.modules():
+            for registry in (module._parameters, module._buffers):
+                registry.update({name: self.fake(value) for name, value in registry.items() if value is not None})
+        with self.counter:
             self.run(*inputs)
 
     def fake(self, tensor: Tensor) -> Tensor:
@@ -168,27 +176,17 @@ class Meter(fx.Interpreter):
         value = self.constants[target] if target in self.constants else super().fetch_attr(target)
         return self.fake(value) if isinstance(value, Tensor) else value
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a submodule on converted parameters and buffers."""
-        module = super().fetch_attr(target)
-        state = {
-            name: self.fake(value)
-            for group in (module.named_parameters(), module.named_buffers())
-            for name, value in group
-        }
-        return torch.func.functional_call(module, state, args, kwargs)
-
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; see what it made, what it wrote and what it cost."""
         self.current = n
         before = versions(n, self.env)
-        flops, draws = self.flops.get_total_flops(), self.draws.count
+        flops, draws = self.counter.flops, self.counter.draws
         value = super().run_node(n)
         after = versions(n, self.env)
         if n.op != "output":
             writes = tuple(name for name, version in before.items() if after[name] != version)
-            measured = self.measure(n, value, self.flops.get_total_flops() - flops, writes)
-            self.measures[n.name] = replace(measured, random=self.draws.count > draws)
+            measured = self.measure(n, value, self.counter.flops - flops, writes)
+            self.measures[n.name] = replace(measured, random=self.counter.draws > draws)
         return value
 
     def measure(self, node: fx.Node, value: Any, flops: int, writes: tuple[str, ...]) -> Measure:
