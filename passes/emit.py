@@ -11,7 +11,7 @@ from torch import fx, nn
 from dnifx.errors import ContextError, PassError
 from dnifx.ir import Boundary, Context, Interface, Program
 from dnifx.passes.capture import captured
-from dnifx.passes.measure import batch_input, data_inputs
+from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.interface import leak_gradient, scheduled_alone, swap_gradients, swap_inputs
 
@@ -95,11 +95,12 @@ def context_node(graph: fx.Graph, program: Program) -> fx.Node | None:
 
 def examples_node(graph: fx.Graph, program: Program, copies: Mapping[fx.Node, fx.Node]) -> fx.Node | int:
     """Add the node that counts the examples of a batch."""
-    name = batch_input(program)
-    if name is None:
+    found = examples_of(program)
+    if found is None:
         return 1
+    name, dim = found
     batch = next(copy for node, copy in copies.items() if node.name == name)
-    return graph.create_node("call_method", "size", (batch, 0), name="examples")
+    return graph.create_node("call_method", "size", (batch, dim), name="examples")
 
 
 def features_node(graph: fx.Graph, context: Context | None, node: fx.Node | None, program: Program) -> fx.Node | None:

@@ -28,8 +28,20 @@ if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
 
 RUNTIME = "dnifx.runtime."
-FILES = ("interface", "ops")
+FILES = ("interface", "ops", "gradients")
 """Modules of the runtime that generated code may call; they import torch alone and are copied along."""
+
+STEP_NAMES = (
+    "arrived",
+    "compare",
+    "example_losses",
+    "fit_gradient",
+    "losses_of",
+    "output_error",
+    "per_example",
+    "propagated",
+)
+"""What the generated step and trainer call."""
 
 HEAD = '''"""{title}
 
@@ -87,6 +99,11 @@ class Trainer:
     def compute_loss(self, output, target):
         """Return the scalar loss."""
         return example_losses(self.loss(output, target), mean={mean})
+
+    def compute_losses(self, output, target, examples):
+        """Return the scalar loss, and the loss of each example."""
+        loss = self.loss(output, target)
+        return example_losses(loss, mean={mean}), losses_of(loss, examples, mean={mean})
 
 {step}'''
 
@@ -170,7 +187,7 @@ def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> 
     )
     block = import_block(imports, body).replace(f"from {RUNTIME}", "from .")
     lines = ["import pathlib", *block.splitlines(), "import torch.utils._pytree as pytree"]
-    lines.append("from .interface import arrived, compare, example_losses, fit_gradient, per_example")
+    lines.append(f"from .interface import {', '.join(STEP_NAMES)}")
     return head + "\n" + "\n".join(dict.fromkeys(lines)) + "\n\n"
 
 
@@ -240,19 +257,21 @@ def written_models(net: "DecoupledModule") -> dict[str, fx.Graph]:
     inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
     models = {}
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
-        if not interface.locked:
+        if interface.blends or not interface.locked:
             path = f"{roots[0]}.{boundary.key}"
-            models[f"estimate_{boundary.key}"] = traced_model(interface.estimator, path, boundary.specs, program)
+            sees = program.context is not None or interface.needs_error
+            models[f"estimate_{boundary.key}"] = traced_model(interface.estimator, path, boundary.specs, sees)
         if interface.input_model is not None:
             path = f"{roots[1]}.{boundary.key}"
-            models[f"imagine_{boundary.key}"] = traced_model(interface.input_model, path, inputs, program)
+            sees = program.context is not None
+            models[f"imagine_{boundary.key}"] = traced_model(interface.input_model, path, inputs, sees)
     return models
 
 
-def traced_model(model: nn.Module, path: str, specs: tuple[TensorSpec, ...], program: Program) -> fx.Graph:
+def traced_model(model: nn.Module, path: str, specs: tuple[TensorSpec, ...], sees: bool) -> fx.Graph:
     """Return an estimator or input model as a graph over the paths that it has in the decoupled module."""
     values = tuple(torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in specs)
-    features = None if program.context is None else torch.empty(1, device="meta")
+    features = torch.empty(1, device="meta") if sees else None
     try:
         graph = PathTracer(model, (values, features), {}, {}).trace(model)
     except Exception as error:

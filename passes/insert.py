@@ -5,15 +5,17 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnifx.errors import ContextError, EstimatorError, nearest
 from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, SyntheticInput
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
+from dnifx.passes.capture import captured
 from dnifx.passes.cuts import glob_matches
 from dnifx.passes.measure import NEEDS_VALUES, data_inputs
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.split import flat_output
 
 Choice = str | Factory
 Choices = Choice | Mapping[str, Choice]
@@ -51,7 +53,10 @@ class InsertInterfaces(Pass):
             replace(self.existing[boundary.name], boundary=boundary.index)
             if boundary.name in self.existing
             else with_input_model(
-                make_interface(boundary, choices[boundary.name], context), models.get(boundary.name), program, context
+                make_interface(boundary, choices[boundary.name], context, output_spec(program)),
+                models.get(boundary.name),
+                program,
+                context,
             )
             for boundary in program.boundaries
         )
@@ -161,18 +166,40 @@ def with_input_model(
     return replace(interface, input_model=model.to(device=boundary.specs[0].device, dtype=boundary.specs[0].dtype))
 
 
-def make_interface(boundary: Boundary, choice: Choice, context: Context | None) -> Interface:
+def make_interface(
+    boundary: Boundary, choice: Choice, context: Context | None, output: TensorSpec | None = None
+) -> Interface:
     """Build and check the estimator of one boundary."""
-    spec = BoundarySpec(
-        boundary.name, boundary.specs, context.width if context else None, context.classes if context else None
-    )
+    width, classes = (context.width, context.classes) if context else (None, None)
+    spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output=output)
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)
-    locked = isinstance(estimator, GradientEstimator) and estimator.locked
-    if not locked:
-        check_estimates(estimator, spec, context)
     fits = any(parameter.requires_grad for parameter in estimator.parameters())
-    return Interface(boundary.index, estimator, spelled(factory), locked, fits and not locked)
+    interface = Interface(boundary.index, estimator, spelled(factory), fits=fits)
+    if isinstance(estimator, GradientEstimator):
+        waits = estimator.locked or estimator.mix > 0 or estimator.prop > 0
+        interface = replace(
+            interface,
+            locked=waits,
+            fits=fits and not estimator.locked,
+            mix=estimator.mix,
+            prop=estimator.prop,
+            needs_target=estimator.needs_target,
+            needs_loss=estimator.needs_loss,
+            needs_error=estimator.needs_error,
+        )
+    if interface.blends or not interface.locked:
+        check_estimates(interface, spec, context)
+    return interface
+
+
+def output_spec(program: Program) -> TensorSpec | None:
+    """Return the spec of the model's output, or None where that is not one tensor."""
+    values = flat_output(captured(program)) if program.graph is not None else ()
+    if len(values) != 1 or not isinstance(values[0], fx.Node):
+        return None
+    measure = program.measures[values[0].name]
+    return measure.tensors[0] if measure.is_tensor else None
 
 
 def find_factory(choice: Choice, boundary: Boundary) -> Factory:
@@ -203,7 +230,7 @@ def build(factory: Factory, spec: BoundarySpec) -> nn.Module:
     return estimator.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
 
 
-def check_estimates(estimator: nn.Module, spec: BoundarySpec, context: Context | None) -> None:
+def check_estimates(interface: Interface, spec: BoundarySpec, context: Context | None) -> None:
     """Ask the estimator once, on fake tensors, and compare its answer with the boundary.
 
     Raises:
@@ -211,15 +238,18 @@ def check_estimates(estimator: nn.Module, spec: BoundarySpec, context: Context |
     """
     if context is not None and context.width is None:
         return
+    estimator = interface.estimator
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     flags = [(module, module.training) for module in estimator.modules()]
     state: dict[str, Tensor] = {
         name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()
     }
     try:
-        with mode, torch.random.fork_rng(devices=[]):
+        with mode, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             values = tuple(torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in spec.values)
             features = None if context is None else example_features(spec, values[0])
+            if interface.needs_error and spec.output is not None:
+                features = torch.empty(spec.output.shape, dtype=spec.output.dtype, device=spec.output.device)
             answer = torch.func.functional_call(estimator.eval(), state, (values, features))
     except NEEDS_VALUES:
         return
@@ -232,10 +262,13 @@ def check_estimates(estimator: nn.Module, spec: BoundarySpec, context: Context |
         for module, flag in flags:
             module.training = flag
     shapes = [tuple(item.shape) for item in answer] if isinstance(answer, tuple) else type(answer).__name__
-    if shapes != [value.shape for value in spec.values]:
+    expected = [value.shape for value in spec.values]
+    expected += [expected[0][:1]] if interface.needs_loss else []
+    if shapes != expected:
+        also = ", and the predicted loss of each example" if interface.needs_loss else ""
         raise EstimatorError(
             f"the estimator {type(estimator).__name__} of boundary {spec.name!r} answered with {shapes}; expected a tuple with "
-            f"one gradient a value: {[value.shape for value in spec.values]}"
+            f"one gradient a value{also}: {expected}"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dnifx.errors import PassError
-from dnifx.ir import Action, Boundary, Kind, Partition, Program, Schedule
+from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Schedule
 from dnifx.passes.emit import CONTEXT, provenance
 from dnifx.passes.measure import batch_input, data_inputs
 from dnifx.schedules import Answer, answers
@@ -15,6 +15,8 @@ RESERVED = {
     "target",
     "context",
     "loss",
+    "losses",
+    "error",
     "output",
     "outputs",
     "examples",
@@ -28,6 +30,10 @@ PREFIXES = (
     "estimate_",
     "target_",
     "imagined_",
+    "seen_",
+    "predicted_",
+    "propagated",
+    "output_error",
     "submod_",
     "arrived",
     "fit_gradient",
@@ -110,7 +116,7 @@ class StepWriter:
         call = f"self.{partition.name}({', '.join(self.reads(name, imagined) for name in partition.inputs)})"
         title = f"{action}: forward of {partition.name} ({span(partition)})"
         if action.index == len(self.program.partitions) - 1:
-            return Block(title, (f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)"))
+            return self.end(title, call)
         names = [local(name) for name in partition.outputs]
         lines = [f"{''.join(f'{name}, ' for name in names)[:-1]} = {call}" + self.types(partition) if names else call]
         leaves = []
@@ -120,6 +126,18 @@ class StepWriter:
                 leaves.append(f"leaf_{name}")
                 lines.append(f"leaf_{name} = {local(name)}.detach(){'.requires_grad_()' if arrives else ''}")
         return Block(title, tuple(lines), (*names, *leaves))
+
+    def end(self, title: str, call: str) -> Block:
+        """Run the last partition and compute the loss, and what estimators need of the end."""
+        lines, defines = [f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)"], []
+        plain, interfaces = self.plain_actions(), self.program.interfaces
+        if any(each.needs_loss and each.fits and Action(Kind.FIT, each.boundary) in plain for each in interfaces):
+            lines[1] = "loss, losses = self.compute_losses(output, target, examples)"
+            defines.append("losses")
+        if any(each.needs_error and Action(Kind.SYNTHESISE, each.boundary) in plain for each in interfaces):
+            lines.append("error = output_error(loss, output, scale)")
+            defines.append("error")
+        return Block(title, tuple(lines), tuple(defines))
 
     def imagine(self, action: Action) -> Block:
         """Predict what a partition would take from earlier ones, from the data; models that ran already are not run again."""
@@ -154,13 +172,19 @@ class StepWriter:
     def synthesise(self, action: Action) -> Block:
         """Ask the estimator; its graph is kept where it is fitted."""
         boundary = self.program.boundaries[action.index]
-        values = "".join(f"{local(name)}.detach(), " for name in boundary.values)
-        call = f"estimate_{boundary.key} = self.estimate_{boundary.key}(({values[:-1]}), features)"
-        title = f"{action}: {provenance(boundary, self.program.interfaces[action.index])}"
-        if Action(Kind.FIT, action.index) not in self.plain_actions():
-            lines = ("with torch.no_grad():", f"    {call}", *self.diagnosis(action))
-            return Block(title, lines, (f"estimate_{boundary.key}",))
-        return Block(title, (call, *self.diagnosis(action)), (f"estimate_{boundary.key}",))
+        interface, key = self.program.interfaces[action.index], boundary.key
+        leaves = ".detach().requires_grad_()" if interface.prop else ".detach()"
+        seen = f"({''.join(f'{local(name)}{leaves}, ' for name in boundary.values)[:-1]})"
+        lines, defines = [], [f"estimate_{key}"]
+        if interface.prop:
+            lines.append(f"seen_{key} = {seen}")
+            defines.append(f"seen_{key}")
+            seen = f"seen_{key}"
+        made = f"*estimate_{key}, predicted_{key}" if interface.needs_loss else f"estimate_{key}"
+        defines += [f"predicted_{key}"] if interface.needs_loss else []
+        lines.append(f"{made} = self.estimate_{key}({seen}, {'error' if interface.needs_error else 'features'})")
+        title = f"{action}: {provenance(boundary, interface)}"
+        return Block(title, (*lines, *self.both(action)), (*defines, *self.both_define(action)))
 
     def backward(self, action: Action) -> Block:
         """Backpropagate inside a partition, from synthetic or arrived gradients and, at the end, from the loss."""
@@ -180,10 +204,16 @@ class StepWriter:
 
     def gradient(self, boundary: Boundary, position: int) -> str:
         """Return the expression of the gradient that a boundary value receives."""
-        name = boundary.values[position]
-        if answers(self.schedule, self.program)[boundary.index] is Answer.TARGET:
-            return f"arrived({self.leaf(boundary)}{name})"
-        return f"(estimate_{boundary.key}[{position}].detach() * scale).to({local(name)}.dtype)"
+        name, interface = boundary.values[position], self.program.interfaces[boundary.index]
+        answer, arriving = answers(self.schedule, self.program)[boundary.index], f"arrived({self.leaf(boundary)}{name})"
+        if answer is Answer.TARGET or interface.mix == 1:
+            return arriving
+        synthetic = f"estimate_{boundary.key}[{position}].detach() * scale"
+        if interface.prop:
+            synthetic = f"({synthetic} + {interface.prop} * scale * propagated_{boundary.key}[{position}])"
+        if interface.mix:
+            synthetic = f"{1 - interface.mix} * {synthetic} + {interface.mix} * {arriving}"
+        return f"({synthetic}).to({local(name)}.dtype)"
 
     def arrive(self, action: Action) -> Block:
         """Take the gradients that all consumers sent, per example."""
@@ -193,19 +223,31 @@ class StepWriter:
             return Block(title, ("pass",))
         leaf = self.leaf(boundary)
         items = "".join(f"per_example(arrived({leaf}{name}), scale), " for name in boundary.values).rstrip()
-        lines = (f"target_{boundary.key} = ({items})", *self.diagnosis(action))
-        return Block(title, lines, (f"target_{boundary.key}",))
+        lines = (f"target_{boundary.key} = ({items})", *self.both(action))
+        return Block(title, lines, (f"target_{boundary.key}", *self.both_define(action)))
 
-    def diagnosis(self, action: Action) -> tuple[str, ...]:
-        """Compare an estimate with its target once both are there, which is after the later of the two actions."""
+    def both(self, action: Action) -> tuple[str, ...]:
+        """Write what takes an estimate and its target, once both are there: after the later of the two actions."""
+        if not self.is_later(action):
+            return ()
         boundary = self.program.boundaries[action.index]
+        key, pair = boundary.key, f"estimate_{boundary.key}, target_{boundary.key}"
+        lines = [f"diagnostics[{boundary.name!r}] = compare({pair})"] if self.diagnose else []
+        lines += [f"propagated_{key} = propagated({pair}, seen_{key}, examples)"] if self.both_define(action) else []
+        return tuple(lines)
+
+    def both_define(self, action: Action) -> tuple[str, ...]:
+        """Return the names that ``both`` defines: the gradient of the estimator's own loss, where the producer takes it."""
+        boundary = self.program.boundaries[action.index]
+        taken = self.program.interfaces[action.index].prop and self.is_later(action)
+        found = answers(self.schedule, self.program).get(boundary.index) if taken else None
+        return (f"propagated_{boundary.key}",) if found is Answer.BOTH else ()
+
+    def is_later(self, action: Action) -> bool:
+        """Whether, of a boundary's estimate and target, this action gives the one that comes later."""
         order = [Action(each.kind, each.index) for each in self.schedule.actions]
         both = [Action(kind, action.index) for kind in (Kind.SYNTHESISE, Kind.TARGET)]
-        if not self.diagnose or not set(both) <= set(order):
-            return ()
-        last = max(both, key=order.index)
-        line = f"diagnostics[{boundary.name!r}] = compare(estimate_{boundary.key}, target_{boundary.key})"
-        return (line,) if last.kind is action.kind else ()
+        return set(both) <= set(order) and max(both, key=order.index).kind is action.kind
 
     def fit(self, action: Action) -> Block:
         """Fit the estimator to the target."""
@@ -213,9 +255,12 @@ class StepWriter:
         key = boundary.key
         actions = self.plain_actions()
         lines: list[str] = []
-        asked = {Action(Kind.SYNTHESISE, action.index), Action(Kind.TARGET, action.index)} <= actions
-        if self.program.interfaces[action.index].fits and asked:
-            lines += fit_lines(f"estimate_{key}", f"target_{key}")
+        interface = self.program.interfaces[action.index]
+        lessons = {Action(Kind.SYNTHESISE, action.index)}
+        lessons |= {Action(Kind.TARGET, action.index)} if interface.needs_target else set()
+        lessons |= {Action(Kind.FORWARD, len(self.program.partitions) - 1)} if interface.needs_loss else set()
+        if interface.fits and lessons <= actions:
+            lines += lesson_lines(key, interface)
         if any(Action(Kind.INPUT, index) in actions for index in boundary.consumers) and self.imagines(boundary):
             values = "".join(f"leaf_{name}.detach(), " for name in boundary.values).rstrip()
             lines += fit_lines(f"imagined_{key}", f"({values})")
@@ -260,6 +305,23 @@ class StepWriter:
         """Return a comment with the types of a partition's outputs."""
         tensors = [tensor for name in partition.outputs for tensor in self.program.measures[name].tensors]
         return f"  # {', '.join(map(str, tensors))}" if tensors else ""
+
+
+def lesson_lines(key: str, interface: Interface) -> list[str]:
+    """Write the fit of an estimator: to the target, to the losses that it predicts, to both, or to what it knows itself."""
+    made, fits = [], []
+    if interface.needs_target:
+        made.append(f"*estimate_{key}")
+        fits.append(
+            f"*(fit_gradient(made.detach(), target, examples) for made, target in zip(estimate_{key}, target_{key}))"
+        )
+    if interface.needs_loss:
+        made.append(f"predicted_{key}")
+        fits.append(f"fit_gradient(predicted_{key}.detach(), losses, examples)")
+    if not made:
+        made.append(f"*estimate_{key}")
+        fits.append(f"*(torch.zeros_like(made) for made in estimate_{key})")
+    return ["torch.autograd.backward(", f"    ({', '.join(made)},),", f"    ({', '.join(fits)},),", ")"]
 
 
 def fit_lines(made: str, target: str) -> list[str]:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ class BoundarySpec:
         context: Width of the context features, or None where estimators see no context.
         classes: Number of classes where the context is a label.
         context_dims: Number of dimensions of the context features (2 for one vector an example, 3 for one a token).
+        output: Spec of the model's output, or None where that is not one tensor.
     """
 
     name: str
@@ -27,6 +27,7 @@ class BoundarySpec:
     context: int | None = None
     classes: int | None = None
     context_dims: int = 2
+    output: TensorSpec | None = None
 
 
 class GradientEstimator(nn.Module, ABC):
@@ -36,8 +37,26 @@ class GradientEstimator(nn.Module, ABC):
     reduction of the loss over the batch.
     """
 
-    locked: ClassVar[bool] = False
-    """Whether the producer has to wait for the target and uses it instead of the estimate."""
+    locked: bool = False
+    """Whether the producer waits for the target and uses it instead of the estimate."""
+
+    mix: float = 0.0
+    """Share of the target in what the producer receives; above 0 the producer waits for it."""
+
+    prop: float = 0.0
+    """Weight of the gradient of the estimator's own loss in what the producer receives; above 0 the producer waits."""
+
+    needs_target: bool = True
+    """Whether the estimator learns from the target. One that does not takes its fit gradient from nowhere: its own backward
+    ignores what arrives (as LocalLoss), or it is fitted to the loss (as Critic)."""
+
+    needs_loss: bool = False
+    """Whether it predicts the loss: ``forward`` then returns one more tensor [batch] after the estimates, which is fitted to
+    the loss of each example."""
+
+    needs_error: bool = False
+    """Whether it answers from the error: its context is then the gradient [batch, ...] of each example's loss with respect to
+    the model's output, for which the producer waits."""
 
     @abstractmethod
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -1,7 +1,6 @@
 """The true gradient: what every other estimator is measured against."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ class Oracle:
 class OracleGradient(GradientEstimator):
     """Keeps the backward lock: the producer uses the target itself."""
 
-    locked: ClassVar[bool] = True
+    locked = True
 
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Refuse: the true gradient is not known before the backward pass."""

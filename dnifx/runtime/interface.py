@@ -360,3 +360,15 @@ def without_rows(value: Tensor, reset: Tensor | None, dim: int) -> Tensor:
     shape = [1] * value.dim()
     shape[dim] = -1
     return torch.where(reset.view(shape), torch.zeros_like(value), value)
+
+
+def window_gradients(
+    estimator: Any, values: Sequence[Tensor], dims: Sequence[int], weight: float
+) -> tuple[Tensor, ...]:
+    """Return what the state that a window leaves receives: the estimates times ``weight``, in the values' own shapes."""
+    with torch.no_grad():
+        estimates = estimator(tuple(by_example(value.detach(), dim) for value, dim in zip(values, dims, strict=True)))
+    return tuple(
+        like_state(estimate * weight, value, dim)
+        for estimate, value, dim in zip(estimates, values, dims, strict=True)
+    )

@@ -15,7 +15,16 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import ContextError, InputError, LossError, OptimizerError, StateError, nearest
 from dnifx.ir import Interface, Program, Schedule
-from dnifx.runtime.interface import arrived, compare, example_losses, fit_gradient, per_example
+from dnifx.runtime.interface import (
+    arrived,
+    compare,
+    example_losses,
+    fit_gradient,
+    losses_of,
+    output_error,
+    per_example,
+    propagated,
+)
 from dnifx.runtime.ops import GuardError, guard, guard_length
 from dnifx.runtime.situation import Situation, Undo
 
@@ -31,7 +40,9 @@ STEP_GLOBALS = {
     "arrived": arrived,
     "compare": compare,
     "fit_gradient": fit_gradient,
+    "output_error": output_error,
     "per_example": per_example,
+    "propagated": propagated,
 }
 KEPT_STEPS = 256
 
@@ -97,6 +108,7 @@ class Trainer:
                 estimator_optimizers=self.estimator_optimizers,
                 features=self.features,
                 compute_loss=self.compute_loss,
+                compute_losses=self.compute_losses,
                 unflatten=situation.signature.unflatten,
             )
             for partition, module in zip(situation.program.partitions, situation.submodules, strict=True):
@@ -181,7 +193,19 @@ class Trainer:
 
     def compute_loss(self, output: Any, target: Any) -> Tensor:
         """Return the scalar loss of an output; check its form, and on the CPU that it is finite."""
-        loss = self.first_loss(output, target) if self.steps == 0 else self.loss(output, target)
+        return self.checked(self.own_loss(output, target))
+
+    def compute_losses(self, output: Any, target: Any, examples: int) -> tuple[Tensor, Tensor]:
+        """Return the scalar loss, and the loss of each example, [examples]: the batch mean where that is all there is."""
+        loss = self.own_loss(output, target)
+        return self.checked(loss), losses_of(loss, examples, self.mean)
+
+    def own_loss(self, output: Any, target: Any) -> Tensor:
+        """Return the user's loss as it is, the first one computed with care."""
+        return self.first_loss(output, target) if self.steps == 0 else self.loss(output, target)
+
+    def checked(self, loss: Tensor) -> Tensor:
+        """Return the loss reduced to a scalar, on the CPU made sure to be finite."""
         loss = example_losses(loss, self.mean)
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise LossError(
