@@ -120,11 +120,25 @@ def run(
     state = Run(module, dict(zip(names, inputs, strict=True)), dict.fromkeys(names, 0))
     for op in model.ops:
         state.execute(op, homes[op.outputs[0]] if homes else 0)
-    last = max(homes.values()) if homes else 0
+    last = homes["output"] if homes else 0
     values = tuple(state.read(value.name, last) for value in model.outputs)
     if model.form == "dict":
         return {f"out_{value.name}": result for value, result in zip(model.outputs, values, strict=True)}, state
     return values if len(values) > 1 else values[0], state
+
+
+def live(task: Tensor, crossings: list[Crossing]) -> list[Crossing]:
+    """Keep the crossing values that the loss depends on; where no gradient can arrive, none is made up."""
+    reached: list[Crossing] = []
+    while True:
+        ends = [end for end in (task, *(crossing.produced for crossing in reached)) if end.requires_grad]
+        leaves = [crossing.leaf for crossing in crossings]
+        total = sum((end.sum() for end in ends), torch.zeros((), requires_grad=True))
+        found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True) if leaves else ()
+        now = [crossing for crossing, gradient in zip(crossings, found, strict=True) if gradient is not None]
+        if len(now) == len(reached):
+            return now
+        reached = now
 
 
 def nothing(values: Mapping[str, Tensor]) -> Estimates:
@@ -150,13 +164,13 @@ def step(
         inputs: Its inputs.
         target: What the loss compares the output with.
         loss: From output and target to a scalar.
-        homes: The partition of every value, by name; without it this is plain backprop.
+        homes: The partition of every value, by name, and of ``output``; without it this is plain backprop.
         estimate: From the crossing values, detached, to their per-example synthetic gradients; a missing one is zero.
         mean: Whether the loss averages over the examples (otherwise it sums).
     """
     output, state = run(model, module, inputs, homes)
     task = loss(output, target)
-    crossings = state.crossings.values()
+    crossings = live(task, list(state.crossings.values()))
     values = {crossing.name: crossing.produced.detach() for crossing in crossings}
     estimates = estimate(values)
     scale = 1 / len(inputs[0]) if mean else 1.0

@@ -107,6 +107,15 @@ class Model:
         return tuple(op for line in self.lines for op in line.ops)
 
     @property
+    def needed(self) -> frozenset[str]:
+        """The values that the outputs are computed from, and those that are written in place."""
+        names = {value.name for value in self.outputs}
+        for op in reversed(self.ops):
+            if op.writes or names & set(op.outputs):
+                names |= {*op.inputs, *op.outputs} if op.writes else set(op.inputs)
+        return frozenset(names)
+
+    @property
     def features(self) -> frozenset[str]:
         """What a property run on this model reaches."""
         reads = [name for op in self.ops for name in op.inputs]
@@ -158,9 +167,18 @@ class Model:
         bound = [name for op in self.ops for name in op.outputs]
         yield f"        return {{{', '.join(f'{name!r}: {name}' for name in bound)}}}"
 
+    def _snapshots(self) -> Iterator[str]:
+        head, *steps, _ = self._atoms()
+        yield head.replace("atoms", "snapshots")
+        yield "        seen = {}"
+        for op, text in zip(self.ops, steps, strict=True):
+            yield text
+            yield from (f"        seen[{name!r}] = torch.as_tensor({name}).clone()" for name in op.outputs)
+        yield "        return seen"
+
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
         """Return the module, with weights from ``seed``."""
-        text = "\n".join([self.source, *self._atoms(), ""])
+        text = "\n".join([self.source, *self._atoms(), *self._snapshots(), ""])
         name = "<drawn model>"
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         space: dict[str, object] = {"torch": torch, "nn": nn, "F": F, "Residual": Residual, "__name__": __name__}
@@ -190,14 +208,18 @@ def _example(value: Value, batch: int, generator: torch.Generator, dtype: torch.
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def node_names(module: nn.Module) -> dict[str, str]:
-    """Return the name of the graph node that bears each value, as plain symbolic tracing numbers nodes."""
+def trace_values(module: nn.Module) -> dict[str, fx.Node]:
+    """Return the graph node that bears each value, as plain symbolic tracing names nodes."""
     tracer = fx.Tracer()
     tracer.traced_func_name = "atoms"
-    graph = tracer.trace(module)
-    bound = graph.output_node().args[0]
+    bound = tracer.trace(module).output_node().args[0]
     assert isinstance(bound, dict)
-    return {name: node.name for name, node in bound.items()}
+    return dict(bound)
+
+
+def node_names(module: nn.Module) -> dict[str, str]:
+    """Return the name of the graph node that bears each value."""
+    return {value: node.name for value, node in trace_values(module).items()}
 
 
 @dataclass
@@ -797,6 +819,5 @@ def some_of(names: list[str]) -> st.SearchStrategy[list[str]]:
 @st.composite
 def edge_cuts(draw: Draw, model: Model) -> list[Edge]:
     """Draw one value and name every edge that leaves it."""
-    names = node_names(model.build())
-    source = draw(st.sampled_from(list(places(model))))
-    return [Edge(names[source], names[op.outputs[0]]) for op in model.ops if source in op.inputs]
+    source = trace_values(model.build())[draw(st.sampled_from(list(places(model))))]
+    return [Edge(source.name, user.name) for user in source.users if user.op != "output"]

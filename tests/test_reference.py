@@ -1,6 +1,7 @@
 """The oracle against plain autograd, and against steps written out by hand."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from hypothesis import given
@@ -55,7 +56,7 @@ DIAMOND = Model(
     ),
     (Value("y", (4,)), Value("h", (4,))),
 )
-HOMES = {"h": 0, "b": 1, "c": 2, "y": 2}
+HOMES = {"h": 0, "b": 1, "c": 2, "y": 2, "output": 2}
 INPUTS = DIAMOND.example(5)
 TARGET = torch.arange(5, dtype=torch.float64)
 
@@ -107,6 +108,13 @@ def test_without_estimates_the_cut_is_a_detach() -> None:
     close(found.gradients["c.weight"], module["c"].weight.grad)
 
 
+def test_a_value_that_the_loss_does_not_depend_on_gets_no_gradient() -> None:
+    model = replace(DIAMOND, outputs=DIAMOND.outputs[1:])
+    found = step(model, model.build(), INPUTS, TARGET, mean_loss, HOMES, lambda values: values)
+    assert set(found.targets) == {"h"}
+    assert found.gradients["b.weight"] is None
+
+
 def test_a_value_rewritten_behind_a_cut_leaves_what_crossed_as_it_was() -> None:
     model = Model(
         (Value("x0", (3,)),),
@@ -117,7 +125,7 @@ def test_a_value_rewritten_behind_a_cut_leaves_what_crossed_as_it_was() -> None:
         ),
         (Value("w", (3,)),),
     )
-    found = step(model, model.build(), INPUTS, TARGET, mean_loss, {"h": 0, "w": 1})
+    found = step(model, model.build(), INPUTS, TARGET, mean_loss, {"h": 0, "w": 1, "output": 1})
     plain = layers(model.build())["a"](INPUTS[0]).detach()
     close(found.values["h"], plain)
     close(found.targets["h"], plain * 0.5 - TARGET[:, None])
