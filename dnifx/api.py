@@ -74,7 +74,7 @@ def decouple(
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
     mean = is_mean(loss, reduction)
-    options = CompileOptions(cuts, gradient, inputs, context, num_classes, mean, verify)
+    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mean, verify)
     try:
         program = run_passes(Program(model, tuple(args), dict(kwargs or {})), options.passes(model), callback)
     except DnifxError as error:
@@ -93,16 +93,21 @@ def default_passes(
     mean: bool = True,
 ) -> tuple[Pass, ...]:
     """Return the passes of ``decouple`` in order, for whoever runs them by hand."""
-    options = CompileOptions(cuts, gradient, inputs, context, num_classes, mean, verify=True)
-    insert = InsertInterfaces(gradient, context, num_classes, inputs)
-    return (CaptureGraph(), *options.behind(ResolveCuts(cuts), insert))
+    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mean, verify=True)
+    return options.passes(None)
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """What ``decouple`` was asked for, to compile the same model again for other inputs."""
+    """What ``decouple`` was asked for, to compile the same model again for other inputs.
 
-    cuts: CutSpec
+    Attributes:
+        cuts: The cuts inside the model, or None where all cuts are in time.
+        recurrents: The cuts in time.
+    """
+
+    cuts: CutSpec | None
+    recurrents: tuple[Recurrent, ...]
     gradient: Choices
     inputs: InputChoices
     context: Any
@@ -169,10 +174,14 @@ def is_mean(loss: Loss | None, reduction: str | None) -> bool:
 
 
 def step_source(program: Program, schedule: Schedule, mean: bool, diagnose: bool) -> str:
-    """Return the source of a training step; when diagnosing, every target that can arrive does."""
-    if diagnose and schedule is schedules.sequential(program):
-        schedule = schedules.sequential(program, diagnose=True)
-    return StepWriter(program, schedule, mean, diagnose).source()
+    """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
+
+    Raises:
+        ScheduleError: The schedule runs an action before what it depends on.
+    """
+    schedules.validate(schedule, program, partial=True)
+    wanted = schedules.diagnosed(schedule, program) if diagnose else schedule
+    return StepWriter(program, wanted, mean, diagnose).source()
 
 
 EMITTERS = Emitters(

@@ -1,19 +1,14 @@
 """Capture: from a module to a graph over the module's own paths."""
 
 from dataclasses import dataclass, replace
-from keyword import iskeyword
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import fx
 
-from dnifx.errors import CaptureError, PassError
+from dnifx.errors import PassError
 from dnifx.ir import Capture, Program
 from dnifx.passes.ladder import climb_ladder, named_apart
 from dnifx.passes.pipeline import Pass
-
-GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
-"""What a graph module keeps for itself, such as ``code``, ``graph`` and ``meta``."""
-
 
 @dataclass(frozen=True)
 class CaptureGraph(Pass):
@@ -44,11 +39,10 @@ class CaptureGraph(Pass):
         """
         climb = climb_ladder(program, self.rungs, self.open_paths, self.verify)
         rung, found = climb.rung, named_apart(climb.found, self.situation)
-        refuse_names(found.graph, type(program.model).__name__)
         notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
         return replace(
             program,
-            graph=with_own_reads(without_dead_reads(found.graph)),
+            graph=with_own_reads(without_dead_reads(copied(found.graph))),
             signature=found.signature,
             constants=found.constants,
             capture=Capture(rung, found.kept, climb.verified, climb.tried, found.guards),
@@ -61,20 +55,6 @@ class CaptureGraph(Pass):
         graph.lint()
         if not isinstance(output_of(graph).args[0], tuple):
             raise PassError("capture gave a graph whose output is not a flat tuple")
-
-
-def refuse_names(graph: fx.Graph, model: str) -> None:
-    """Raise CaptureError where the graph needs an attribute that a graph module cannot hold or Python cannot write."""
-    for node in graph.nodes:
-        if node.op not in ("call_module", "get_attr"):
-            continue
-        parts = str(node.target).split(".")
-        wrong = next((part for part in parts if iskeyword(part)), parts[0] if parts[0] in GRAPH_NAMES else None)
-        if wrong is not None:
-            raise CaptureError(
-                f"{model} reads {node.target!r}, and {wrong!r} is a name that generated code cannot use (a Python keyword, or an "
-                "attribute of torch.fx's GraphModule); give that attribute of the model another name"
-            )
 
 
 def captured(program: Program) -> fx.Graph:

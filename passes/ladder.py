@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from dnifx.passes.recording.state import preserved
 from dnifx.passes.symbolic import trace_symbolically
 
 SHOWN = 3
+GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
+"""What a graph module keeps for itself, such as ``code``, ``graph`` and ``meta``."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,31 @@ def climb_ladder(program: Program, rungs: Sequence[str], open_paths: Sequence[st
             continue
         try:
             found = recorded(program, open_paths) if rung == "record_cuts" else RUNGS[rung](program)
-            differences = verified(program, found) if check and not blind else []
         except CaptureError as error:
             tried.append((rung, str(error)))
             continue
+        refuse_names(found.graph, type(program.model).__name__)
+        differences = verified(program, found) if check and not blind else []
         if not differences:
             return Climb(rung, found, check and not blind, tuple(tried), notes)
         more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         tried.append((rung, f"it differs from the model: {'; '.join(differences[:SHOWN])}{more}"))
     met = "\n".join(f"  {rung}: {reason}" for rung, reason in tried)
     raise CaptureError(f"{type(program.model).__name__} cannot be captured as a graph that does what it does:\n{met}")
+
+
+def refuse_names(graph: fx.Graph, model: str) -> None:
+    """Raise CaptureError where the graph needs an attribute that a graph module cannot hold or Python cannot write."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        parts = str(node.target).split(".")
+        wrong = next((part for part in parts if iskeyword(part)), parts[0] if parts[0] in GRAPH_NAMES else None)
+        if wrong is not None:
+            raise CaptureError(
+                f"{model} reads {node.target!r}, and {wrong!r} is a name that generated code cannot use (a Python keyword, or an "
+                "attribute of torch.fx's GraphModule); give that attribute of the model another name"
+            )
 
 
 def tensors_of(program: Program) -> list[Tensor]:
@@ -108,7 +126,13 @@ def tensors_of(program: Program) -> list[Tensor]:
 def verified(program: Program, found: Found) -> list[str]:
     """Compare a captured graph with the model under two seeds, and on twice the batch where the model takes that."""
     model, rest = program.model, (found.graph, found.constants, found.signature)
-    differences = verify(model, *rest, program.args, program.kwargs)
+    try:
+        differences = verify(model, *rest, program.args, program.kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise CaptureError(
+            f"{type(model).__name__} itself fails on the example inputs, forward or backward: {type(error).__name__}: {error}\n"
+            "give args= and kwargs= that it trains on"
+        ) from error
     if differences:
         return differences
     args, kwargs = twice(program)
