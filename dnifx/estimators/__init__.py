@@ -1,27 +1,50 @@
 """Gradient estimators: what answers, at once, with the gradient that the loss will have at a boundary."""
 
 from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
+from dnifx.estimators.bplambda import BPLambda
+from dnifx.estimators.critic import Critic
+from dnifx.estimators.direct_feedback import DirectFeedback
+from dnifx.estimators.head import Head
 from dnifx.estimators.inputs import InputSpec, SyntheticInput
+from dnifx.estimators.local_loss import LocalLoss
 from dnifx.estimators.oracle import Oracle
+from dnifx.estimators.prop import Prop
+from dnifx.estimators.sigmoid_linear import SigmoidLinear
+from dnifx.estimators.sobolev import Sobolev
 from dnifx.estimators.stale import Stale
 from dnifx.estimators.synthetic import Synthetic
 from dnifx.estimators.zero import Zero
 
 BY_NAME: dict[str, Factory] = {
     "synthetic": Synthetic(),
-    "zero": Zero(),
+    "sigmoid_linear": SigmoidLinear(),
+    "critic": Critic(),
+    "sobolev": Sobolev(),
+    "local_loss": LocalLoss(),
+    "direct_feedback": DirectFeedback(),
+    "bplambda": BPLambda(),
+    "prop": Prop(),
     "stale": Stale(),
+    "zero": Zero(),
     "oracle": Oracle(),
 }
 """The estimators that ``gradient=`` takes by name."""
 
 __all__ = [
     "BY_NAME",
+    "BPLambda",
     "BoundarySpec",
+    "Critic",
+    "DirectFeedback",
     "Factory",
     "GradientEstimator",
+    "Head",
     "InputSpec",
+    "LocalLoss",
     "Oracle",
+    "Prop",
+    "SigmoidLinear",
+    "Sobolev",
     "Stale",
     "Synthetic",
     "SyntheticInput",

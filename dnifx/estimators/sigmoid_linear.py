@@ -1,0 +1,94 @@
+"""The smallest estimator that can represent the gradient of a log loss."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dnifx.errors import EstimatorError
+from dnifx.estimators.base import BoundarySpec, GradientEstimator
+from dnifx.ir import TensorSpec
+
+
+@dataclass(frozen=True)
+class SigmoidLinear:
+    """Predicts g(h, y) = sigmoid(h A + a) D + y B + C.
+
+    For a log loss over a linear map theta of h the gradient is (sigmoid(h theta) - y) theta', which is of this form: A =
+    theta, D = theta', B = -theta', C = 0. D, B and C start at 0, so the first synthetic gradients are exactly 0.
+
+    Values are vectors [batch, features] or tokens [batch, length, features]; y is the context, where there is one.
+
+    Args:
+        width: Number of sigmoids; by default one for each feature of the context, or of the value where there is none.
+
+    Raises:
+        EstimatorError: A value is neither a vector nor a sequence of tokens.
+
+    Example:
+        >>> import torch
+        >>> from dnifx.estimators import BoundarySpec
+        >>> from dnifx.ir import TensorSpec
+        >>> spec = BoundarySpec("layer", (TensorSpec((4, 3), torch.float32),), context=2)
+        >>> estimator = SigmoidLinear()(spec)
+        >>> sum(parameter.numel() for parameter in estimator.parameters())  # 3*2 + 2 for A, a; 2*3 for D; 2*3 for B; 3 for C
+        23
+        >>> estimator((torch.ones(4, 3),), torch.ones(4, 2))[0].abs().sum().item()
+        0.0
+
+    References:
+        Czarnecki et al. 2017, "Understanding Synthetic Gradients and Decoupled Neural Interfaces", ICML, Section 4:
+        SG(h, y) = d sigmoid(hA) + yB + C.
+
+    Differs from the paper in: d is a matrix, so that there can be several classes, and the sigmoids have a bias.
+    """
+
+    width: int | None = None
+
+    def __call__(self, spec: BoundarySpec) -> nn.Module:
+        """Build the estimator of one boundary."""
+        for value in spec.values:
+            if len(value.shape) not in (2, 3) or not value.dtype.is_floating_point:
+                raise EstimatorError(
+                    f"boundary {spec.name!r}: SigmoidLinear takes floating-point values [batch, features] or [batch, length, "
+                    f"features], got {value}; use Synthetic(), or cut elsewhere"
+                )
+        return SigmoidLinearGradient([self.single(spec, value) for value in spec.values])
+
+    def single(self, spec: BoundarySpec, value: TensorSpec) -> nn.Module:
+        """Build the model of one value."""
+        spread = len(value.shape) == 3 and spec.context_dims == 2
+        return SigmoidModel(value.shape[-1], self.width or spec.context or value.shape[-1], spec.context, spread)
+
+
+class SigmoidModel(nn.Module):
+    """sigmoid(h A + a) D + y B + C for one value."""
+
+    def __init__(self, features: int, width: int, context: int | None, spread: bool) -> None:
+        super().__init__()
+        self.spread = spread
+        self.logits = nn.Linear(features, width)
+        self.mixture = nn.Linear(width, features)
+        self.label = None if context is None else nn.Linear(context, features, bias=False)
+        for parameter in [*self.mixture.parameters(), *(self.label.parameters() if self.label is not None else ())]:
+            nn.init.zeros_(parameter)
+
+    def forward(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """Predict the gradient of one value."""
+        answer: Tensor = self.mixture(torch.sigmoid(self.logits(value)))
+        if self.label is None or context is None:
+            return answer
+        added: Tensor = self.label(context.to(value.dtype))
+        return answer + (added.unsqueeze(1) if self.spread else added)
+
+
+class SigmoidLinearGradient(GradientEstimator):
+    """One model a value."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return one estimate for each value."""
+        return tuple(model(value, context) for model, value in zip(self.models, values, strict=True))
