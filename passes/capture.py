@@ -23,7 +23,7 @@ class CaptureGraph(Pass):
         situation: Number of this capture among those of one decoupled module; keeps their constants apart.
     """
 
-    rungs: tuple[str, ...] = ("record", "record_cuts", "symbolic")
+    rungs: tuple[str, ...] = ("record", "record_cuts", "export", "symbolic")
     verify: bool = True
     open_paths: tuple[str, ...] | None = None
     situation: int = 0

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError, InputError
 from dnifx.ir import CONSTANTS, Kept, Program, Signature
+from dnifx.passes.exported import export_model
 from dnifx.passes.recording import record, verify
 from dnifx.passes.recording.state import preserved
 from dnifx.passes.symbolic import trace_symbolically
@@ -71,7 +72,15 @@ def traced(program: Program) -> Found:
     return Found(trace.graph, trace.signature, trace.constants, trace.kept)
 
 
-RUNGS: Mapping[str, Callable[[Program], Found]] = {"record": recorded, "symbolic": traced}
+def exported(program: Program) -> Found:
+    """Export the model by torch.export."""
+    with preserved(program.model):
+        trace = export_model(program.model, program.args, program.kwargs)
+    notes = ("captured by torch.export: hooks that are added later are not seen",)
+    return Found(trace.graph, trace.signature, trace.constants, notes=notes)
+
+
+RUNGS: Mapping[str, Callable[[Program], Found]] = {"record": recorded, "export": exported, "symbolic": traced}
 """The techniques that need nothing but the program; ``record_cuts`` needs the paths that the cuts open."""
 
 

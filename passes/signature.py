@@ -25,6 +25,7 @@ class TreeSignature:
 
     Attributes:
         inputs: Names of the graph's placeholders.
+        modules: Modules whose training flags the graph has frozen, if any.
         spec: Structure of the bound arguments.
         leaves: One item a leaf: None for a tensor, a Slot for a fixed value.
         output: Structure of the output; its tensors and numbers come from the graph.
@@ -40,6 +41,7 @@ class TreeSignature:
     call: inspect.Signature
     plain: bool
     model: str
+    modules: tuple[nn.Module, ...] = ()
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the tensors among the arguments, in the order of ``inputs``."""
@@ -68,7 +70,8 @@ class TreeSignature:
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         """Identify the situation that a call is: its structure and its fixed values."""
         leaves, spec = pytree.tree_flatten(bind(self.call, args, kwargs, self.model))
-        return spec, tuple("tensor" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+        flags = tuple(module.training for module in self.modules)
+        return spec, flags, tuple("tensor" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
 
 
 def in_order(spec: pytree.TreeSpec, bound: Any) -> list[Any] | None:

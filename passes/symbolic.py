@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError
-from dnifx.ir import CONSTANTS, Kept
+from dnifx.ir import Kept
 from dnifx.passes.signature import Slot, TreeSignature, bind, forward_signature, is_fixed, leaf_names
 from dnifx.runtime.interface import detached
 
@@ -172,7 +172,7 @@ class PathTracer(fx.Tracer):
         if isinstance(a, Tensor) and a not in self.tensor_attrs and not self.held(a):
             name = next(
                 (name for name, value in self.constants.items() if value is a),
-                f"{CONSTANTS}.constant{len(self.constants)}",
+                f"_constant{len(self.constants)}",
             )
             self.constants[name] = a
             return self.create_node("get_attr", name, (), {})
