@@ -3,7 +3,7 @@
 from dnifx import errors, estimators, schedules
 from dnifx.api import decouple
 from dnifx.errors import DnifxError
-from dnifx.ir import Edge
+from dnifx.ir import Edge, Recurrent
 from dnifx.runtime.module import DecoupledModule
 from dnifx.runtime.trainer import StepResult, Trainer
 
@@ -13,6 +13,7 @@ __all__ = [
     "DecoupledModule",
     "DnifxError",
     "Edge",
+    "Recurrent",
     "StepResult",
     "Trainer",
     "decouple",

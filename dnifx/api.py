@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dnifx import schedules
 from dnifx.errors import CaptureError, DnifxError, InputError, LossError
-from dnifx.ir import Program, Schedule
+from dnifx.ir import Program, Recurrent, Schedule
 from dnifx.passes.capture import CaptureGraph
 from dnifx.passes.code import program_code
 from dnifx.passes.cuts import CutSpec, FixedCuts, ResolveCuts, opened_by
@@ -19,9 +19,19 @@ from dnifx.passes.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.partition import FormPartitions
 from dnifx.passes.pipeline import Callback, Pass, run_passes
+from dnifx.passes.recurrent import (
+    FormRecurrences,
+    InsertRecurrences,
+    ResolveStates,
+    SeparateStates,
+    WholeWindow,
+    spatial_choices,
+    split_cuts,
+)
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.split import SplitPartitions
 from dnifx.passes.stepcode import StepWriter
+from dnifx.passes.windows import EmitWindows
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.module import DecoupledModule, Emitters
 from dnifx.runtime.trainer import Loss
@@ -47,7 +57,8 @@ def decouple(
     Args:
         model: Any module; its parameters and buffers are shared, never copied.
         cuts: Where: module paths and globs (``"layer2"``: after that module; ``"blocks.*"``), node names, ``dnifx.Edge``, a
-            callable on graph nodes, ``"each"`` (after every parametrised block), or a number of partitions.
+            callable on graph nodes, ``"each"`` (after every parametrised block), or a number of partitions; and, alone or in
+            the list, ``dnifx.Recurrent``: between the state that a window leaves and the one that the next window takes.
         args: Example positional inputs.
         kwargs: Example keyword inputs.
         gradient: An estimator of ``dnifx.estimators``, its name, a factory (spec -> nn.Module), or a mapping from boundary
@@ -115,11 +126,10 @@ class CompileOptions:
     mean: bool
     verify: bool
 
-    def passes(self, model: nn.Module) -> tuple[Pass, ...]:
-        """Return the passes of the first compilation."""
-        insert = InsertInterfaces(self.gradient, self.context, self.num_classes, self.inputs)
-        capture = CaptureGraph(verify=self.verify, open_paths=opened_by(model, self.cuts))
-        return (capture, *self.behind(ResolveCuts(self.cuts), insert))
+    def passes(self, model: nn.Module | None) -> tuple[Pass, ...]:
+        """Return the passes of the first compilation; what the cuts open is known where the model is."""
+        opened = opened_by(model, self.cuts or ()) if model is not None else None
+        return self.whole(CaptureGraph(verify=self.verify, open_paths=opened), ResolveCuts(self.cuts or ()))
 
     def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
         """Compile the model for another situation, with the same cuts and the same interfaces.
@@ -127,11 +137,10 @@ class CompileOptions:
         Raises:
             InputError: The cuts fall elsewhere there.
         """
-        existing = {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
-        insert = InsertInterfaces(self.gradient, self.context, self.num_classes, self.inputs, existing)
-        capture = CaptureGraph(verify=False, open_paths=opened_by(first.model, self.cuts), situation=number)
-        cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.cuts)
-        program = run_passes(Program(first.model, args, dict(kwargs)), (capture, *self.behind(cuts, insert)))
+        opened = opened_by(first.model, self.cuts or ())
+        capture = CaptureGraph(verify=False, open_paths=opened, situation=number)
+        cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.cuts or ())
+        program = run_passes(Program(first.model, args, dict(kwargs)), self.whole(capture, cuts, first))
         expected, found = shape_of(first), shape_of(program)
         if expected != found:
             raise InputError(
@@ -140,23 +149,38 @@ class CompileOptions:
             )
         return program
 
-    def behind(self, cuts: Pass, insert: InsertInterfaces) -> tuple[Pass, ...]:
-        """Return the passes behind capture."""
+    def whole(self, capture: Pass, cuts: Pass, first: Program | None = None) -> tuple[Pass, ...]:
+        """Return all passes; those that cuts in time need stand among the others, and interfaces of ``first`` are used again."""
+        existing = {} if first is None else {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
+        earlier = () if first is None else first.recurrences
+        spatial = spatial_choices(self.gradient, self.recurrents, self.cuts is not None)
+        insert = InsertInterfaces(spatial, self.context, self.num_classes, self.inputs, existing)
         return (
+            *self.in_time(SeparateStates(self.recurrents)),
+            capture,
+            *self.in_time(ResolveStates()),
             MeasureNodes(),
-            cuts,
+            WholeWindow() if self.cuts is None else cuts,
             FormPartitions(),
             Legalize(),
+            *self.in_time(FormRecurrences()),
             insert,
+            *self.in_time(InsertRecurrences(self.gradient, earlier)),
             SplitPartitions(),
             ScheduleActions(),
             EmitFused(self.mean),
+            *self.in_time(EmitWindows(self.mean)),
         )
+
+    def in_time(self, step: Pass) -> tuple[Pass, ...]:
+        """Return a pass that cuts in time need, where there are any."""
+        return (step,) if self.recurrents else ()
 
 
 def shape_of(program: Program) -> tuple[int, tuple[tuple[str, int], ...]]:
     """Return what all situations of a module share: the number of partitions, each boundary's name and number of values."""
-    return len(program.partitions), tuple((boundary.name, len(boundary.values)) for boundary in program.boundaries)
+    boundaries = (*program.boundaries, *program.recurrences)
+    return len(program.partitions), tuple((boundary.name, len(boundary.values)) for boundary in boundaries)
 
 
 def is_mean(loss: Loss | None, reduction: str | None) -> bool:

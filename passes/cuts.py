@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
-from dnifx.ir import Cut, Edge, Program
+from dnifx.ir import Cut, Edge, Program, Recurrent
 from dnifx.passes.balance import balanced_cuts
 from dnifx.passes.capture import captured, module_path
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.interface import detached
 
-CutSpec = str | Edge | int | Callable[[fx.Node], bool] | Sequence[str | Edge]
+CutSpec = str | Edge | Recurrent | int | Callable[[fx.Node], bool] | Sequence[str | Edge | Recurrent]
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

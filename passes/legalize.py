@@ -16,6 +16,7 @@ from dnifx.passes.capture import captured, copied, module_path
 from dnifx.passes.measure import MeasureNodes, node_parameters
 from dnifx.passes.partition import homed
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.recurrent import only_as_state
 from dnifx.passes.writes import crossing_writes, shield_writes
 
 
@@ -104,7 +105,12 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     for (producer, name), nodes in sorted(groups.items(), key=lambda item: item[0][0]):
         title = free_name(name, taken)
         taken.add(identifier(title))
-        users = {program.homes[user.name] for node in nodes for user in node.users}
+        users = {
+            program.homes[user.name]
+            for node in nodes
+            for user in node.users
+            if not only_as_state(program, node, user)
+        }
         specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
         consumers = tuple(sorted(users - {producer}))
         boundaries.append(
@@ -122,7 +128,10 @@ def free_name(name: str, taken: AbstractSet[str]) -> str:
 def crosses(program: Program, node: fx.Node) -> bool:
     """Whether a node's value carries a gradient into another partition."""
     measure = program.measures[node.name]
-    away = any(program.homes[user.name] != program.homes[node.name] for user in node.users)
+    away = any(
+        program.homes[user.name] != program.homes[node.name] and not only_as_state(program, node, user)
+        for user in node.users
+    )
     return away and measure.is_tensor and measure.requires_grad
 
 
@@ -231,5 +240,7 @@ def silent_cuts(program: Program, boundaries: Iterable[Boundary]) -> list[str]:
     return [
         f"no gradient crosses the cut {cut.name}: it has no interface"
         for cut in program.cuts
-        if cut.name not in named and not values & {*cut.nodes, *(edge.source for edge in cut.edges)}
+        if (cut.nodes or cut.edges)
+        and cut.name not in named
+        and not values & {*cut.nodes, *(edge.source for edge in cut.edges)}
     ]

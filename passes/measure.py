@@ -253,6 +253,14 @@ def batch_input(program: Program) -> str | None:
     return next(sized, None)
 
 
+def examples_of(program: Program) -> tuple[str, int] | None:
+    """Return the input, and its dimension, that counts the examples of a batch: a carried state, else the first input."""
+    if program.carries:
+        return program.carries[0].input, program.carries[0].dim
+    name = batch_input(program)
+    return None if name is None else (name, 0)
+
+
 def data_inputs(program: Program) -> tuple[str, ...]:
     """Return the names of the inputs that input models see: the floating-point tensors."""
     names = program.signature.inputs if program.signature is not None else ()

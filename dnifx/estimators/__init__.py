@@ -12,6 +12,7 @@ from dnifx.estimators.prop import Prop
 from dnifx.estimators.sigmoid_linear import SigmoidLinear
 from dnifx.estimators.sobolev import Sobolev
 from dnifx.estimators.stale import Stale
+from dnifx.estimators.state import SyntheticState
 from dnifx.estimators.synthetic import Synthetic
 from dnifx.estimators.zero import Zero
 
@@ -48,5 +49,6 @@ __all__ = [
     "Stale",
     "Synthetic",
     "SyntheticInput",
+    "SyntheticState",
     "Zero",
 ]

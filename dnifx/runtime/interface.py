@@ -369,6 +369,5 @@ def window_gradients(
     with torch.no_grad():
         estimates = estimator(tuple(by_example(value.detach(), dim) for value, dim in zip(values, dims, strict=True)))
     return tuple(
-        like_state(estimate * weight, value, dim)
-        for estimate, value, dim in zip(estimates, values, dims, strict=True)
+        like_state(estimate * weight, value, dim) for estimate, value, dim in zip(estimates, values, dims, strict=True)
     )

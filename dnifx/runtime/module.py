@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dnifx.errors import ContextError, InputError, LossError, PassError
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
 from dnifx.runtime.ops import GuardError
+from dnifx.runtime.recurrent import with_own_tensors, without_episodes
 from dnifx.runtime.situation import Situation, Undo, hold_constants
 from dnifx.runtime.trainer import Loss, OptimizerSpec, SchedulerSpec, Trainer
 
@@ -76,6 +77,7 @@ class DecoupledModule(nn.Module):
         self.__dict__["_non_persistent_buffers_set"] = program.model._non_persistent_buffers_set
         self._modules.update(program.model._modules)
         estimators = {b.key: i.estimator for b, i in zip(program.boundaries, program.interfaces, strict=True)}
+        estimators.update((each.key, each.interface.estimator) for each in program.recurrences if each.interface)
         self.add_module(roots[0], nn.ModuleDict(estimators))
         imagined = {
             boundary.key: interface.input_model
@@ -147,12 +149,13 @@ class DecoupledModule(nn.Module):
         self.situations.append(self.situation_of(program))
         yield self.situations[-1]
 
-    def forward(self, *args: Any, context: Any = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, context: Any = None, reset: Tensor | None = None, **kwargs: Any) -> Any:
         """Run the model.
 
         Args:
             *args: As the model takes them.
             context: What estimators may see, such as labels [batch]; needed where gradients are recorded.
+            reset: Where states are cut in time, which examples begin an episode, [batch] and boolean: they start from zero.
             **kwargs: As the model takes them.
 
         Raises:
@@ -161,7 +164,10 @@ class DecoupledModule(nn.Module):
         """
         if self.program.context is None and context is not None:
             kwargs["context"] = context
+        if reset is not None and not self.program.recurrences:
+            kwargs["reset"] = reset
         if not torch.is_grad_enabled() or (self.imagines and not self.training):
+            args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
         seen: tuple[Any, ...] = ()
         if self.program.context is not None:
@@ -171,6 +177,10 @@ class DecoupledModule(nn.Module):
                     "or under torch.no_grad() for evaluation"
                 )
             seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
+        if self.program.recurrences:
+            seen = (*seen, reset)
+            if not torch.compiler.is_compiling():
+                args, kwargs = with_own_tensors(self.program, args, kwargs)
         for situation in self.matching(args, kwargs):
             inputs = (*situation.signature.flatten(args, kwargs), *seen)
             if not situation.guarded:
@@ -240,7 +250,8 @@ class DecoupledModule(nn.Module):
 
     def interface_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters of estimators and input models."""
-        for interface in self.program.interfaces:
+        in_time = (each.interface for each in self.program.recurrences if each.interface is not None)
+        for interface in (*self.program.interfaces, *in_time):
             yield from interface.estimator.parameters()
             if interface.input_model is not None:
                 yield from interface.input_model.parameters()

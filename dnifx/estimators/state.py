@@ -1,0 +1,77 @@
+"""The synthetic gradient model of the paper's recurrent networks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dnifx.errors import EstimatorError
+from dnifx.estimators.base import BoundarySpec, GradientEstimator
+
+
+@dataclass(frozen=True)
+class SyntheticState:
+    """Predicts the gradients of all values of a state together, from all of them or from some.
+
+    [g_h, g_c] = W_2 ReLU(W_1 [h, c] + b_1) + b_2; with ``reads=(0,)`` it sees h, an LSTM's output, alone. The last layer
+    starts at zero, so the first synthetic gradients are exactly 0.
+
+    Args:
+        hidden: Number of hidden layers, 0 or more.
+        width: Units of a hidden layer; by default as many as the first value has.
+        reads: Which values it sees, by their places in the state; all by default.
+
+    Raises:
+        EstimatorError: A value is not floating-point, or ``reads`` names one that is not there.
+
+    References:
+        Jaderberg et al. 2017, appendix A.3: one hidden layer with as many units as the LSTM, which reads the LSTM's output.
+
+    Differs from the paper in: it reads the cell state too unless told otherwise.
+    """
+
+    hidden: int = 1
+    width: int | None = None
+    reads: tuple[int, ...] | None = None
+
+    def __call__(self, spec: BoundarySpec) -> nn.Module:
+        """Build the estimator of one boundary."""
+        sizes = [torch.Size(value.shape[1:]).numel() for value in spec.values]
+        reads = tuple(range(len(sizes))) if self.reads is None else self.reads
+        if not reads or not set(reads) <= set(range(len(sizes))) or self.hidden < 0:
+            raise EstimatorError(f"boundary {spec.name!r}: {self} cannot read a state of {len(sizes)} values")
+        if not all(value.dtype.is_floating_point for value in spec.values):
+            raise EstimatorError(
+                f"boundary {spec.name!r}: a synthetic gradient needs floating point, got {spec.values}"
+            )
+        inputs = sum(sizes[place] for place in reads) + (spec.context or 0)
+        layers: list[nn.Module] = []
+        for _ in range(self.hidden):
+            units = self.width or sizes[0]
+            layers += [nn.Linear(inputs, units), nn.ReLU()]
+            inputs = units
+        last = nn.Linear(inputs, sum(sizes))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return StateGradient(nn.Sequential(*layers, last), reads, [tuple(value.shape[1:]) for value in spec.values])
+
+
+class StateGradient(GradientEstimator):
+    """One network for all values of a state."""
+
+    def __init__(self, layers: nn.Sequential, reads: tuple[int, ...], shapes: list[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.reads = reads
+        self.shapes = shapes
+
+    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return one estimate for each value, of the value's shape [batch, ...]."""
+        seen = [values[place].flatten(1) for place in self.reads]
+        if context is not None:
+            seen.append(context.flatten(1).to(seen[0].dtype))
+        answer = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
+        if len(self.shapes) == 1:
+            return (answer.unflatten(1, self.shapes[0]),)
+        sizes = [torch.Size(shape).numel() for shape in self.shapes]
+        return tuple(part.unflatten(1, shape) for part, shape in zip(answer.split(sizes, 1), self.shapes, strict=True))
