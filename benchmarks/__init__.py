@@ -1,0 +1,1 @@
+"""Measurements beside plain backpropagation and hand-written loops, in one run."""

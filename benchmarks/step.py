@@ -6,6 +6,7 @@ hidden layer, Adam, one thread. Contestants take turns in one process; plain bac
 
 import argparse
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def network(device: torch.device) -> nn.Sequential:
     sizes = [784, WIDTH, WIDTH, WIDTH]
     blocks = [
         nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU())
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
+        for inputs, outputs in pairwise(sizes)
     ]
     return nn.Sequential(*blocks, nn.Linear(WIDTH, CLASSES)).to(device)
 
