@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.errors import ContextError, InputError, LossError, PassError
+from dnifx.errors import ContextError, EstimatorError, InputError, LossError, PassError
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
 from dnifx.runtime.ops import GuardError
@@ -161,14 +161,21 @@ class DecoupledModule(nn.Module):
         Raises:
             ContextError: There is a context and it was not given, or the other way round.
             InputError: The structure of the inputs is not that of the example.
+            EstimatorError: An estimator needs what only a training step sees.
         """
         if self.program.context is None and context is not None:
             kwargs["context"] = context
         if reset is not None and not self.program.recurrences:
             kwargs["reset"] = reset
-        if not torch.is_grad_enabled() or (self.imagines and not self.training):
+        blind = self.blind()
+        if not torch.is_grad_enabled() or ((self.imagines or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
+        if blind is not None:
+            raise EstimatorError(
+                f"the estimator of boundary {blind.name!r} needs the loss or the output's error, which a forward does not see: train "
+                "with net.trainer(...).step(x, target=y), and evaluate in eval mode or under torch.no_grad()"
+            )
         seen: tuple[Any, ...] = ()
         if self.program.context is not None:
             if context is None:
@@ -191,6 +198,11 @@ class DecoupledModule(nn.Module):
             except GuardError:
                 before.restore()
         raise InputError("no captured graph holds for these inputs")
+
+    def blind(self) -> Boundary | None:
+        """Return the first boundary whose estimator needs what the fused graph does not see."""
+        interfaces = self.program.interfaces
+        return next((each for each in self.boundaries if interfaces[each.index].scheduled_only), None)
 
     def train(self, mode: bool = True) -> "DecoupledModule":
         """Set training mode here and on the original model, which shares all children."""
