@@ -97,8 +97,9 @@ def refuse_remaining(program: Program) -> None:
 def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     """Group the differentiable values that leave each partition by the cut they cross."""
     groups: dict[tuple[int, str], list[fx.Node]] = {}
+    live = differentiable(program)
     for node in captured(program).nodes:
-        if node.op.startswith("call") and crosses(program, node):
+        if node in live and crosses(program, node):
             groups.setdefault((program.homes[node.name], cut_name(program, node)), []).append(node)
     boundaries: list[Boundary] = []
     taken: set[str] = set()
@@ -123,6 +124,16 @@ def free_name(name: str, taken: AbstractSet[str]) -> str:
     """Return a boundary's name, with a number where its identifier is taken (``a.b`` and ``a_b`` have the same)."""
     numbered = (f"{name}@{number}" for number in count(1))
     return next(title for title in chain([name], numbered) if identifier(title) not in taken)
+
+
+def differentiable(program: Program) -> set[fx.Node]:
+    """Return the nodes from which a differentiable path leads to the output; no gradient comes back to any other."""
+    found: set[fx.Node] = set()
+    for node in reversed(captured(program).nodes):
+        carries = node.op.startswith("call") and program.measures[node.name].requires_grad
+        if carries and any(user.op == "output" or user in found for user in node.users):
+            found.add(node)
+    return found
 
 
 def crosses(program: Program, node: fx.Node) -> bool:

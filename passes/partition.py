@@ -216,16 +216,29 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
         if second not in live and levels[first.name] == levels[second.name]:
             joined.union(first.name, second.name)
     flowing = {joined[node.name] for node in live if node.op == "output" or carries(program, node)}
+    after = neighbours(ordered_pairs(program))
+    together: dict[str, list[fx.Node]] = {}
+    for node in homed(graph):
+        together.setdefault(joined[node.name], []).append(node)
     for node in reversed(graph.nodes):
         if node.op == "placeholder" or joined[node.name] in flowing:
             continue
-        users = [user for user in node.users if joined[user.name] != joined[node.name]]
+        later = [user for member in together[joined[node.name]] for user in (*member.users, *after.get(member, ()))]
+        users = [user for user in later if joined[user.name] != joined[node.name]]
         first_level = min((levels[user.name] for user in users), default=-1)
-        followers = [user for user in users if levels[user.name] == first_level] or [output_of(graph)]
-        for user in followers:
+        followers = [user for user in users if levels[user.name] == first_level]
+        for user in followers or [unused_home(program, node, joined)]:
             joined.union(user.name, node.name)
         flowing.add(joined[node.name])
     return without_cycles(program, joined)
+
+
+def unused_home(program: Program, node: fx.Node, joined: UnionFind) -> fx.Node:
+    """Return a node whose partition takes what nobody uses: a guard on the inputs goes first, so that it fires early."""
+    graph = captured(program)
+    sources = [s for s in node.all_input_nodes if s.op.startswith("call") and joined[s.name] != joined[node.name]]
+    first = next((each for each in graph.nodes if carries(program, each)), None)
+    return output_of(graph) if sources or first is None else first
 
 
 def carries(program: Program, node: fx.Node) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from dnifx.errors import PassError
 from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Schedule
 from dnifx.passes.emit import CONTEXT, provenance
-from dnifx.passes.measure import batch_input, data_inputs
+from dnifx.passes.measure import data_inputs, examples_of
+from dnifx.passes.windowcode import WindowLines
 from dnifx.schedules import Answer, answers
 
 RESERVED = {
@@ -23,6 +24,7 @@ RESERVED = {
     "features",
     "scale",
     "diagnostics",
+    "reset",
     "torch",
 }
 PREFIXES = (
@@ -39,6 +41,10 @@ PREFIXES = (
     "fit_gradient",
     "per_example",
     "compare",
+    "end_",
+    "by_example",
+    "without_rows",
+    "window_",
 )
 
 
@@ -69,7 +75,7 @@ class StepWriter:
 
     def source(self) -> str:
         """Return the source of ``def step(self, <inputs>, target, context=None)``."""
-        blocks = [self.prelude(), *(self.block(action) for action in self.schedule.actions)]
+        blocks = [self.prelude(), *self.window_start(), *map(self.block, self.schedule.actions), *self.window_fits()]
         inputs = self.program.signature.inputs if self.program.signature else ()
         head = f"def step(self, {''.join(f'{local(name)}, ' for name in inputs)}target, context=None):"
         body = [f'"""One training step: {self.schedule.name}."""']
@@ -83,9 +89,9 @@ class StepWriter:
 
     def prelude(self) -> Block:
         """Count the examples, and turn the context into features."""
-        batch = batch_input(self.program)
+        counted = examples_of(self.program)
         lines = [
-            f"examples = {local(batch)}.size(0)" if batch else "examples = 1",
+            f"examples = {local(counted[0])}.size({counted[1]})" if counted else "examples = 1",
             "loss = output = None",
             "diagnostics = {}",
         ]
@@ -93,6 +99,20 @@ class StepWriter:
         lines.append(f"features = {f'self.features({CONTEXT})' if self.program.context else 'None'}")
         per = "mean" if self.mean else "sum"
         return Block(f"estimates are per example; the loss is a {per} over examples", tuple(lines))
+
+    @property
+    def windows(self) -> WindowLines:
+        """What writes the ends of a recurrent model's window."""
+        return WindowLines(self.program, self.schedule, self.mean, self.diagnose, local)
+
+    def window_start(self) -> list[Block]:
+        """Write the start of a window, where states are cut in time."""
+        found = self.windows.start()
+        return [Block(found.title, found.lines, found.defines)] if found is not None else []
+
+    def window_fits(self) -> list[Block]:
+        """Write the fits of what stands in time."""
+        return [Block(each.title, each.lines, each.defines) for each in self.windows.fits(fit_lines)]
 
     def block(self, action: Action) -> Block:
         """Write one action."""
@@ -129,7 +149,9 @@ class StepWriter:
 
     def end(self, title: str, call: str) -> Block:
         """Run the last partition and compute the loss, and what estimators need of the end."""
-        lines, defines = [f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)"], []
+        made = f"outputs = {call}; output = self.unflatten(outputs)" if self.program.recurrences else ""
+        lines = [made or f"output = self.unflatten({call})", "loss = self.compute_loss(output, target)"]
+        defines = ["outputs"] if self.program.recurrences else []
         plain, interfaces = self.plain_actions(), self.program.interfaces
         if any(each.needs_loss and each.fits and Action(Kind.FIT, each.boundary) in plain for each in interfaces):
             lines[1] = "loss, losses = self.compute_losses(output, target, examples)"
@@ -197,10 +219,13 @@ class StepWriter:
                 tensors.append(local(name))
                 gradients.append(self.gradient(boundary, position))
         title = f"{action}: backward of {self.program.partitions[action.index].name}"
+        lines, values, synthetic = self.windows.end(action.index, action.index == len(self.program.partitions) - 1)
+        tensors, gradients = tensors + values, gradients + synthetic
         if not tensors:
             return Block(title, ("pass",))
         listed = f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"
-        return Block(title, (f"torch.autograd.backward({listed[0]}, {listed[1]})",))
+        defines = tuple(f"end_{each.key}" for each in self.windows.left(action.index))
+        return Block(title, (*lines, f"torch.autograd.backward({listed[0]}, {listed[1]})"), defines)
 
     def gradient(self, boundary: Boundary, position: int) -> str:
         """Return the expression of the gradient that a boundary value receives."""
@@ -279,8 +304,12 @@ class StepWriter:
     def reads(self, name: str, imagined: bool) -> str:
         """Return what a partition reads for a value: the leaf of a boundary value, anything else as it is."""
         boundary = next((boundary for boundary in self.program.boundaries if name in boundary.values), None)
+        state = self.windows.reads(name)
+        if state is not None:
+            return state
         if boundary is None:
-            return local(name)
+            carries = self.program.measures[name].requires_grad and name in self.program.homes
+            return f"{local(name)}.detach()" if carries and self.program.measures[name].is_tensor else local(name)
         return f"leaf_imagined_{name}" if imagined and self.imagines(boundary) else f"leaf_{name}"
 
     def imagines(self, boundary: Boundary) -> bool:

@@ -17,6 +17,7 @@ from dnifx.errors import ContextError, InputError, LossError, OptimizerError, St
 from dnifx.ir import Interface, Program, Schedule
 from dnifx.runtime.interface import (
     arrived,
+    by_example,
     compare,
     example_losses,
     fit_gradient,
@@ -24,8 +25,12 @@ from dnifx.runtime.interface import (
     output_error,
     per_example,
     propagated,
+    window_gradients,
+    window_targets,
+    without_rows,
 )
 from dnifx.runtime.ops import GuardError, guard, guard_length
+from dnifx.runtime.recurrent import Window
 from dnifx.runtime.situation import Situation, Undo
 
 if TYPE_CHECKING:
@@ -38,11 +43,15 @@ SchedulerSpec = Callable[[Optimizer], LRScheduler] | Mapping[str, Callable[[Opti
 STEP_GLOBALS = {
     "torch": torch,
     "arrived": arrived,
+    "by_example": by_example,
     "compare": compare,
     "fit_gradient": fit_gradient,
     "output_error": output_error,
     "per_example": per_example,
     "propagated": propagated,
+    "window_gradients": window_gradients,
+    "window_targets": window_targets,
+    "without_rows": without_rows,
 }
 KEPT_STEPS = 256
 
@@ -80,6 +89,7 @@ class Trainer:
         self.mean = net.mean
         self.source = net.emitters.schedule(schedule, net.program)
         self.compiled: dict[tuple[int, Schedule, bool], Callable[..., Any]] = {}
+        refuse_refrozen(net.program)
         parameters = dict(net.original.named_parameters())
         owned = {
             partition.name: [parameters[name] for name in partition.parameters]
@@ -91,6 +101,12 @@ class Trainer:
             for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
             if fitted_parameters(interface)
         }
+        fitted.update(
+            (each.key, fitted_parameters(each.interface))
+            for each in net.program.recurrences
+            if each.interface is not None and fitted_parameters(each.interface)
+        )
+        self.window = Window(net.program)
         self.optimizers = make_optimizers(optimizer, owned, "optimizer")
         default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
         self.estimator_optimizers = make_optimizers(default, fitted, "estimator_optimizer")
@@ -116,6 +132,9 @@ class Trainer:
             for boundary, interface in zip(self.net.boundaries, self.net.program.interfaces, strict=True):
                 setattr(parts, f"estimate_{boundary.key}", interface.estimator)
                 setattr(parts, f"imagine_{boundary.key}", interface.input_model)
+            for each in self.net.program.recurrences:
+                setattr(parts, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
+            parts.window = self.window
             self.parts[id(situation)] = parts
         return parts
 
@@ -123,7 +142,7 @@ class Trainer:
         """Train on one batch.
 
         Args:
-            *args: The model's inputs.
+            *args: The model's inputs; states that are cut in time are carried from step to step where they are not given.
             target: What the loss compares the output with.
             context: What estimators see; the target by default.
             diagnose: Compare every synthetic gradient with its target.
@@ -137,11 +156,27 @@ class Trainer:
             raise ContextError(
                 "context= was given, but the estimators of this module see none; decouple it with context="
             )
+        args, kwargs = self.window.filled(args, kwargs)
         loss, output, diagnostics = self.run(args, kwargs, target, target if context is None else context, diagnose)
+        if output is not None:
+            self.window.leave(output)
         for scheduler in self.lr_schedulers.values():
             scheduler.step()
         self.steps += 1
         return StepResult(None if loss is None else loss.detach(), output, diagnostics)
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Let episodes begin: the carried states of some examples are zero in the next step.
+
+        The state that was left there gets the target 0, since no loss lies beyond it.
+
+        Args:
+            mask: Which examples, [batch] and boolean; all by default.
+
+        Raises:
+            InputError: The mask does not fit the state.
+        """
+        self.window.reset(mask)
 
     def forget(self) -> None:
         """Drop the gradients that a step left behind where it was broken off, so that the next step does not add to them."""
@@ -201,7 +236,8 @@ class Trainer:
         return self.checked(loss), losses_of(loss, examples, self.mean)
 
     def own_loss(self, output: Any, target: Any) -> Tensor:
-        """Return the user's loss as it is, the first one computed with care."""
+        """Return the user's loss as it is, the first one computed with care; it does not see the states."""
+        output = self.window.visible(output)
         return self.first_loss(output, target) if self.steps == 0 else self.loss(output, target)
 
     def checked(self, loss: Tensor) -> Tensor:
@@ -245,6 +281,7 @@ class Trainer:
             "estimator_optimizers": {name: item.state_dict() for name, item in self.estimator_optimizers.items()},
             "lr_schedulers": {name: item.state_dict() for name, item in self.lr_schedulers.items()},
             "schedule": self.source.state_dict(),
+            "window": self.window.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -269,10 +306,26 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise StateError(f"the saved weights do not fit this module: {error}") from error
         self.source.load_state_dict(state["schedule"])
+        self.window.load_state_dict(state.get("window", {"states": {}, "mask": None}))
         for group, items in groups.items():
             for name, item in items.items():
                 item.load_state_dict(state[group][name])
         self.steps = state["steps"]
+
+
+def refuse_refrozen(program: Program) -> None:
+    """Raise StateError where parameters were frozen or unfrozen after the module was made: its steps are written for the others."""
+    used = {name for partition in program.partitions for name in partition.uses}
+    read = {name for name, parameter in program.model.named_parameters() if parameter.requires_grad}
+    frozen = sorted(used - read)
+    idle = [
+        boundary.name
+        for boundary, interface in zip(program.boundaries, program.interfaces, strict=True)
+        if interface.fits and not any(parameter.requires_grad for parameter in interface.estimator.parameters())
+    ]
+    if frozen or idle:
+        what = f"parameters {nearest('', frozen, 3)}" if frozen else f"the estimators of {nearest('', idle, 3)}"
+        raise StateError(f"{what} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad back)")
 
 
 def guards_first(program: Program) -> bool:

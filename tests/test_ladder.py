@@ -1,0 +1,193 @@
+"""The ladder of capture: which rung is taken, what is verified, what is refused, and situations that are captured anew."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dnifx
+from dnifx.errors import CaptureError, InputError
+from dnifx.ir import Program
+from dnifx.passes import ladder
+from dnifx.passes.capture import CaptureGraph, captured
+from dnifx.passes.ladder import Found, climb_ladder, recorded
+from dnifx.passes.pipeline import run_passes
+
+
+class Block(nn.Module):
+    """A residual block with batch norm and dropout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the convolution says."""
+        return x + self.drop(torch.relu(self.norm(self.conv(x))))
+
+
+class Model(nn.Module):
+    """Blocks under options: a mask that may be there, a mode that changes the forward, a region without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(3), Block(3))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+        """Return scores, the batch size and nothing."""
+        with torch.no_grad():
+            centre = x.mean()
+        h = self.blocks(x) + centre
+        if mask is not None:
+            h = h * mask
+        if self.training:
+            h = nn.functional.dropout(h, 0.5)
+        return {"scores": self.head(h.mean((2, 3))), "batch": x.size(0), "nothing": None}
+
+
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("rung", ["record", "record_cuts", "export"])
+def test_each_rung_captures_the_model_bit_for_bit(rung: str) -> None:
+    capture = CaptureGraph(rungs=(rung,), open_paths=("blocks",))
+    program = run_passes(Program(Model(), (X,)), (capture,))
+    assert program.capture is not None
+    assert program.capture.rung == rung
+    assert program.capture.verified
+
+
+def test_only_what_the_cuts_need_is_opened() -> None:
+    program = run_passes(Program(Model(), (X,)), (CaptureGraph(rungs=("record_cuts",), open_paths=("blocks",)),))
+    called = {node.target for node in captured(program).nodes if node.op == "call_module"}
+    assert called == {"blocks.0", "blocks.1", "head"}
+
+
+def test_a_rung_that_differs_is_left_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(program: Program) -> Found:
+        found = recorded(program)
+        node = next(node for node in found.graph.nodes if node.target == "head")
+        with found.graph.inserting_after(node):
+            doubled = found.graph.call_method("mul", (node, 2.0))
+        node.replace_all_uses_with(doubled, delete_user_cb=lambda user: user is not doubled)
+        return found
+
+    monkeypatch.setattr(ladder, "RUNGS", {**ladder.RUNGS, "record": wrong})
+    climb = climb_ladder(Program(Model(), (X,)), ("record", "export"), None, check=True)
+    assert climb.rung == "export"
+    ((rung, reason),) = climb.tried
+    assert rung == "record"
+    assert "output scores differs" in reason
+    with pytest.raises(CaptureError, match="cannot be captured.*\n  record: it differs"):
+        climb_ladder(Program(Model(), (X,)), ("record",), None, check=True)
+    assert not climb_ladder(Program(Model(), (X,)), ("record",), None, check=False).verified
+
+
+def test_a_graph_that_holds_for_one_batch_size_only_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reshape(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.reshape(x.size(0), 12))
+
+    def frozen(program: Program) -> Found:
+        found = recorded(program)
+        for node in found.graph.nodes:
+            if node.op == "call_method" and node.target == "reshape":
+                node.args = (node.args[0], 2, 12)
+        return found
+
+    monkeypatch.setattr(ladder, "RUNGS", {"record": frozen})
+    with pytest.raises(CaptureError, match="at twice the batch size"):
+        climb_ladder(Program(Reshape(), (torch.randn(2, 3, 4),)), ("record",), None, check=True)
+
+
+def test_meta_models_are_captured_unverified() -> None:
+    with torch.device("meta"):
+        model, x = Model().eval(), torch.empty(2, 3, 4, 4)
+    program = run_passes(Program(model, (x,)), (CaptureGraph(rungs=("record",)),))
+    assert program.capture is not None
+    assert not program.capture.verified
+    assert any("meta" in note for note in program.notes)
+
+
+def loss(output: dict[str, Any], target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output["scores"], target)
+
+
+def test_other_modes_and_inputs_are_situations_with_the_same_interfaces() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    net = dnifx.decouple(model, "blocks.*", args=(X,), loss=loss)
+    assert len(net.situations) == 1
+    for train in (True, False, True):
+        for mask in (None, torch.ones(1, 1, 4, 4)):
+            net.train(train)
+            torch.manual_seed(1)
+            got = net(X, mask)
+            torch.manual_seed(1)
+            expected = model(X, mask)
+            assert torch.equal(got["scores"], expected["scores"])
+            assert (got["batch"], got["nothing"]) == (expected["batch"], expected["nothing"])
+    assert len(net.situations) == 4
+    first, *others = net.situations
+    for other in others:
+        for mine, its in zip(first.program.interfaces, other.program.interfaces, strict=True):
+            assert mine.estimator is its.estimator
+
+
+def test_a_trainer_steps_through_situations() -> None:
+    torch.manual_seed(0)
+    net = dnifx.decouple(Model(), "blocks.*", args=(X,), loss=loss)
+    trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    before = [parameter.clone() for parameter in net.original.parameters()]
+    for mask in (None, torch.ones(1, 1, 4, 4), None):
+        trainer.step(X, mask=mask, target=torch.tensor([1, 2]))
+    assert len(net.situations) == 2
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.original.parameters(), strict=True))
+
+
+def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            return self.head(self.body(x) * scale)
+
+    net = dnifx.decouple(Scaled(), "body", args=(torch.randn(2, 3), 0.0))
+    with pytest.raises(InputError, match="pass what changes from call to call as tensors"):
+        for step in range(40):
+            net(torch.randn(2, 3), float(step))
+
+
+def test_a_guard_that_fires_has_the_model_captured_anew() -> None:
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            h = self.body(x)
+            if mask.all():
+                return self.head(h)
+            return self.head(h * mask.unsqueeze(-1))
+
+    torch.manual_seed(0)
+    model = Guarded()
+    x, full, half = torch.randn(4, 3), torch.ones(4, dtype=torch.bool), torch.tensor([True, False, True, False])
+    net = dnifx.decouple(model, "body", args=(x, full), loss=nn.CrossEntropyLoss())
+    assert torch.equal(net(x, full), model(x, full))
+    assert torch.equal(net(x, half), model(x, half))
+    assert len(net.situations) == 2
+    trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    for mask in (full, half, full):
+        assert trainer.step(x, mask, target=torch.tensor([0, 1, 0, 1])).loss is not None
+    assert len(net.situations) == 2
