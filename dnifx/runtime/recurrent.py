@@ -52,6 +52,8 @@ def replaced(item: Any, path: Sequence[str], value: Any) -> Any:
     step, rest = path[0], path[1:]
     if isinstance(item, Mapping):
         parts = {key: replaced(part, rest, value) if str(key) == step else part for key, part in item.items()}
+        if not rest and step not in map(str, item):
+            parts[step] = value
         return parts if type(item) is dict else type(item)(parts)  # type: ignore[call-arg]
     if isinstance(item, tuple | list):
         fields = getattr(item, "_fields", ())
