@@ -283,12 +283,12 @@ def spread_specs(values: tuple[TensorSpec, ...]) -> str:
     return ", ".join(map(str, values))
 
 
-def spelled(factory: Factory) -> str:
-    """Spell a factory as a user would write it, without its defaults."""
+def spelled(factory: Any) -> str:
+    """Spell a factory, or one of its options, as a user would write it, without its defaults."""
     if not is_dataclass(factory):
-        return str(getattr(factory, "__name__", type(factory).__name__))
+        return str(getattr(factory, "__name__", type(factory).__name__)) if callable(factory) else repr(factory)
     options = ", ".join(
-        f"{option.name}={getattr(factory, option.name)!r}"
+        f"{option.name}={spelled(getattr(factory, option.name))}"
         for option in fields(factory)
         if getattr(factory, option.name) != option.default
     )
