@@ -126,10 +126,15 @@ class CompileOptions:
     mean: bool
     verify: bool
 
+    @property
+    def inside(self) -> CutSpec:
+        """The cuts inside the model; none where all are in time."""
+        return () if self.cuts is None else self.cuts
+
     def passes(self, model: nn.Module | None) -> tuple[Pass, ...]:
         """Return the passes of the first compilation; what the cuts open is known where the model is."""
-        opened = opened_by(model, self.cuts or ()) if model is not None else None
-        return self.whole(CaptureGraph(verify=self.verify, open_paths=opened), ResolveCuts(self.cuts or ()))
+        opened = opened_by(model, self.inside) if model is not None else None
+        return self.whole(CaptureGraph(verify=self.verify, open_paths=opened), ResolveCuts(self.inside))
 
     def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
         """Compile the model for another situation, with the same cuts and the same interfaces.
@@ -137,9 +142,9 @@ class CompileOptions:
         Raises:
             InputError: The cuts fall elsewhere there.
         """
-        opened = opened_by(first.model, self.cuts or ())
+        opened = opened_by(first.model, self.inside)
         capture = CaptureGraph(verify=False, open_paths=opened, situation=number)
-        cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.cuts or ())
+        cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.inside)
         program = run_passes(Program(first.model, args, dict(kwargs)), self.whole(capture, cuts, first))
         expected, found = shape_of(first), shape_of(program)
         if expected != found:

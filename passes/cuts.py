@@ -69,7 +69,7 @@ class FixedCuts(Pass):
 def opened_by(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
     """Return the modules that have to be looked into for cuts given by module paths; None where the cuts do not say."""
     items = [spec] if isinstance(spec, str | Edge) else spec
-    if spec == "each" or not isinstance(items, Sequence):
+    if spec == "each" or not isinstance(items, Sequence) or not all(isinstance(item, str | Edge) for item in items):
         return None
     ends = [
         end for item in items for end in ((item.source, item.target) if isinstance(item, Edge) else item.split("->"))

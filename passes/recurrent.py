@@ -296,7 +296,13 @@ def chosen(each: Recurrence, index: int, choice: Choice) -> Interface:
 
 
 def split_cuts(cuts: CutSpec) -> tuple[CutSpec | None, tuple[Recurrent, ...]]:
-    """Return the cuts inside the model, None where there are none, and the cuts in time."""
+    """Return the cuts inside the model, None where there are none, and the cuts in time.
+
+    Raises:
+        CutError: There is neither.
+    """
+    if cuts is None:
+        raise CutError("cuts=None is a NoneType; give module paths, globs, edges, a callable, 'each' or a number")
     if isinstance(cuts, Recurrent):
         return None, (cuts,)
     if isinstance(cuts, str) or not isinstance(cuts, Sequence):
