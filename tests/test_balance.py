@@ -159,7 +159,9 @@ def test_fewer_than_two_partitions_are_no_cut(parts: int) -> None:
 
 
 def test_more_partitions_than_places_are_refused_with_how_many_there_are() -> None:
-    with pytest.raises(CutError, match="cuts=9 asks for 9 partitions, but Sequential can be cut at 2 places only; ask for 3"):
+    with pytest.raises(
+        CutError, match="cuts=9 asks for 9 partitions, but Sequential can be cut at 2 places only; ask for 3"
+    ):
         dnifx.decouple(mlp(4, 4, 2), 9, args=(torch.randn(2, 4),))
 
 

@@ -46,7 +46,10 @@ def resolved(cuts: Any, model: nn.Module | None = None) -> dict[str, tuple[str, 
         ("stages.*.*", ["stages.0.0", "stages.0.1", "stages.1.0"]),
         ("stages.?.0", ["stages.0.0", "stages.1.0"]),
         ("stages.[!1].*", ["stages.0.0", "stages.0.1"]),
-        ("stages.**", ["stages.0", "stages.0.0", "stages.0.0.linear", "stages.0.1.linear", "stages.1", "stages.1.0.linear"]),
+        (
+            "stages.**",
+            ["stages.0", "stages.0.0", "stages.0.0.linear", "stages.0.1.linear", "stages.1", "stages.1.0.linear"],
+        ),
         ("again@1", ["again@1"]),
         (["again", "again@1"], ["again", "again@1"]),
         ("relu_1", ["relu_1"]),
@@ -95,7 +98,9 @@ def test_a_cut_with_nothing_behind_it_is_left_out_with_a_note() -> None:
     program = compiled(mlp(6, 6, 2), "each", X, until="cuts")
     assert [cut.name for cut in program.cuts] == ["0"]
     assert program.notes[-1] == "no cut after 2: only the model's output lies behind it"
-    with pytest.raises(CutError, match="cuts='2' leaves nothing behind the cut: its values are the model's output; cut earlier"):
+    with pytest.raises(
+        CutError, match="cuts='2' leaves nothing behind the cut: its values are the model's output; cut earlier"
+    ):
         resolved("2", mlp(6, 6, 2))
 
 
@@ -113,7 +118,10 @@ def test_an_edge_by_value_and_in_words(form: Any) -> None:
         ("stages.9", r"no cut 'stages.9'.*'stages.[01]'"),
         ("heads.*", r"no cut 'heads.\*'"),
         (["stages.0", "nowhere"], r"no cut 'nowhere'"),
-        (dnifx.Edge("stages.0", "head"), r"no edge stages.0 -> head: what 'stages.0' makes goes to '\w+', not to 'head'"),
+        (
+            dnifx.Edge("stages.0", "head"),
+            r"no edge stages.0 -> head: what 'stages.0' makes goes to '\w+', not to 'head'",
+        ),
         (dnifx.Edge("stage", "head"), r"no cut 'stage'"),
         ([], r"cuts=\[\] asks for no cut; name a module of Nested, for example"),
         (3.5, r"cuts=3.5 is a float; give module paths, globs, edges, a callable, 'each' or a number"),
@@ -143,7 +151,9 @@ def test_a_cut_inside_a_module_that_is_kept_whole_names_it() -> None:
             h: Tensor = self.inner(x)
             return h if h.sum() > 0 else -h
 
-    with pytest.raises(CutError, match=r"no cut '0.inner': it lies inside '0', which is kept whole .*; cut after '0' instead"):
+    with pytest.raises(
+        CutError, match=r"no cut '0.inner': it lies inside '0', which is kept whole .*; cut after '0' instead"
+    ):
         resolved("0.inner", nn.Sequential(Opaque(), nn.Linear(6, 2)))
 
 

@@ -75,7 +75,9 @@ def test_what_a_pass_requires_is_demanded_before_it_runs() -> None:
 
 
 def test_what_a_pass_ensures_is_demanded_of_its_result() -> None:
-    with pytest.raises(PassError, match=r"'note' \(after: capture, measure\) ensures program.notes, which holds nothing"):
+    with pytest.raises(
+        PassError, match=r"'note' \(after: capture, measure\) ensures program.notes, which holds nothing"
+    ):
         run_passes(program(), [SYMBOLIC, MeasureNodes(), Note(mode="forgets")])
 
 

@@ -148,7 +148,11 @@ def test_another_batch_size_is_the_same_structure() -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "text"),
     [
-        ((X, MASK), {}, r"(?s)Scaled was captured with another structure of inputs:.*got .*mask.*expected .*power.*call it with"),
+        (
+            (X, MASK),
+            {},
+            r"(?s)Scaled was captured with another structure of inputs:.*got .*mask.*expected .*power.*call it with",
+        ),
         ((), {}, r"Scaled cannot be called so: missing a required argument: 'x'; its forward takes \(x"),
         ((X,), {"masque": MASK}, "got an unexpected keyword argument 'masque'"),
         ((3.0,), {"power": 2}, r"input x was captured as a tensor, got float; pass a tensor"),

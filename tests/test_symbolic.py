@@ -200,7 +200,9 @@ def test_a_submodule_that_depends_on_the_mode_is_kept_whole() -> None:
 
 
 def test_a_model_whose_own_forward_needs_a_value_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"(?s)forward of ByValue cannot be traced: TraceError: .*depends on a tensor's value"):
+    with pytest.raises(
+        CaptureError, match=r"(?s)forward of ByValue cannot be traced: TraceError: .*depends on a tensor's value"
+    ):
         trace(ByValue())
 
 
