@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from dnifx.errors import CaptureError
-from dnifx.passes.recording import Recording, record, replay, verify
+from dnifx.passes.recording import Recording, record, replay, runnable, verify
 from dnifx.runtime.ops import GuardError
 
 
@@ -738,3 +738,59 @@ def test_every_call_target_survives_code_generation() -> None:
     )
     names = {node.target for node in recording.graph.nodes if node.op == "call_function"}
     assert all(fx.node._get_qualified_name(target) for target in names)
+
+
+class Casts(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        single = x.to(torch.float32)
+        return single + 1, x * 2
+
+
+def test_a_cast_that_does_nothing_is_kept_apart_from_its_argument() -> None:
+    recording = recorded(Casts(), torch.randn(3))
+    assert [item.dtype for item in run(recording, Casts())(torch.randn(3).double())] == [torch.float32, torch.float64]
+
+
+class Appends(nn.Module):
+    def forward(self, x: Tensor, log: list[str]) -> Tensor:
+        log.append("called")
+        return x * len(log)
+
+
+class KeepsLog(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Appends() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        log: list[str] = []
+        for layer in self.layers:
+            x = layer(x, log)
+        return x
+
+
+def test_a_list_that_modules_fill_starts_empty_in_every_call() -> None:
+    model = KeepsLog()
+    recording = record(model, (torch.ones(2),), {}, open_paths=())
+    assert [run(recording, model)(torch.ones(2)).tolist() for _ in range(2)] == [[2.0, 2.0], [2.0, 2.0]]
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            bias = x.mean(0).softmax(0)
+        y = torch.zeros(x.shape[0], 4)
+        y[:, 0] = self.linear(x).sum(1)
+        return sum(piece for piece in torch.split(y, 1, dim=1)) + bias * (x.shape[0] // 2)
+
+
+def test_a_graph_with_guards_and_regions_compiles_whole() -> None:
+    model, x = Compiled(), torch.randn(6, 4)
+    recording = recorded(model, x)
+    assert recording.guards > 0
+    compiled = torch.compile(runnable(model, recording.graph, recording.constants), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x)[0], model(x))

@@ -82,13 +82,16 @@ def plain_number(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with the symbolic numbers in its tuples, lists and dicts made plain."""
+    """Return ``value`` with the symbolic numbers in its tuples, lists and dicts made plain; itself where there are none."""
     if isinstance(value, SymbolicInt | SymbolicFloat):
         return plain_number(value)
     if type(value) in (tuple, list):
-        return type(value)(map(plain, value))
+        parts = [plain(part) for part in value]
+        changed = any(new is not old for new, old in zip(parts, value, strict=True))
+        return type(value)(parts) if changed else value
     if type(value) is dict:
-        return {key: plain(item) for key, item in value.items()}
+        items = {key: plain(item) for key, item in value.items()}
+        return items if any(items[key] is not value[key] for key in value) else value
     return value
 
 
