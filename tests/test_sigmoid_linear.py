@@ -1,0 +1,78 @@
+"""The sigmoid-linear head represents the gradient of a log loss exactly, which a linear one cannot."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from dnifx.errors import EstimatorError
+from dnifx.estimators import BoundarySpec, SigmoidLinear, Synthetic
+from dnifx.ir import TensorSpec
+
+
+def spec(*shape: int, context: int | None = 2, dims: int = 2) -> BoundarySpec:
+    return BoundarySpec("here", (TensorSpec(shape, torch.float64),), context=context, context_dims=dims)
+
+
+def log_loss_gradient(values: Tensor, label: Tensor, theta: Tensor) -> Tensor:
+    leaf = values.clone().requires_grad_()
+    loss = binary_cross_entropy_with_logits(leaf @ theta, label, reduction="sum")
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+def example() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    values, theta = torch.randn(64, 5, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    return values, torch.randint(2, (64, 2)).double(), theta
+
+
+def test_it_holds_the_gradient_of_a_log_loss() -> None:
+    values, label, theta = example()
+    estimator = SigmoidLinear()(spec(64, 5)).double()
+    parameters = dict(estimator.named_parameters())
+    with torch.no_grad():
+        parameters["models.0.logits.weight"].copy_(theta.T)
+        parameters["models.0.logits.bias"].zero_()
+        parameters["models.0.mixture.weight"].copy_(theta)
+        parameters["models.0.label.weight"].copy_(-theta)
+    torch.testing.assert_close(estimator((values,), label)[0], log_loss_gradient(values, label, theta))
+
+
+def test_it_learns_that_gradient_better_than_a_linear_one() -> None:
+    values, label, theta = example()
+    target = log_loss_gradient(values, label, 2 * theta)
+    errors = []
+    for factory in (SigmoidLinear(), Synthetic(hidden=0)):
+        torch.manual_seed(1)
+        estimator = factory(spec(64, 5)).double()
+        optimizer = torch.optim.Adam(estimator.parameters(), lr=0.05)
+        for _ in range(300):
+            optimizer.zero_grad()
+            error = (estimator((values,), label)[0] - target).square().mean()
+            torch.autograd.backward(error)
+            optimizer.step()
+        errors.append(error.item())
+    assert errors[0] < 0.1 * errors[1]
+
+
+@pytest.mark.parametrize("context", [None, 2])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5)])
+def test_the_first_estimate_is_zero_with_and_without_labels(shape: tuple[int, ...], context: int | None) -> None:
+    estimator = SigmoidLinear(width=7)(spec(*shape, context=context)).double()
+    label = None if context is None else torch.ones(4, 2)
+    (answer,) = estimator((torch.randn(shape, dtype=torch.float64),), label)
+    assert torch.equal(answer, torch.zeros(shape, dtype=torch.float64))
+
+
+def test_a_label_an_example_reaches_every_token() -> None:
+    estimator = SigmoidLinear()(spec(4, 3, 5)).double()
+    with torch.no_grad():
+        dict(estimator.named_parameters())["models.0.label.weight"].fill_(1.0)
+    label = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]])
+    (answer,) = estimator((torch.zeros(4, 3, 5, dtype=torch.float64),), label)
+    assert torch.equal(answer, torch.arange(1.0, 5).double()[:, None, None].expand(4, 3, 5))
+
+
+def test_it_refuses_images() -> None:
+    with pytest.raises(EstimatorError, match="Synthetic"):
+        SigmoidLinear()(spec(4, 3, 8, 8))
