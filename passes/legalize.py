@@ -169,7 +169,12 @@ def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]
     for node in homed(captured(program)):
         nodes.setdefault(program.homes[node.name], []).append(node)
     names = {id(parameter): name for name, parameter in program.model.named_parameters()}
-    uses = {index: used_parameters(program, members, names) for index, members in sorted(nodes.items())}
+    live = differentiable(program)
+    reading = {
+        index: [node for node in members if node in live or (node.op == "get_attr" and any(user in live for user in node.users))]
+        for index, members in nodes.items()
+    }
+    uses = {index: used_parameters(program, members, names) for index, members in sorted(reading.items())}
     owners = {name: index for index, used in sorted(uses.items()) for name in used}
     partitions = tuple(describe(program, index, nodes[index], uses[index], owners) for index in sorted(nodes))
     return partitions, ownership_notes(program, uses, owners, names)
@@ -206,7 +211,7 @@ def ownership_notes(
         name for name, parameter in program.model.named_parameters() if parameter.requires_grad and name not in owners
     ]
     if unused:
-        notes.append(f"the forward uses no {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}: never updated")
+        notes.append(f"no gradient reaches {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}: never updated")
     return notes
 
 
