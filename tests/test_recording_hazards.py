@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from dnifx.errors import CaptureError
-from dnifx.passes.recording import Recording, record, replay, runnable, verify
+from dnifx.passes.recording import Recording, finish_draws, record, replay, runnable, verify
+from dnifx.passes.recording.state import python_draws, seed
 from dnifx.runtime.ops import GuardError
 
 
@@ -221,6 +222,22 @@ def test_random_control_flow_is_kept_whole(kind: type[nn.Module]) -> None:
 def test_pythons_random_numbers_at_the_root_make_a_recording_volatile() -> None:
     assert record(PythonLayerDrop(), (torch.randn(3),), {}).volatile
     assert not record(SizeBranch(), (torch.randn(3, 4),), {}).volatile
+
+
+@pytest.mark.parametrize("kind", [PythonLayerDrop, NumpyNoise])
+def test_a_volatile_recording_is_faithful_to_the_step_it_was_made_for(kind: type[nn.Module]) -> None:
+    model, x = kind(), torch.randn(3, 4)
+    for number in range(4):
+        seed(number)
+        recording = record(model, (x,), {})
+        assert recording.volatile
+        assert recording.after is not None
+        got = run(recording, model)(x)
+        finish_draws(recording.after)
+        state = python_draws()
+        seed(number)
+        assert torch.equal(got, model(x))
+        assert python_draws() == state
 
 
 class Counter(nn.Module):

@@ -4,6 +4,7 @@ from dnifx.passes.recording.hazards import close_to_line
 from dnifx.passes.recording.inputs import RecordedSignature
 from dnifx.passes.recording.rounds import Recording, record
 from dnifx.passes.recording.running import replay, runnable
+from dnifx.passes.recording.state import finish_draws
 from dnifx.passes.recording.verification import verify
 
-__all__ = ["RecordedSignature", "Recording", "close_to_line", "record", "replay", "runnable", "verify"]
+__all__ = ["RecordedSignature", "Recording", "close_to_line", "finish_draws", "record", "replay", "runnable", "verify"]

@@ -1,7 +1,7 @@
 """Records a model: runs it, and runs it again where a run finds that other modules have to be opened or kept whole."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from dnifx.passes.recording.interpose import interposed
 from dnifx.passes.recording.leaves import Plan, is_made
 from dnifx.passes.recording.origins import Path
 from dnifx.passes.recording.recorder import Recorder
-from dnifx.passes.recording.state import preserved
+from dnifx.passes.recording.state import Generators, generators, preserved
 from dnifx.passes.recording.structure import path_name, tensors_in, variables_in
 from dnifx.runtime import ops
 
@@ -38,6 +38,8 @@ class Recording:
         kept: Submodules kept whole, with the reason.
         guards: How many guards the graph holds; one that fails raises ``dnifx.runtime.ops.GuardError``.
         volatile: Whether Python's state or random numbers steer an opened module, so that every step has to be recorded anew.
+        after: For a volatile recording, the states of all generators after the recorded run. Whoever runs its graph, from the
+            state in which it was recorded, hands them to ``state.finish_draws`` afterwards.
         notes: What the graph does otherwise than the model, in words: checkpoints that are not recomputed.
     """
 
@@ -48,6 +50,7 @@ class Recording:
     guards: int = 0
     volatile: bool = False
     notes: tuple[str, ...] = ()
+    after: Generators | None = None
 
 
 def record(
@@ -115,6 +118,7 @@ def _attempt(
                 recorder.active = True
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
+            after = generators()
             template = _write_output(recorder, result)
         except Exception as error:  # noqa: BLE001 - whatever the model raises is reported with its place
             recorder.active = False
@@ -123,7 +127,8 @@ def _attempt(
     modules = tuple(module for path, module in recorder.opened.items() if not is_made(path))
     probe = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
     signature = RecordedSignature(names, call, fields, template, plain, modules, probe)
-    return recorder, _recording(recorder, plan, signature)
+    recording = _recording(recorder, plan, signature)
+    return recorder, replace(recording, after=after) if recorder.volatile else recording
 
 
 def _place_inputs(recorder: Recorder, bound: Mapping[str, Any]) -> tuple[str, ...]:

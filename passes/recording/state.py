@@ -37,6 +37,12 @@ def seed(number: int) -> None:
     np.random.seed(number)
 
 
+def finish_draws(after: Generators) -> None:
+    """Put Python's and NumPy's generators where a recorded run left them, since its graph does not draw from them."""
+    random.setstate(after[2])
+    np.random.set_state(after[3])
+
+
 def python_draws() -> tuple[Any, ...]:
     """Return a mark that changes whenever Python or NumPy draws a random number."""
     _, words, gauss = random.getstate()
