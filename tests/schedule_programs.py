@@ -14,13 +14,19 @@ SPEC = TensorSpec((8, 4), torch.float32, requires_grad=True)
 
 @dataclass(frozen=True)
 class Gate:
-    """A boundary to be: who makes its values, who takes them, what stands on it."""
+    """A boundary to be: who makes its values, who takes them, what stands on it.
+
+    ``learns`` is what its estimator learns from: ``target``, ``loss``, ``both`` or nothing but itself, ``alone``; ``errs`` is
+    whether it answers from the output's error.
+    """
 
     producer: int
     consumers: tuple[int, ...]
     locked: bool = False
     fits: bool = True
     imagines: bool = False
+    learns: str = "target"
+    errs: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,17 @@ def _boundary(gate: Gate, index: int) -> Boundary:
 
 def _interface(gate: Gate, index: int) -> Interface:
     model = nn.Linear(4, 4) if gate.imagines else None
-    return Interface(index, nn.Linear(4, 4), "Linear", locked=gate.locked, fits=gate.fits, input_model=model)
+    return Interface(
+        index,
+        nn.Linear(4, 4),
+        "Linear",
+        locked=gate.locked,
+        fits=gate.fits,
+        input_model=model,
+        needs_target=gate.learns in ("target", "both"),
+        needs_loss=gate.learns in ("loss", "both"),
+        needs_error=gate.errs,
+    )
 
 
 def chain(count: int, locked: bool = False, fits: bool = True, imagines: bool = False) -> Program:
@@ -84,7 +100,7 @@ def plans(draw: st.DrawFn, imagines: bool | None = None, locked: bool | None = N
     Args:
         draw: Hypothesis's.
         imagines: Whether boundaries have synthetic input models; drawn for each if None.
-        locked: Whether interfaces are locked; drawn for each if None.
+        locked: Whether interfaces are locked; drawn for each if None, and only then do some answer from the error.
         most: Most partitions.
     """
     count = draw(st.integers(1, most))
@@ -110,6 +126,8 @@ def _gates(draw: st.DrawFn, index: int, count: int, imagines: bool | None, locke
             locked=draw(st.booleans()) if locked is None else locked,
             fits=draw(st.booleans()),
             imagines=draw(st.booleans()) if imagines is None else imagines,
+            learns=draw(st.sampled_from(["target", "target", "loss", "both", "alone"])),
+            errs=locked is None and draw(st.sampled_from([False, False, True])),
         )
         for group in groups
     ]
@@ -175,7 +193,7 @@ class Machine:
                 hungry = any(index in gate.consumers and gate.imagines for gate in gates)
                 return self._all("F", gives) and self._all("I", [index] if hungry else [])
             case Kind.SYNTHESISE:
-                return self._all("F", [gates[index].producer])
+                return self._all("F", [gates[index].producer, *(self._last if gates[index].errs else ())])
             case Kind.BACKWARD:
                 mine = [number for number, gate in enumerate(gates) if gate.producer == index]
                 return self.seen.get(index) == self._weights(index) and all(map(self._answered, mine))
@@ -183,12 +201,21 @@ class Machine:
                 return self._all("B", gates[index].consumers)
             case Kind.FIT:
                 gate = gates[index]
-                return (not gate.fits or self._all("ST", [index])) and (
+                return (not gate.fits or self._taught(gate, index)) and (
                     not gate.imagines or (self._all("I", gate.consumers) and self._all("F", [gate.producer]))
                 )
             case Kind.UPDATE:
                 return self._all("B", [user for user in range(len(self.plan.parameters)) if self._reads(user, index)])
         return True
+
+    @property
+    def _last(self) -> tuple[int, ...]:
+        return (len(self.plan.parameters) - 1,)
+
+    def _taught(self, gate: Gate, index: int) -> bool:
+        target = gate.learns not in ("target", "both") or self._all("T", [index])
+        loss = gate.learns not in ("loss", "both") or self._all("F", self._last)
+        return self._all("S", [index]) and target and loss
 
     def _all(self, kinds: str, indices: Sequence[int]) -> bool:
         return all(Action(Kind(kind), index) in self.held for kind in kinds for index in indices)
