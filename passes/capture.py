@@ -10,6 +10,7 @@ from dnifx.ir import Capture, Program
 from dnifx.passes.ladder import climb_ladder, named_apart
 from dnifx.passes.pipeline import Pass
 
+
 @dataclass(frozen=True)
 class CaptureGraph(Pass):
     """Capture the model by the first rung of a ladder whose graph does what the model does.

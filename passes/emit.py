@@ -148,9 +148,7 @@ def interface_nodes(
     ]
 
 
-def seen_node(
-    graph: fx.Graph, value: fx.Node, interface: Interface, examples: fx.Node | int, mean: bool
-) -> fx.Node:
+def seen_node(graph: fx.Graph, value: fx.Node, interface: Interface, examples: fx.Node | int, mean: bool) -> fx.Node:
     """Add the node of a value as the estimator sees it: detached, but for the gradient of its own loss if that is wanted."""
     if interface.prop:
         given = (value, interface.prop * (1 - interface.mix), examples, mean)

@@ -55,13 +55,18 @@ def flat_sizes(sizes: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]
     return (*sizes[0], *sizes[1].values())
 
 
-def adopted(module: fx.GraphModule, model: nn.Module, leaves: list[Any]) -> tuple[fx.Graph, tuple[str, ...], dict[str, Any]]:
+def adopted(
+    module: fx.GraphModule, model: nn.Module, leaves: list[Any]
+) -> tuple[fx.Graph, tuple[str, ...], dict[str, Any]]:
     """Copy an exported graph; what it reads and the model does not hold becomes a constant, a fixed input a literal."""
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     inputs: list[str] = []
     constants: dict[str, Any] = {}
-    held = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    held = {
+        name
+        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    }
     values = iter(leaves)
     for node in module.graph.nodes:
         if node.op == "placeholder":

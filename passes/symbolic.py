@@ -198,7 +198,7 @@ class PathTracer(fx.Tracer):
         stack = self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a forward raises under tracing is a reason to keep it whole
             for node in reversed(self.graph.nodes):
                 if node is before:
                     break

@@ -1,6 +1,7 @@
 """Small models and the programs that the passes make of them: what the tests of single passes look at."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def mlp(*sizes: int, batch_norm: bool = False) -> nn.Sequential:
     """Return linear layers with ReLU between them."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         layers.append(nn.Linear(inputs, outputs))
         layers += [nn.BatchNorm1d(outputs)] if batch_norm else []
         layers.append(nn.ReLU())

@@ -73,7 +73,9 @@ def test_it_is_fitted_to_the_losses_and_with_sobolev_to_the_gradients(gradient: 
 def test_of_a_reduced_loss_it_is_told_the_mean() -> None:
     whole, each = changes(*make_net(Critic(), cross_entropy)), changes(*make_net(Critic()))
     torch.testing.assert_close(whole["0.weight"], each["0.weight"])
-    assert not torch.allclose(whole["interfaces.cut_3.head.layers.0.weight"], each["interfaces.cut_3.head.layers.0.weight"])
+    assert not torch.allclose(
+        whole["interfaces.cut_3.head.layers.0.weight"], each["interfaces.cut_3.head.layers.0.weight"]
+    )
 
 
 def test_it_is_fitted_once_the_last_partition_has_run() -> None:

@@ -131,9 +131,7 @@ def _traits(interface: Interface) -> Traits:
 
 
 @lru_cache(maxsize=32)
-def _links(
-    partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], traits: tuple[Traits, ...]
-) -> Links:
+def _links(partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], traits: tuple[Traits, ...]) -> Links:
     gates = tuple(
         Gate(boundary.producer, frozenset(boundary.consumers), *flags)
         for boundary, flags in zip(boundaries, traits, strict=True)
