@@ -13,16 +13,15 @@ from torch.overrides import TorchFunctionMode
 from dnifx.passes.recording import functions
 from dnifx.passes.recording.escapes import Escapes
 from dnifx.passes.recording.frames import Autocast, Frame
+from dnifx.passes.recording.guards import Checks
 from dnifx.passes.recording.hazards import Hazard, model_line
 from dnifx.passes.recording.leaves import Plan, is_made, made_path
 from dnifx.passes.recording.origins import Origin, Path
-from dnifx.passes.recording.sizes import Number, SymbolicFloat, SymbolicInt, plain, plain_number, symbolic
+from dnifx.passes.recording.sizes import Number, plain, symbolic
 from dnifx.passes.recording.state import Snapshot
 from dnifx.passes.recording.structure import tensors_in, walk
 from dnifx.passes.recording.writer import Writer
 from dnifx.runtime import ops
-
-_LARGEST_GUARD = 4096
 
 
 class Recorder(TorchFunctionMode):
@@ -39,7 +38,7 @@ class Recorder(TorchFunctionMode):
         whole: Modules that have to be kept whole in another run, with the reason.
         leaking: Modules that have to be opened in another run.
         failures: What cannot be recorded however the modules are opened.
-        guards: How many guards the graph holds.
+        checks: What Python saw of tensors and sizes, and the guards that hold the graph to it.
         volatile: Whether Python's state or random numbers steer the run at a place that has to stay open.
         opened: The opened modules by path.
         interrupted: Whether an import took away what sees numbers pass, so that another run is needed.
@@ -49,6 +48,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.writer = Writer(model, self, self._unknown)
         self.escapes = Escapes(self, snapshot)
+        self.checks = Checks(self, self.writer, self.escapes)
         self.active = False
         self.imports = imports
         self.interrupted = False
@@ -57,7 +57,6 @@ class Recorder(TorchFunctionMode):
         self.leaking: set[str] = set()
         self.failures: list[tuple[str, Hazard]] = []
         self.notes: dict[str, None] = {}
-        self.guards = 0
         self.volatile = False
         self.opened: dict[str, nn.Module] = {}
         self._plan = plan
@@ -66,7 +65,6 @@ class Recorder(TorchFunctionMode):
             self._paths.setdefault(id(module), path)
         self._frames: list[Frame] = []
         self._calls: Counter[str] = Counter()
-        self._guarded: set[tuple[Any, ...]] = set()
         self._opaque = 0
 
     @contextmanager
@@ -104,9 +102,9 @@ class Recorder(TorchFunctionMode):
                 self.writer.remember_device(result, first)
             return result
         if field == "shape" or name in ("size", "stride", "__len__", "numel", "nelement"):
-            return self._size(name, field, args, kwargs, result)
+            return self.checks.size(name, args, kwargs, result)
         if name in functions.READS and not isinstance(result, Tensor):
-            return self._read(function, name, args, kwargs, result)
+            return self.checks.read(name, args, kwargs, result)
         written = functions.writes(name, kwargs)
         if not written and not _gives_tensors(result):
             return result
@@ -136,7 +134,7 @@ class Recorder(TorchFunctionMode):
         if not written:
             result = self._apart(result, args, kwargs)
         self.writer.bind(result, node)
-        self._guard_pieces(name, args, kwargs, node, result)
+        self.checks.pieces(name, args, kwargs, node, result)
         return result
 
     def _call(self, function: Any, name: str, field: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -193,104 +191,15 @@ class Recorder(TorchFunctionMode):
             return {key: self._renamed(part, given) for key, part in result.items()}
         return result
 
-    def _guard_pieces(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], node: fx.Node, result: Any
-    ) -> None:
-        """Guard the number of pieces of a split, where sizes decide it."""
-        if name not in functions.PIECES or not isinstance(result, tuple | list):
-            return
-        asked = next(
-            (item for item in (*args[1:2], kwargs.get("chunks"), kwargs.get("split_size_or_sections")) if item), None
-        )
-        fixed = isinstance(asked, list | tuple) or (name in ("chunk", "tensor_split") and asked == len(result))
-        if not fixed:
-            self.writer.add_after(ops.guard_length, (node, len(result), self._place()), "guard_length")
-            self.guards += 1
-
-    def _size(self, name: str, field: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        first = args[0] if args else kwargs.get("self")
-        origin = self.writer.origin(first) if isinstance(first, Tensor) else None
-        if origin is None or not isinstance(first, Tensor):
-            return result
-        data = origin.base in self.writer.ragged
-        method = "stride" if name == "stride" else "size"
-
-        def part(index: int, value: int) -> Any:
-            return symbolic(int(value), self, None, (origin, index, method), data)
-
-        if isinstance(result, tuple):
-            return type(result)([part(index, value) for index, value in enumerate(result)])
-        if name in ("numel", "nelement"):
-            return _product([part(index, value) for index, value in enumerate(first.shape)], result)
-        index = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        return part(int(plain_number(index)), result)
-
-    def _read(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """Python reads the content of a tensor."""
-        tensor = args[0] if args else None
-        if not isinstance(tensor, Tensor) or not (self.writer.knows(tensor) or self.escapes.holds(tensor)):
-            return result
-        if name in ("equal", "allclose", "__contains__"):
-            target = {"equal": torch.equal, "allclose": torch.allclose}.get(name, operator.contains)
-            node = self.writer.add(
-                "call_function", target, self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
-            )
-            self._guard(node, result, f"{name} of tensors")
-            return result
-        source = self.writer.tensor(tensor)
-        if name == "item" and isinstance(result, int | float) and not isinstance(result, bool):
-            return self._item(source, result)
-        if tensor.numel() > _LARGEST_GUARD:
-            self.hazard(f"{name}() of a tensor with {tensor.numel()} elements", hard=True)
-            return result
-        self._guard(
-            source,
-            result if isinstance(result, bool | int | float | list) else tensor.tolist(),
-            f"{name.strip('_')}() of a tensor",
-        )
-        return result
-
-    def _item(self, source: fx.Node, result: float) -> Any:
-        if source in self.writer.tainted or isinstance(result, float):
-            self.hazard("item() of a tensor")
-        node = self.writer.add("call_method", "item", (source,))
-        return symbolic(result, self, None, (Origin(node), None, ""), True)
-
-    def _guard(self, node: Any, value: Any, construct: str, data: bool = True) -> None:
-        """Let the graph check that a value is what Python saw."""
-        key = (node, repr(value))
-        if not isinstance(node, fx.Node):
-            return
-        if data and node in self.writer.tainted:
-            self.hazard(construct)
-        if key in self._guarded:
-            return
-        self._guarded.add(key)
-        expected = self.writer.literal(plain(value))
-        self.writer.add_after(ops.guard, (node, expected, self._place()), "guard")
-        self.guards += 1
-
     def compared(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> None:
         """Python took a decision on numbers; see ``sizes.Owner``."""
-        key = (function, *(_identity(item) for item in operands))
-        if key in self._guarded:
-            return
-        self._guarded.add(key)
-        items = tuple(self.writer.operand(item) for item in operands)
-        for item in operands:
-            self.writer.keep(item)
-        if any(isinstance(item, fx.Node) for item in items):
-            data = any(isinstance(item, SymbolicInt | SymbolicFloat) and item.expression.data for item in operands)
-            self._guard(
-                self.writer.add_after(function, items), value, "a decision on a value computed from tensors", data
-            )
+        self.checks.compared(function, operands, value)
 
     def consumed(self, number: Number) -> None:
         """Python took the plain value of a number; see ``sizes.Owner``."""
-        construct = "a plain number computed from tensors"
-        self._guard(self.writer.number(number), plain_number(number), construct, number.expression.data)
+        self.checks.consumed(number)
 
-    def _place(self) -> str:
+    def place(self) -> str:
         """Return where the model stands, for the error of a guard."""
         path = self._frames[-1].path if self._frames else ""
         return f"{path}: {model_line()}" if path else model_line()
@@ -454,7 +363,7 @@ class Recorder(TorchFunctionMode):
     def _numbers(self, result: Any, node: fx.Node, path: Path) -> Any:
         """Keep the numbers in a module's output symbolic, since another call may give others."""
         if isinstance(result, bool):
-            self._guard_soft(self.writer.node_at(Origin(node, path)), result)
+            self.checks.equal(self.writer.node_at(Origin(node, path)), result)
             return result
         if type(result) in (int, float):
             return symbolic(result, self, None, (Origin(node, path), None, ""), False)
@@ -464,10 +373,6 @@ class Recorder(TorchFunctionMode):
         if type(result) is dict:
             return {key: self._numbers(part, node, (*path, ("item", key))) for key, part in result.items()}
         return result
-
-    def _guard_soft(self, node: fx.Node, value: bool) -> None:
-        self.writer.add_after(ops.guard, (node, value, self._place()), "guard")
-        self.guards += 1
 
     def called_function(
         self, call: Callable[..., Any], kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -551,21 +456,3 @@ def _contents(arguments: Any) -> tuple[int, ...]:
 
 
 _PLAIN = (Tensor, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
-
-
-def _product(sizes: list[Any], fallback: Any) -> Any:
-    total = sizes[0] if sizes else fallback
-    for size in sizes[1:]:
-        total = total * size
-    return total
-
-
-def _identity(item: Any) -> Any:
-    """Return what tells two operands of a comparison apart."""
-    if isinstance(item, SymbolicInt | SymbolicFloat):
-        expression = item.expression
-        if expression.function is None:
-            origin, *read = expression.operands
-            return origin.base, origin.path, *read
-        return expression.function, tuple(map(_identity, expression.operands))
-    return type(item), item

@@ -164,7 +164,9 @@ def _recording(recorder: Recorder, plan: Plan, signature: RecordedSignature) -> 
     constants = {name: value for name, value in recorder.writer.constants.items() if name in used}
     called = {node.target for node in graph.nodes if node.op == "call_module"}
     kept = tuple(Kept(path, reason) for path, reason in plan.whole.items() if path in called or is_made(path))
-    return Recording(graph, signature, constants, kept, recorder.guards, recorder.volatile, tuple(recorder.notes))
+    return Recording(
+        graph, signature, constants, kept, recorder.checks.guards, recorder.volatile, tuple(recorder.notes)
+    )
 
 
 def _refuse_lazy(model: nn.Module) -> None:
