@@ -195,9 +195,9 @@ class Partition:
 
 
 def identifier(name: str) -> str:
-    """Return a boundary's name as a Python identifier that an ``nn.ModuleDict`` takes as a key."""
+    """Return a boundary's name as a Python identifier that an ``nn.ModuleDict`` takes as a key, and no partition's name."""
     text = "".join(letter if letter.isalnum() else "_" for letter in name)
-    free = text[:1].isalpha() and text not in MODULE_NAMES and not iskeyword(text)
+    free = text[:1].isalpha() and text not in MODULE_NAMES and not iskeyword(text) and not text.startswith("submod_")
     return text if free else f"cut_{text}"
 
 

@@ -261,7 +261,8 @@ def check_estimates(interface: Interface, spec: BoundarySpec, context: Context |
     finally:
         for module, flag in flags:
             module.training = flag
-    shapes = [tuple(item.shape) for item in answer] if isinstance(answer, tuple) else type(answer).__name__
+    found = "one tensor" if isinstance(answer, Tensor) else type(answer).__name__
+    shapes = [tuple(item.shape) for item in answer] if isinstance(answer, tuple) else found
     expected = [value.shape for value in spec.values]
     expected += [expected[0][:1]] if interface.needs_loss else []
     if shapes != expected:

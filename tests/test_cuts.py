@@ -75,17 +75,24 @@ def test_a_callable_chooses_nodes() -> None:
         return node.target is torch.relu
 
     assert len(resolved(relus)) == 5
+
+
+def test_a_callable_that_chooses_nothing_is_named() -> None:
+    def nothing(node: fx.Node) -> bool:
+        return False
+
     with pytest.raises(CutError, match=r"the callable cuts='nothing' chose no node of Nested"):
-
-        def nothing(node: fx.Node) -> bool:
-            return False
-
         resolved(nothing)
 
 
 def test_the_callable_sees_computing_nodes_alone() -> None:
     seen: list[str] = []
-    resolved(lambda node: bool(seen.append(node.op)) or node.name == "relu")
+
+    def relu(node: fx.Node) -> bool:
+        seen.append(node.op)
+        return node.name == "relu"
+
+    resolved(relu)
     assert set(seen) <= {"call_module", "call_function", "call_method"}
 
 

@@ -126,5 +126,5 @@ def test_the_public_boundary_adds_the_model_and_the_cuts() -> None:
 
 @pytest.mark.parametrize("model", [torch.relu, None, nn.Linear])
 def test_what_is_no_module_is_refused(model: Any) -> None:
-    with pytest.raises(CaptureError, match="decouple takes an nn.Module"):
+    with pytest.raises(CaptureError, match=r"decouple takes an nn.Module"):
         dnifx.decouple(model, ["0"], args=(torch.randn(3, 4),))

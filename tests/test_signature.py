@@ -123,11 +123,10 @@ def test_inputs_keep_their_order_whatever_the_order_of_the_call() -> None:
 def test_any_number_of_arguments() -> None:
     model = Variadic()
     net = dnifx.decouple(model, ["first"], args=(X, X + 1), kwargs={"scale": MASK})
-    assert net.program.signature is not None
-    assert net.program.signature.inputs == ("parts_0", "parts_1", "named_scale")
+    assert signature(model, X, X, scale=MASK).inputs == ("parts_0", "parts_1", "named_scale")
     assert torch.equal(net(X, X + 1, scale=MASK), model(X, X + 1, scale=MASK))
     with pytest.raises(InputError, match="another structure of inputs"):
-        net(X, X, X, scale=MASK)
+        signature(model, X, X, scale=MASK).flatten((X, X, X), {"scale": MASK})
 
 
 @pytest.mark.parametrize("form", ["one", "pair", "list", "dict", "named", "fixed", "twice", "input"])
