@@ -156,7 +156,8 @@ class RecordedSignature:
         dtypes = tuple(follow(bound, field.path).dtype for field in found if field.dimensions is not None)
         flags = tuple(module.training for module in self.modules)
         kind = "cpu" if self.probe is None else self.probe.device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        cast = torch.get_autocast_dtype(kind) if casts else None
         return found, dtypes, flags, None if self.probe is None else self.probe.dtype, cast
 
 
