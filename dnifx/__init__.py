@@ -5,7 +5,9 @@ from dnifx.api import decouple
 from dnifx.errors import DnifxError
 from dnifx.ir import Edge, Recurrent
 from dnifx.runtime.module import DecoupledModule
+from dnifx.runtime.probing import Probe
 from dnifx.runtime.trainer import StepResult, Trainer
+from dnifx.runtime.watch import Watch
 
 __version__ = "0.1.0"
 
@@ -13,9 +15,11 @@ __all__ = [
     "DecoupledModule",
     "DnifxError",
     "Edge",
+    "Probe",
     "Recurrent",
     "StepResult",
     "Trainer",
+    "Watch",
     "decouple",
     "errors",
     "estimators",

@@ -1,7 +1,7 @@
 """``dnifx.decouple``: from a model and cuts to a decoupled module."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -213,11 +213,18 @@ def step_source(program: Program, schedule: Schedule, mean: bool, diagnose: bool
     return StepWriter(program, wanted, mean, diagnose).source()
 
 
+def probe_source(program: Program, mean: bool, true: bool) -> str:
+    """Return the source of a probe: a step that compares estimates with true gradients, or with targets, and changes nothing."""
+    window = replace(program, recurrences=())
+    return StepWriter(window, schedules.probing(window, true), mean, diagnose=True).source()
+
+
 EMITTERS = Emitters(
     report=render,
     rich=ProgramReport,
     code=program_code,
     folder=write_folder,
     step=step_source,
+    probe=probe_source,
     schedule=schedules.resolve,
 )

@@ -57,11 +57,19 @@ class DataError(DnifxError):
 
 
 class OptionError(DnifxError):
-    """A recipe or a model of the zoo was given an option that it does not know or cannot take."""
+    """A recipe, a model of the zoo or a watch was given an option that it does not know or cannot take."""
 
 
 class PassError(DnifxError):
     """A pass broke its own contract: a fault of dnifx or of a user's pass, not of the model."""
+
+
+class DnifxWarning(UserWarning):
+    """The root of every warning that dnifx gives; its text says what, where and what to do."""
+
+
+class HarmWarning(DnifxWarning):
+    """A synthetic gradient does harm: it points the wrong way, or its norm runs away."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 5) -> str:

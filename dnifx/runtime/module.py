@@ -27,6 +27,7 @@ class Emitters:
         code: The program as Python; with whether the loss is a mean.
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, and whether to diagnose.
+        probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         schedule: From a schedule's specification to what gives each step its schedule.
     """
 
@@ -35,6 +36,7 @@ class Emitters:
     code: Callable[[Program, bool], str]
     folder: Callable[["DecoupledModule", str | os.PathLike[str], bool], None]
     step: Callable[[Program, Schedule, bool, bool], str]
+    probe: Callable[[Program, bool, bool], str]
     schedule: Callable[[Any, Program], Any]
 
 

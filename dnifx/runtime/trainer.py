@@ -30,6 +30,7 @@ from dnifx.runtime.interface import (
     without_rows,
 )
 from dnifx.runtime.ops import GuardError, guard, guard_length
+from dnifx.runtime.probing import Probe, probe
 from dnifx.runtime.recurrent import Window
 from dnifx.runtime.situation import Situation, Undo
 
@@ -114,6 +115,7 @@ class Trainer:
             lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
         )
         self.parts: dict[int, SimpleNamespace] = {}
+        self.probes: dict[tuple[int, bool], Callable[..., Any]] = {}
 
     def bound(self, situation: Situation) -> SimpleNamespace:
         """Return what the generated steps of a situation call by name, gathered once."""
@@ -164,6 +166,20 @@ class Trainer:
             scheduler.step()
         self.steps += 1
         return StepResult(None if loss is None else loss.detach(), output, diagnostics)
+
+    def probe(self, *args: Any, target: Any, context: Any = None, **kwargs: Any) -> Probe:
+        """Compare every estimate on a batch with the true gradient and with the target that it is fitted to.
+
+        Weights, buffers, gradients, optimizers and random state are afterwards as they were. States that are cut in time are
+        the carried ones; the true gradient is that within the window.
+
+        Args:
+            *args: The model's inputs.
+            target: What the loss compares the output with.
+            context: What estimators see; the target by default.
+            **kwargs: The model's keyword inputs.
+        """
+        return probe(self, args, kwargs, target, target if context is None else context)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Let episodes begin: the carried states of some examples are zero in the next step.
@@ -218,6 +234,13 @@ class Trainer:
             function = compile_step(source)
             self.compiled[key] = function
         return function
+
+    def compile_probe(self, situation: Situation, true: bool) -> Callable[..., Any]:
+        """Return a function of a probe in a situation, generated once."""
+        key = (id(situation), true)
+        if key not in self.probes:
+            self.probes[key] = compile_step(self.net.emitters.probe(situation.program, self.mean, true))
+        return self.probes[key]
 
     def features(self, context: Any) -> Tensor:
         """Return the context's features as the estimators take them."""

@@ -10,6 +10,7 @@ from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.language import parse
 from dnifx.schedules.locking import Lock, locks
 from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, without_fits
+from dnifx.schedules.probing import probing
 from dnifx.schedules.registry import resolve
 from dnifx.schedules.simulation import Simulation, Span, simulate
 from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
@@ -32,6 +33,7 @@ __all__ = [
     "locks",
     "parse",
     "placed",
+    "probing",
     "random_order",
     "resolve",
     "sequential",
