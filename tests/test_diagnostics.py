@@ -76,6 +76,7 @@ def test_a_probe_compares_with_the_true_gradient_and_with_the_target() -> None:
     told = make_trainer(net).step(x, target=y, diagnose=True)
     assert told.loss is not None
     torch.testing.assert_close(found.loss, told.loss)
+    assert list(found.true) == list(found.bootstrapped) == ["2", "5"]
     for name in ("2", "5"):
         for key, number in told.diagnostics[name].items():
             torch.testing.assert_close(found.bootstrapped[name][key], number)

@@ -73,9 +73,7 @@ def test_both_targets_give_the_same(name: str) -> None:
         optimizer.step()
     wanted = scheduled_state(*make_net(name))
     for key, tensor in net.state_dict().items():
-        torch.testing.assert_close(
-            tensor, wanted[key], rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-9, atol=1e-11)
 
 
 @pytest.fixture()

@@ -70,7 +70,7 @@ def test_an_input_model_is_fitted_to_the_value_that_its_producer_made(target: st
     models = [item.input_model for item in net.program.interfaces]
     assert models[0] is not None
     assert models[1] is not None
-    made = [net.original[:2](x), net.original[2:4](models[0]((x,), None)[0])]  # type: ignore[operator, index]
+    made = [net.original[:2](x), net.original[2:4](models[0]((x,), None)[0])]  # type: ignore[index]
     for number, (model, value) in enumerate(zip(models, made, strict=True)):
         assert model is not None
         error = (model((x,), None)[0] - value.detach()).square().sum(1).mean()

@@ -55,7 +55,8 @@ def run_probe(
     step: Callable[..., Any] = trainer.compile_probe(situation, true)
     with untouched(trainer.net), torch.enable_grad():
         loss, _, diagnostics = step(trainer.bound(situation), *inputs, target, context)
-    return loss, diagnostics
+    names = [boundary.name for boundary in trainer.net.boundaries]
+    return loss, {name: diagnostics[name] for name in names if name in diagnostics}
 
 
 @contextmanager
