@@ -47,6 +47,7 @@ def decouple(
     inputs: InputChoices = None,
     context: Literal["label"] | Callable[[Any], Tensor] | None = None,
     num_classes: int | None = None,
+    mask: str | None = None,
     loss: Loss | None = None,
     reduction: Literal["mean", "sum"] | None = None,
     verify: bool = True,
@@ -68,6 +69,8 @@ def decouple(
         context: What estimators see beside the values: ``"label"``, or a callable from what is passed as context to
             features [batch, ..., num_classes].
         num_classes: Number of classes of the label; width of a callable's features.
+        mask: Name of a tensor input [batch, length] that is non-zero for tokens that count; padding then neither trains an
+            estimator nor receives a synthetic gradient.
         loss: (output, target) to a scalar or to one loss an example; a trainer needs it.
         reduction: Whether the loss is a ``"mean"`` or a ``"sum"`` over examples; by default what ``loss.reduction`` says, else mean.
         verify: Compare what is captured with the model (outputs, gradients, buffers, random state) before it is taken.
@@ -85,7 +88,7 @@ def decouple(
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
     mean = is_mean(loss, reduction)
-    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mean, verify)
+    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mask, mean, verify)
     try:
         program = run_passes(Program(model, tuple(args), dict(kwargs or {})), options.passes(model), callback)
     except DnifxError as error:
@@ -104,7 +107,7 @@ def default_passes(
     mean: bool = True,
 ) -> tuple[Pass, ...]:
     """Return the passes of ``decouple`` in order, for whoever runs them by hand."""
-    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mean, verify=True)
+    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, None, mean, verify=True)
     return options.passes(None)
 
 
@@ -123,6 +126,7 @@ class CompileOptions:
     inputs: InputChoices
     context: Any
     num_classes: int | None
+    mask: str | None
     mean: bool
     verify: bool
 
@@ -159,7 +163,7 @@ class CompileOptions:
         existing = {} if first is None else {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
         earlier = () if first is None else first.recurrences
         spatial = spatial_choices(self.gradient, self.recurrents, self.cuts is not None)
-        insert = InsertInterfaces(spatial, self.context, self.num_classes, self.inputs, existing)
+        insert = InsertInterfaces(spatial, self.context, self.num_classes, self.inputs, self.mask, existing)
         return (
             *self.in_time(SeparateStates(self.recurrents)),
             capture,

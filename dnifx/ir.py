@@ -435,6 +435,7 @@ class Program:
         boundaries: The boundaries, in the order of their producers (legalize).
         interfaces: One for each boundary (insert).
         context: What estimators may see (insert).
+        mask: Name of the input that says which tokens count, if any (insert).
         submodules: One graph for each partition (split).
         schedule: What a training step runs (schedule).
         fused: The whole graph with interface nodes (emit).
@@ -459,6 +460,7 @@ class Program:
     boundaries: tuple[Boundary, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     context: Context | None = None
+    mask: str | None = None
     submodules: tuple[fx.Graph, ...] = ()
     schedule: Schedule | None = None
     fused: fx.Graph | None = None

@@ -13,7 +13,7 @@ from dnifx.ir import Boundary, Context, Interface, Program
 from dnifx.passes.capture import captured
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
-from dnifx.runtime.interface import leak_gradient, scheduled_alone, swap_gradients, swap_inputs
+from dnifx.runtime.interface import count_only, leak_gradient, scheduled_alone, swap_gradients, swap_inputs
 
 CONTEXT = "context"
 INPUT_MODELS = "input_models"
@@ -134,7 +134,7 @@ def interface_nodes(
     target = f"{interface_root(program.model)}.{boundary.key}"
     estimates = graph.create_node("call_module", target, (seen, features), name=f"estimate_{boundary.key}")
     estimates.meta["provenance"] = provenance(boundary, interface)
-    each = items(graph, estimates, len(values))
+    each = masked(graph, program, items(graph, estimates, len(values)))
     swap: Any = swap_gradients
     given: tuple[Any, ...] = (tuple(values), each, examples, mean)
     if interface.input_model is not None:
@@ -159,6 +159,14 @@ def seen_node(graph: fx.Graph, value: fx.Node, interface: Interface, examples: f
 def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
     """Add the nodes that take a tuple apart."""
     return tuple(graph.create_node("call_function", operator.getitem, (node, index)) for index in range(count))
+
+
+def masked(graph: fx.Graph, program: Program, estimates: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+    """Add the nodes that leave out tokens that do not count, where there is a mask."""
+    if program.mask is None:
+        return estimates
+    mask = next(node for node in graph.nodes if node.op == "placeholder" and node.name == program.mask)
+    return tuple(graph.create_node("call_function", count_only, (estimate, mask)) for estimate in estimates)
 
 
 def imagined_node(graph: fx.Graph, program: Program, boundary: Boundary, features: fx.Node | None) -> fx.Node:

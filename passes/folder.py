@@ -34,6 +34,7 @@ FILES = ("interface", "ops", "gradients")
 STEP_NAMES = (
     "arrived",
     "compare",
+    "count_only",
     "example_losses",
     "fit_gradient",
     "losses_of",

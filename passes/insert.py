@@ -13,7 +13,7 @@ from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, 
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.capture import captured
 from dnifx.passes.cuts import glob_matches
-from dnifx.passes.measure import NEEDS_VALUES, data_inputs
+from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.split import flat_output
 
@@ -30,6 +30,8 @@ class InsertInterfaces(Pass):
 
     Attributes:
         gradient: An estimator, its name, a factory, or one of these for each boundary by name or glob.
+        mask: Name of the input [batch, length] that is non-zero for tokens that count; padding neither trains an
+            estimator nor receives a gradient from it.
         context: None, ``"label"``, or a callable from what is passed as context to features [batch, ..., width].
         num_classes: Number of classes of a label; the width of a callable's features.
         inputs: Synthetic input models: None, ``"synthetic"``, a factory, or one of these for some boundaries.
@@ -40,6 +42,7 @@ class InsertInterfaces(Pass):
     context: str | Callable[[Any], Tensor] | None = None
     num_classes: int | None = None
     inputs: InputChoices = None
+    mask: str | None = None
     existing: Mapping[str, Interface] = field(default_factory=dict)
     name: ClassVar[str] = "insert"
     requires: ClassVar[tuple[str, ...]] = ("partitions",)
@@ -47,20 +50,21 @@ class InsertInterfaces(Pass):
     def run(self, program: Program) -> Program:
         """Build one interface a boundary."""
         context = make_context(self.context, self.num_classes)
+        check_mask(self.mask, program)
         choices = assign(self.gradient, program.boundaries)
         models = assign_inputs(self.inputs, program.boundaries)
         interfaces = tuple(
             replace(self.existing[boundary.name], boundary=boundary.index)
             if boundary.name in self.existing
             else with_input_model(
-                make_interface(boundary, choices[boundary.name], context, output_spec(program)),
+                make_interface(boundary, choices[boundary.name], context, program),
                 models.get(boundary.name),
                 program,
                 context,
             )
             for boundary in program.boundaries
         )
-        return replace(program, context=context, interfaces=interfaces)
+        return replace(program, context=context, mask=self.mask, interfaces=interfaces)
 
 
 def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int | None) -> Context | None:
@@ -166,12 +170,23 @@ def with_input_model(
     return replace(interface, input_model=model.to(device=boundary.specs[0].device, dtype=boundary.specs[0].dtype))
 
 
+def check_mask(mask: str | None, program: Program) -> None:
+    """Raise ContextError where the mask is no input of the model."""
+    inputs = program.signature.inputs if program.signature is not None else ()
+    if mask is not None and mask not in inputs:
+        raise ContextError(f"mask={mask!r} is no tensor input of the model; its inputs are {', '.join(map(repr, inputs))}")
+
+
 def make_interface(
-    boundary: Boundary, choice: Choice, context: Context | None, output: TensorSpec | None = None
+    boundary: Boundary, choice: Choice, context: Context | None, program: Program
 ) -> Interface:
     """Build and check the estimator of one boundary."""
     width, classes = (context.width, context.classes) if context else (None, None)
-    spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output=output)
+    batch = batch_input(program)
+    examples = program.measures[batch].tensors[0].shape[0] if batch else None
+    spec = BoundarySpec(
+        boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values
+    )
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)
     fits = any(parameter.requires_grad for parameter in estimator.parameters())
@@ -275,8 +290,8 @@ def check_estimates(interface: Interface, spec: BoundarySpec, context: Context |
 
 def example_features(spec: BoundarySpec, value: Tensor) -> Tensor:
     """Return context features of the right shape."""
-    middle = value.shape[1:2] if spec.context_dims == 3 else ()
-    return torch.empty(value.shape[0], *middle, spec.context or 0, dtype=value.dtype, device=value.device)
+    batch = value.shape[0] if spec.batch is None else spec.batch
+    return torch.empty(batch, spec.context or 0, dtype=value.dtype, device=value.device)
 
 
 def spread_specs(values: tuple[TensorSpec, ...]) -> str:

@@ -205,6 +205,9 @@ class StepWriter:
         made = f"*estimate_{key}, predicted_{key}" if interface.needs_loss else f"estimate_{key}"
         defines += [f"predicted_{key}"] if interface.needs_loss else []
         lines.append(f"{made} = self.estimate_{key}({seen}, {'error' if interface.needs_error else 'features'})")
+        if self.program.mask is not None:
+            mask = local(self.program.mask)
+            lines.append(f"estimate_{key} = tuple(count_only(estimate, {mask}) for estimate in estimate_{key})")
         title = f"{action}: {provenance(boundary, interface)}"
         return Block(title, (*lines, *self.both(action)), (*defines, *self.both_define(action)))
 

@@ -10,8 +10,8 @@ from dnifx.estimators import BoundarySpec, SigmoidLinear, Synthetic
 from dnifx.ir import TensorSpec
 
 
-def spec(*shape: int, context: int | None = 2, dims: int = 2) -> BoundarySpec:
-    return BoundarySpec("here", (TensorSpec(shape, torch.float64),), context=context, context_dims=dims)
+def spec(*shape: int, context: int | None = 2) -> BoundarySpec:
+    return BoundarySpec("here", (TensorSpec(shape, torch.float64),), context=context)
 
 
 def log_loss_gradient(values: Tensor, label: Tensor, theta: Tensor) -> Tensor:

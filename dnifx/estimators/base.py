@@ -18,16 +18,18 @@ class BoundarySpec:
         values: Specs of the boundary's values, batch dimension first.
         context: Width of the context features, or None where estimators see no context.
         classes: Number of classes where the context is a label.
-        context_dims: Number of dimensions of the context features (2 for one vector an example, 3 for one a token).
         output: Spec of the model's output, or None where that is not one tensor.
+        batch: Number of examples in the example inputs; a value of another first size has no batch dimension there.
+        names: Names of the values' graph nodes, for error texts.
     """
 
     name: str
     values: tuple[TensorSpec, ...]
     context: int | None = None
     classes: int | None = None
-    context_dims: int = 2
     output: TensorSpec | None = None
+    batch: int | None = None
+    names: tuple[str, ...] = ()
 
 
 class GradientEstimator(nn.Module, ABC):

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.ir import TensorSpec
+from dnifx.runtime.interface import spread_context
+
+fx.wrap("spread_context")
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,14 @@ class SigmoidLinear:
 
     def single(self, spec: BoundarySpec, value: TensorSpec) -> nn.Module:
         """Build the model of one value."""
-        spread = len(value.shape) == 3 and spec.context_dims == 2
-        return SigmoidModel(value.shape[-1], self.width or spec.context or value.shape[-1], spec.context, spread)
+        return SigmoidModel(value.shape[-1], self.width or spec.context or value.shape[-1], spec.context)
 
 
 class SigmoidModel(nn.Module):
     """sigmoid(h A + a) D + y B + C for one value."""
 
-    def __init__(self, features: int, width: int, context: int | None, spread: bool) -> None:
+    def __init__(self, features: int, width: int, context: int | None) -> None:
         super().__init__()
-        self.spread = spread
         self.logits = nn.Linear(features, width)
         self.mixture = nn.Linear(width, features)
         self.label = None if context is None else nn.Linear(context, features, bias=False)
@@ -78,8 +79,8 @@ class SigmoidModel(nn.Module):
         answer: Tensor = self.mixture(torch.sigmoid(self.logits(value)))
         if self.label is None or context is None:
             return answer
-        added: Tensor = self.label(context.to(value.dtype))
-        return answer + (added.unsqueeze(1) if self.spread else added)
+        added: Tensor = self.label(spread_context(context, value))
+        return answer + added
 
 
 class SigmoidLinearGradient(GradientEstimator):

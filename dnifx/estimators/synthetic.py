@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.ir import TensorSpec
+from dnifx.runtime.interface import spread_context
+
+fx.wrap("spread_context")
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,19 @@ class Synthetic:
     layer starts with zero weights and zero biases, so the first synthetic gradients are exactly 0.
 
     By the shape of the value: [batch, features] an MLP; [batch, channels, height, width] convolutions that keep the
-    resolution, the label as constant channels; [batch, length, features] the MLP on each token. Several values are
-    predicted together where they have the same leading shape, each by a network of its own otherwise.
+    resolution, the label as constant channels; [batch, length, features] the MLP on each token; more dimensions, the MLP on
+    the channels at each position; one number an example or a single one, the MLP on that number. Several values are predicted
+    together where they have the same leading shape, each by a network of its own otherwise. Values without a batch dimension
+    (a bias that blocks share) see no context.
 
     Args:
         hidden: Number of hidden layers, 0 or more.
         width: Units (or channels) of a hidden layer; by default as many as the value has features.
         batch_norm: Whether hidden layers are normalised (vectors and images; tokens never are).
-        kernel: Size of the convolutions' kernels, odd.
+        kernel: Size of the convolutions' kernels, odd; no larger than the example's maps.
 
     Raises:
-        EstimatorError: A value is of a shape or type that none of these models takes.
+        EstimatorError: A value is of a type that none of these models takes.
 
     References:
         Jaderberg et al. 2017, Sections 2.2 and A.1: MLPs for fully connected nets, 5x5 convolutions without pooling for
@@ -53,12 +58,13 @@ class Synthetic:
     def network(self, spec: BoundarySpec, values: Sequence[TensorSpec]) -> nn.Module:
         """Build the network that predicts the gradients of values with one leading shape."""
         sizes = [feature_size(value) for value in values]
-        context = spec.context or 0
-        if values[0].is_image:
-            return ConvolutionalGradient(sizes, context, self.hidden, self.width, self.batch_norm, self.kernel)
-        per_token = len(values[0].shape) == 3
-        spread = per_token and spec.context_dims == 2
-        return DenseGradient(sizes, context, spread, self.hidden, self.width, self.batch_norm and not per_token)
+        shape = values[0].shape
+        batched = bool(shape) and (spec.batch is None or shape[0] == spec.batch)
+        context = (spec.context or 0) if batched else 0
+        if len(shape) == 4:
+            kernel = min(self.kernel, min(shape[2:]) - (min(shape[2:]) + 1) % 2) if min(shape[2:]) else 1
+            return ConvolutionalGradient(sizes, context, self.hidden, self.width, self.batch_norm, kernel)
+        return DenseGradient(sizes, context, Layout(len(shape)), self.hidden, self.width, self.batch_norm and len(shape) == 2)
 
 
 def value_groups(spec: BoundarySpec) -> list[list[int]]:
@@ -70,22 +76,45 @@ def value_groups(spec: BoundarySpec) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, value in enumerate(spec.values):
         if not value.dtype.is_floating_point:
+            name = spec.names[index] if spec.names else f"value {index}"
             raise EstimatorError(
-                f"boundary {spec.name!r}: value {index} is {value}; a synthetic gradient needs real floating point"
+                f"boundary {spec.name!r}: {name} is {value}; a synthetic gradient needs real floating point; cut elsewhere, or give a "
+                "factory (spec -> nn.Module) for this boundary"
             )
-        if len(value.shape) not in (2, 3, 4):
-            raise EstimatorError(
-                f"boundary {spec.name!r}: value {index} is {value}; Synthetic takes [batch, features], [batch, length, features] "
-                "and [batch, channels, height, width]; cut elsewhere, or give a factory (spec -> nn.Module) for this boundary"
-            )
-        leading = (value.shape[0], *value.shape[2:]) if value.is_image else value.shape[:-1]
+        channels_first = len(value.shape) >= 4
+        leading = (value.shape[0], *value.shape[2:]) if channels_first else value.shape[:-1]
         groups.setdefault((len(value.shape), *leading), []).append(index)
     return list(groups.values())
 
 
 def feature_size(value: TensorSpec) -> int:
-    """Return the size of the feature dimension: the channels of an image, else the last one."""
-    return value.shape[1] if value.is_image else value.shape[-1]
+    """Return the size of the feature dimension: the channels of a map, else the last one; 1 for single numbers."""
+    if len(value.shape) < 2:
+        return 1
+    return value.shape[1] if len(value.shape) >= 4 else value.shape[-1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a value's features come to be the last dimension, and go back.
+
+    Attributes:
+        dimensions: Number of dimensions of the value.
+    """
+
+    dimensions: int
+
+    def features_last(self, value: Tensor) -> Tensor:
+        """Return the value as [..., features]."""
+        if self.dimensions < 2:
+            return value.unsqueeze(-1)
+        return value.movedim(1, -1) if self.dimensions >= 4 else value
+
+    def back(self, answer: Tensor) -> Tensor:
+        """Return an answer [..., features] in the value's own layout."""
+        if self.dimensions < 2:
+            return answer.squeeze(-1)
+        return answer.movedim(-1, 1) if self.dimensions >= 4 else answer
 
 
 class SyntheticGradient(GradientEstimator):
@@ -114,14 +143,15 @@ def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
 
 
 class DenseGradient(nn.Module):
-    """An MLP over the last dimension of vectors or tokens."""
+    """An MLP over the features of vectors, tokens or positions."""
 
     def __init__(
-        self, sizes: Sequence[int], context: int, spread: bool, hidden: int, width: int | None, batch_norm: bool
+        self, sizes: Sequence[int], context: int, layout: Layout, hidden: int, width: int | None, batch_norm: bool
     ) -> None:
         super().__init__()
         self.sizes = list(sizes)
-        self.spread = spread
+        self.layout = layout
+        self.sees_context = context > 0
         layers: list[nn.Module] = []
         inputs = sum(sizes) + context
         for _ in range(hidden):
@@ -134,13 +164,13 @@ class DenseGradient(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, values: list[Tensor], context: Tensor | None) -> tuple[Tensor, ...]:
-        """Predict the gradients of values [batch, (length,) features] together."""
-        seen = list(values)
-        if context is not None:
-            every_token = context.unsqueeze(1).expand(-1, values[0].size(1), -1) if self.spread else context
-            seen.append(every_token.to(values[0].dtype))
+        """Predict the gradients of values with one leading shape together."""
+        seen = [self.layout.features_last(value) for value in values]
+        if context is not None and self.sees_context:
+            seen.append(spread_context(context, seen[0]))
         answer = self.layers(torch.cat(seen, -1) if len(seen) > 1 else seen[0])
-        return (answer,) if len(self.sizes) == 1 else tuple(answer.split(self.sizes, -1))
+        parts = (answer,) if len(self.sizes) == 1 else answer.split(self.sizes, -1)
+        return tuple(self.layout.back(part) for part in parts)
 
 
 class ConvolutionalGradient(nn.Module):
@@ -151,6 +181,7 @@ class ConvolutionalGradient(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = list(sizes)
+        self.sees_context = context > 0
         layers: list[nn.Module] = []
         inputs = sum(sizes) + context
         for _ in range(hidden):
@@ -165,7 +196,7 @@ class ConvolutionalGradient(nn.Module):
     def forward(self, values: list[Tensor], context: Tensor | None) -> tuple[Tensor, ...]:
         """Predict the gradients of values [batch, channels, height, width] together; the context as constant channels."""
         seen = list(values)
-        if context is not None:
+        if context is not None and self.sees_context:
             height, width = values[0].shape[-2:]
             seen.append(context[:, :, None, None].expand(-1, -1, height, width).to(values[0].dtype))
         answer = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])

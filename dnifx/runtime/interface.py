@@ -201,6 +201,32 @@ def arrived(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
+def spread_context(context: Tensor, like: Tensor) -> Tensor:
+    """Return the context for every position of a value [batch, ..., features].
+
+    Args:
+        context: Features [batch, width], given to each position of an example; or [batch, ..., width], one for each.
+        like: The value.
+    """
+    if context.dim() < like.dim():
+        between = [1] * (like.dim() - context.dim())
+        context = context.reshape(*context.shape[:-1], *between, context.shape[-1]).expand(*like.shape[:-1], -1)
+    return context.to(like.dtype)
+
+
+def count_only(estimate: Tensor, mask: Tensor) -> Tensor:
+    """Return an estimate with zeros where the mask says that a token does not count; its fit there is zero too.
+
+    Args:
+        estimate: Per-token estimate [batch, length, ...]; any other shape is returned as it is.
+        mask: [batch, length], non-zero for tokens that count.
+    """
+    if estimate.dim() <= mask.dim() or estimate.shape[: mask.dim()] != mask.shape:
+        return estimate
+    counts = (mask != 0).reshape(*mask.shape, *[1] * (estimate.dim() - mask.dim()))
+    return torch.where(counts, estimate, torch.zeros_like(estimate))
+
+
 def detached(value: Any) -> Any:
     """Detach every tensor in a value: what an operation inside ``torch.no_grad()`` gives."""
     return pytree.tree_map_only(Tensor, Tensor.detach, value)
