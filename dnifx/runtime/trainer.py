@@ -164,8 +164,7 @@ class Trainer:
         loss, output, diagnostics = self.run(args, kwargs, target, target if context is None else context, diagnose)
         if output is not None:
             self.window.leave(output)
-        for scheduler in self.lr_schedulers.values():
-            scheduler.step()
+        advance(self.lr_schedulers.values())
         self.steps += 1
         return StepResult(None if loss is None else loss.detach(), output, diagnostics)
 
@@ -336,6 +335,14 @@ class Trainer:
             for name, item in items.items():
                 item.load_state_dict(state[group][name])
         self.steps = state["steps"]
+
+
+def advance(schedulers: Iterable[LRScheduler]) -> None:
+    """Step learning-rate schedulers, also those of partitions that a schedule has not let update yet, of which torch warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for scheduler in schedulers:
+            scheduler.step()
 
 
 def refuse_refrozen(program: Program) -> None:
