@@ -134,6 +134,14 @@ class SyntheticGradient(GradientEstimator):
         return tuple(answers[index] for index in range(len(values)))
 
 
+def parted(answer: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
+    """Cut an answer into the parts of its values, one slice each, so that torch.fx can trace it."""
+    if len(sizes) == 1:
+        return (answer,)
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return tuple(answer.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True))
+
+
 def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     """Set a layer's weights and biases to zero."""
     nn.init.zeros_(layer.weight)
@@ -169,8 +177,7 @@ class DenseGradient(nn.Module):
         if context is not None and self.sees_context:
             seen.append(spread_context(context, seen[0]))
         answer = self.layers(torch.cat(seen, -1) if len(seen) > 1 else seen[0])
-        parts = (answer,) if len(self.sizes) == 1 else answer.split(self.sizes, -1)
-        return tuple(self.layout.back(part) for part in parts)
+        return tuple(self.layout.back(part) for part in parted(answer, self.sizes, -1))
 
 
 class ConvolutionalGradient(nn.Module):
@@ -200,4 +207,4 @@ class ConvolutionalGradient(nn.Module):
             height, width = values[0].shape[-2:]
             seen.append(context[:, :, None, None].expand(-1, -1, height, width).to(values[0].dtype))
         answer = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
-        return (answer,) if len(self.sizes) == 1 else tuple(answer.split(self.sizes, 1))
+        return parted(answer, self.sizes, 1)
