@@ -22,7 +22,7 @@ from dnifx.passes.measure import data_inputs
 from dnifx.passes.split import flat_output
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.symbolic import PathTracer
-from dnifx.runtime.trainer import fitted_parameters
+from dnifx.runtime.optimizers import fitted_parameters
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule

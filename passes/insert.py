@@ -300,12 +300,12 @@ def spread_specs(values: tuple[TensorSpec, ...]) -> str:
 
 
 def spelled(factory: Any) -> str:
-    """Spell a factory, or one of its options, as a user would write it, without its defaults."""
+    """Spell a factory, or one of its options, as a user would write it: its first option, and those that are no defaults."""
     if not is_dataclass(factory):
         return str(getattr(factory, "__name__", type(factory).__name__)) if callable(factory) else repr(factory)
     options = ", ".join(
         f"{option.name}={spelled(getattr(factory, option.name))}"
-        for option in fields(factory)
-        if getattr(factory, option.name) != option.default
+        for index, option in enumerate(fields(factory))
+        if index == 0 or getattr(factory, option.name) != option.default
     )
     return f"{type(factory).__name__}({options})"

@@ -160,7 +160,8 @@ class Meter(fx.Interpreter):
     def measure_all(self, *inputs: Any) -> None:
         """Run the graph under the counters, on converted parameters and buffers."""
         for module in self.module.modules():
-            for registry in (module._parameters, module._buffers):
+            registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for registry in registries:
                 registry.update({name: self.fake(value) for name, value in registry.items() if value is not None})
         with self.counter:
             self.run(*inputs)

@@ -274,19 +274,19 @@ class InsertRecurrences(Pass):
         found = []
         for index, each in enumerate(program.recurrences):
             before = existing.get(each.name)
-            made = chosen(each, index, choices[each.name]) if before is None else before.interface
+            made = chosen(each, index, choices[each.name], program) if before is None else before.interface
             found.append(replace(each, interface=made))
         notes = tuple(described(each) for each in found)
         return replace(program, recurrences=tuple(found), notes=program.notes + notes)
 
 
-def chosen(each: Recurrence, index: int, choice: Choice) -> Interface:
+def chosen(each: Recurrence, index: int, choice: Choice, program: Program) -> Interface:
     """Build the interface of one boundary in time.
 
     Raises:
         EstimatorError: It needs what a window does not see.
     """
-    interface = make_interface(as_boundary(each, index), SyntheticState() if choice == "synthetic" else choice, None)
+    interface = make_interface(as_boundary(each, index), SyntheticState() if choice == "synthetic" else choice, None, program)
     if interface.scheduled_only or interface.blends:
         raise EstimatorError(
             f"boundary {each.name!r} is a cut in time, and {interface.description} needs what the window itself does not "

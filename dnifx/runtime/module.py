@@ -12,9 +12,10 @@ from dnifx.errors import ContextError, EstimatorError, InputError, LossError, Pa
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
 from dnifx.runtime.ops import GuardError
+from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.recurrent import with_own_tensors, without_episodes
 from dnifx.runtime.situation import Situation, Undo, hold_constants
-from dnifx.runtime.trainer import Loss, OptimizerSpec, SchedulerSpec, Trainer
+from dnifx.runtime.trainer import Loss, Trainer
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,17 @@
 
 import linecache
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import ContextError, InputError, LossError, OptimizerError, StateError, nearest
-from dnifx.ir import Interface, Program, Schedule
+from dnifx.errors import ContextError, InputError, LossError, StateError, nearest
+from dnifx.ir import Program, Schedule
 from dnifx.runtime.interface import (
     arrived,
     by_example,
@@ -31,6 +29,15 @@ from dnifx.runtime.interface import (
     without_rows,
 )
 from dnifx.runtime.ops import GuardError, guard, guard_length
+from dnifx.runtime.optimizers import (
+    OptimizerSpec,
+    SchedulerSpec,
+    advance,
+    fitted_parameters,
+    make_optimizers,
+    make_schedulers,
+    shared_callable,
+)
 from dnifx.runtime.probing import Probe, probe
 from dnifx.runtime.recurrent import Window
 from dnifx.runtime.situation import Situation, Undo
@@ -39,9 +46,6 @@ if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
 
 Loss = Callable[[Any, Any], Tensor]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-OptimizerSpec = MakeOptimizer | Mapping[str, MakeOptimizer]
-SchedulerSpec = Callable[[Optimizer], LRScheduler] | Mapping[str, Callable[[Optimizer], LRScheduler]]
 STEP_GLOBALS = {
     "torch": torch,
     "arrived": arrived,
@@ -337,14 +341,6 @@ class Trainer:
         self.steps = state["steps"]
 
 
-def advance(schedulers: Iterable[LRScheduler]) -> None:
-    """Step learning-rate schedulers, also those of partitions that a schedule has not let update yet, of which torch warns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        for scheduler in schedulers:
-            scheduler.step()
-
-
 def refuse_refrozen(program: Program) -> None:
     """Raise StateError where parameters were frozen or unfrozen after the module was made: its steps are written for the others."""
     used = {name for partition in program.partitions for name in partition.uses}
@@ -357,7 +353,9 @@ def refuse_refrozen(program: Program) -> None:
     ]
     if frozen or idle:
         what = f"parameters {nearest('', frozen, 3)}" if frozen else f"the estimators of {nearest('', idle, 3)}"
-        raise StateError(f"{what} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad back)")
+        raise StateError(
+            f"{what} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad back)"
+        )
 
 
 def guards_first(program: Program) -> bool:
@@ -367,13 +365,6 @@ def guards_first(program: Program) -> bool:
         for node in (program.graph.nodes if program.graph is not None else ())
         if node.op == "call_function" and node.target in (guard, guard_length)
     )
-
-
-def fitted_parameters(interface: Interface) -> list[nn.Parameter]:
-    """Return the parameters that one boundary's fit trains: the estimator's, and the input model's."""
-    models = [interface.estimator] if interface.fits else []
-    models += [interface.input_model] if interface.input_model is not None else []
-    return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
 
 def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
@@ -397,63 +388,6 @@ def compile_step(source: str) -> Callable[..., Any]:
     exec(compile(source, name, "exec"), namespace)
     function: Callable[..., Any] = namespace["step"]
     return function
-
-
-def shared_callable(spec: OptimizerSpec) -> OptimizerSpec:
-    """Return what makes the estimators' optimizers when nothing is said of them."""
-    return next(iter(spec.values())) if isinstance(spec, Mapping) else spec
-
-
-def make_optimizers(
-    spec: OptimizerSpec, groups: Mapping[str, list[nn.Parameter]], argument: str
-) -> dict[str, Optimizer]:
-    """Make one optimizer a group; a mapping has to name every group and no other.
-
-    Raises:
-        OptimizerError: It does not, or what it gives is no optimizer.
-    """
-    makers = cover(spec, groups, argument)
-    optimizers = {name: makers[name](parameters) for name, parameters in groups.items()}
-    for name, optimizer in optimizers.items():
-        if not isinstance(optimizer, Optimizer):
-            raise OptimizerError(
-                f"{argument}= gave {type(optimizer).__name__} for {name}; give a callable from parameters to an optimizer, "
-                "such as lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
-            )
-    return optimizers
-
-
-def make_schedulers(
-    spec: SchedulerSpec | None, every: Mapping[str, Optimizer], partitions: Mapping[str, Optimizer]
-) -> dict[str, LRScheduler]:
-    """Make one learning-rate scheduler an optimizer; a mapping names the partitions, and estimators if it likes."""
-    if spec is None:
-        return {}
-    if not isinstance(spec, Mapping):
-        return {name: spec(optimizer) for name, optimizer in every.items()}
-    chosen = {name: item for name, item in every.items() if name in partitions or name in spec}
-    makers = cover(spec, chosen, "lr_scheduler")
-    return {name: makers[name](optimizer) for name, optimizer in chosen.items()}
-
-
-def cover(spec: Any, groups: Mapping[str, Any], argument: str) -> Mapping[str, Any]:
-    """Return one callable a group.
-
-    Raises:
-        OptimizerError: A mapping leaves a group out or names one that is not there.
-    """
-    if not isinstance(spec, Mapping):
-        if not callable(spec):
-            raise OptimizerError(f"{argument}={spec!r}: give a callable, or a mapping from names to callables")
-        return dict.fromkeys(groups, spec)
-    missing = [name for name in groups if name not in spec]
-    unknown = [name for name in spec if name not in groups]
-    if missing or unknown:
-        raise OptimizerError(
-            f"{argument}= does not cover its groups exactly: missing {nearest('', missing, 10)}, unknown "
-            f"{nearest('', unknown, 10)}; the groups are {nearest('', groups, 50)}"
-        )
-    return spec
 
 
 def describe(value: Any) -> str:
