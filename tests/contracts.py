@@ -15,7 +15,7 @@ from dnifx.estimators.base import BoundarySpec
 from dnifx.runtime.attach import attach
 from dnifx.runtime.module import DecoupledModule
 from tests import reference
-from tests.strategies import Cuts, Draw, Model, cut_sets, models
+from tests.strategies import Cuts, Draw, Model, cut_sets, models, node_names
 
 TARGETS = ("fused", "scheduled")
 """The two ways to run a decoupled model."""
@@ -187,35 +187,33 @@ def run_scheduled(case: Case, net: DecoupledModule, inputs: tuple[Tensor, ...], 
 
 
 def locate(case: Case, net: DecoupledModule) -> dict[str, str]:
-    """Return the node of the net's graph that makes each tensor of the drawn model: by what they hold, in their order."""
-    snapshots = getattr(case.module(), "snapshots")  # noqa: B009 - written into the drawn class
+    """Return the node of the net's graph that makes each tensor: of its usual name, or the first that holds the same."""
+    module = case.module()
+    usual, snapshots = node_names(module), getattr(module, "snapshots")  # noqa: B009 - written into the drawn class
     torch.manual_seed(0)
     nodes = node_values(case, net)
     torch.manual_seed(0)
     found: dict[str, str] = {}
-    start = 0
-    needed = case.model.needed
     for name, value in snapshots(*case.inputs).items():
-        if name not in needed:
-            continue
-        match = next((at for at in range(start, len(nodes)) if alike(nodes[at][1], value)), None)
-        if match is not None:
-            found[name], start = nodes[match][0], match + 1
+        if name in case.model.needed:
+            same_value = [node for node, seen in nodes.items() if alike(seen, value) and node not in found.values()]
+            match = usual[name] if usual[name] in same_value else next(iter(same_value), None)
+            found |= {} if match is None else {name: match}
     return found
 
 
-def node_values(case: Case, net: DecoupledModule) -> list[tuple[str, object]]:
+def node_values(case: Case, net: DecoupledModule) -> dict[str, object]:
     """Return what each node of the net's graph makes, and leave buffers as they were."""
     assert net.program.graph is not None
     graph = attach(net.program.graph, net, "Captured")
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    values: list[tuple[str, object]] = []
+    values: dict[str, object] = {}
 
     class Watcher(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n.op.startswith("call"):
-                values.append((n.name, value.clone() if isinstance(value, Tensor) else value))
+                values[n.name] = value.clone() if isinstance(value, Tensor) else value
             return value
 
     with torch.no_grad():
@@ -233,9 +231,11 @@ def alike(seen: object, value: Tensor) -> bool:
 
 def homes(case: Case, net: DecoupledModule) -> dict[str, int]:
     """Return the partition of each value of the drawn model, and of its output."""
-    plain = {name: 0 for op in case.model.ops for name in op.outputs}
-    places = [*locate(case, net).items(), ("output", "output")]
-    return plain | {value: net.program.homes[name] for value, name in places}
+    places = {value: net.program.homes[node] for value, node in locate(case, net).items()}
+    for op in case.model.ops:
+        home = next((places[name] for name in op.outputs if name in places), 0)
+        places |= {name: places.get(name, home) for name in op.outputs}
+    return places | {"output": net.program.homes["output"]}
 
 
 def estimate_by(case: Case, net: DecoupledModule) -> reference.Estimate:
