@@ -188,8 +188,9 @@ class CompileOptions:
 
 def shape_of(program: Program) -> tuple[int, tuple[tuple[str, int], ...]]:
     """Return what all situations of a module share: the number of partitions, each boundary's name and number of values."""
-    boundaries = (*program.boundaries, *program.recurrences)
-    return len(program.partitions), tuple((boundary.name, len(boundary.values)) for boundary in boundaries)
+    inside = ((boundary.name, len(boundary.values)) for boundary in program.boundaries)
+    in_time = ((recurrence.name, len(recurrence.values)) for recurrence in program.recurrences)
+    return len(program.partitions), (*inside, *in_time)
 
 
 def is_mean(loss: Loss | None, reduction: str | None) -> bool:

@@ -69,10 +69,13 @@ class FixedCuts(Pass):
 def opened_by(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
     """Return the modules that have to be looked into for cuts given by module paths; None where the cuts do not say."""
     items = [spec] if isinstance(spec, str | Edge) else spec
-    if spec == "each" or not isinstance(items, Sequence) or not all(isinstance(item, str | Edge) for item in items):
+    if spec == "each" or not isinstance(items, Sequence):
+        return None
+    named = [item for item in items if isinstance(item, str | Edge)]
+    if len(named) < len(items):
         return None
     ends = [
-        end for item in items for end in ((item.source, item.target) if isinstance(item, Edge) else item.split("->"))
+        end for item in named for end in ((item.source, item.target) if isinstance(item, Edge) else item.split("->"))
     ]
     known = [path for path, _ in model.named_modules() if path]
     opened: dict[str, None] = {}
@@ -139,7 +142,7 @@ def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, .
     return unique(cut for item in items for cut in resolve_one(program, item, calls))
 
 
-def resolve_one(program: Program, item: str | Edge, calls: Mapping[str, list[fx.Node]]) -> list[Cut]:
+def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node]]) -> list[Cut]:
     """Resolve one path, glob, node name or edge."""
     if isinstance(item, Edge):
         return [resolve_edge(program, item, calls)]
