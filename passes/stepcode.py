@@ -382,11 +382,11 @@ def consumers(boundary: Boundary) -> str:
 
 
 def dead_after(blocks: list[Block]) -> Iterable[list[str]]:
-    """Return, for each block, the names that no later block reads."""
+    """Return, for each block, the names that no later block reads; what stands in quotes is no name."""
     last: dict[str, int] = {}
     defined = {name for block in blocks for name in block.defines}
     for index, block in enumerate(blocks):
-        for name in defined & set(re.findall(r"\w+", " ".join(block.lines))):
+        for name in defined & set(re.findall(r"\w+", re.sub(r"'[^']*'", "", " ".join(block.lines)))):
             last[name] = index
     dead: Mapping[int, list[str]] = {index: [] for index in range(len(blocks))}
     for name, index in last.items():
