@@ -52,7 +52,7 @@ def test_every_value_is_let_go_after_its_last_reader() -> None:
 
 
 def test_dead_after_finds_the_last_block_that_reads() -> None:
-    blocks = [Block("a", ("x = 1", "y = 2"), ("x", "y")), Block("b", ("z = y",), ("z",)), Block("c", ("f(z, xy)",))]
+    blocks = [Block("a", ("x = 1", "y = 2"), ("x", "y")), Block("b", ("z = y",), ("z",)), Block("c", ("f(z, xy, 'y')",))]
     assert list(dead_after(blocks)) == [["x"], ["y"], ["z"]]
 
 
