@@ -6,6 +6,7 @@ from torch import nn
 
 import dnifx
 from dnifx.errors import PassError
+from dnifx.estimators import Synthetic
 from dnifx.ir import Program
 from dnifx.passes.capture import captured
 from dnifx.passes.code import import_line, program_code
@@ -100,10 +101,10 @@ def test_the_interfaces_stand_under_a_free_name() -> None:
 
 
 def test_code_says_each_values_type_and_each_interfaces_origin() -> None:
-    net = dnifx.decouple(mlp(6, 8, 2), ["0"], args=(X,))
+    net = dnifx.decouple(mlp(6, 8, 2), ["0"], args=(X,), gradient=Synthetic(hidden=0))
     lines = net.code.splitlines()
     assert any(line.lstrip().startswith("_0 = ") and line.endswith("# f32[4, 8]") for line in lines)
-    origin = "cut after 0; estimator Synthetic(), 152 parameters"
+    origin = "cut after 0; estimator Synthetic(hidden=0), 72 parameters"
     assert any(line.lstrip().startswith("estimate_cut_0 = ") and origin in line for line in lines)
     assert [line.split("(")[0] for line in lines if line.startswith("def ")] == [
         "def forward",

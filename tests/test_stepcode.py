@@ -52,7 +52,11 @@ def test_every_value_is_let_go_after_its_last_reader() -> None:
 
 
 def test_dead_after_finds_the_last_block_that_reads() -> None:
-    blocks = [Block("a", ("x = 1", "y = 2"), ("x", "y")), Block("b", ("z = y",), ("z",)), Block("c", ("f(z, xy, 'y')",))]
+    blocks = [
+        Block("a", ("x = 1", "y = 2"), ("x", "y")),
+        Block("b", ("z = y",), ("z",)),
+        Block("c", ("f(z, xy, 'y')",)),
+    ]
     assert list(dead_after(blocks)) == [["x"], ["y"], ["z"]]
 
 
@@ -129,4 +133,4 @@ def test_a_model_whose_values_bear_the_steps_names_trains() -> None:
 def test_each_value_says_its_type_and_each_estimator_its_origin() -> None:
     text = source(compiled(Residual(), ["blocks.0"], X))
     assert "# f32[4, 6], f32[4, 6]" in text
-    assert "S0: cut after blocks.0; estimator Synthetic()" in text
+    assert "S0: cut after blocks.0; estimator Synthetic(" in text
