@@ -2,6 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError
 from dnifx.passes.signature import Slot, TreeSignature, bind, forward_signature, is_fixed
+from dnifx.passes.silence import silent
 from dnifx.passes.symbolic import Trace
 
 GUARDS = "_guards_fn"
@@ -28,7 +31,13 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     bound.arguments.update(arguments)
     try:
         sizes = pytree.tree_map(any_size, (bound.args, bound.kwargs))
-        program = torch.export.export(model, bound.args, bound.kwargs, dynamic_shapes=flat_sizes(sizes), strict=False)
+        with (
+            silent("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"),
+            redirect_stderr(StringIO()),
+        ):
+            program = torch.export.export(
+                model, bound.args, bound.kwargs, dynamic_shapes=flat_sizes(sizes), strict=False
+            )
         module = program.module()
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]

@@ -58,8 +58,8 @@ def recorded(program: Program, open_paths: Sequence[str] | None = None) -> Found
     recording = record(program.model, program.args, program.kwargs, open_paths=open_paths)
     if recording.volatile:
         raise CaptureError(
-            f"Python's random numbers or state steer the forward of {type(program.model).__name__} itself, so that every call takes "
-            "another graph; move that code into a submodule, which is then kept whole"
+            f"Python's random numbers or state steer the forward of {type(program.model).__name__}, so that every call takes another "
+            f"graph: {recording.volatile}; switch that off, or move that code into a small submodule, which is then kept whole"
         )
     notes = recording.notes
     return Found(recording.graph, recording.signature, recording.constants, recording.kept, recording.guards, notes)

@@ -5,6 +5,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,9 @@ from dnifx.ir import Measure, Program, TensorSpec
 from dnifx.passes.capture import captured, copied, module_path
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.recording import state as snapshot
+from dnifx.passes.recording.rounds import copied as copied_arguments
+from dnifx.passes.recording.structure import tensors_in
+from dnifx.passes.silence import silent
 
 NEEDS_VALUES = (
     DataDependentOutputException,
@@ -49,7 +53,9 @@ class MeasureNodes(Pass):
         """Measure every node; readers that follow an in-place write are led to the write's result, the same tensor."""
         try:
             measured = replace(program, measures=measure_on_fakes(program))
-        except NEEDS_VALUES as error:
+        except (*NEEDS_VALUES, CaptureError) as error:
+            if isinstance(error, CaptureError) and holds_no_values(program):
+                raise
             note = (
                 f"measured by a real run of the example inputs, since {type(error).__name__} on fake tensors: {error}"
             )
@@ -75,13 +81,19 @@ def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Gra
 def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
     """Measure by fake tensors: no memory and no arithmetic."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with preserved(program.model), mode, torch.random.fork_rng(devices=[]):
+    with preserved(program.model), silent("torch._subclasses.fake_tensor"), mode, torch.random.fork_rng(devices=[]):
         return run_measured(program, mode.from_tensor)
+
+
+def holds_no_values(program: Program) -> bool:
+    """Whether the model or its inputs are on the meta device, where nothing can be run for real."""
+    inputs = (leaf for leaf in pytree.tree_leaves((program.args, dict(program.kwargs))) if isinstance(leaf, Tensor))
+    return any(tensor.is_meta for tensor in chain(program.model.parameters(), inputs))
 
 
 def measure_for_real(program: Program) -> Mapping[str, Measure]:
     """Measure by running copies of the example inputs; parameters, buffers, attributes and random state are put back."""
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (program.args, dict(program.kwargs)))
+    args, kwargs = copied_arguments(program.args, program.kwargs)
     with snapshot.preserved(program.model) as kept, kept.watching():
         return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
 
@@ -192,7 +204,7 @@ class Meter(fx.Interpreter):
 
     def measure(self, node: fx.Node, value: Any, flops: int, writes: tuple[str, ...]) -> Measure:
         """Describe a node's value."""
-        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        tensors = held_tensors(value)
         storages = tuple(storage_of(tensor) for tensor in tensors)
         known = {storage for argument in node.all_input_nodes for storage in self.measures[argument.name].storages}
         own = 0 if node.op in ("placeholder", "get_attr") else 1
@@ -210,10 +222,15 @@ class Meter(fx.Interpreter):
         )
 
 
+def held_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors of a value: itself, or what a structure or an object of any class holds."""
+    return [value] if isinstance(value, Tensor) else [tensor for _, tensor in tensors_in(value)]
+
+
 def versions(node: fx.Node, env: Mapping[fx.Node, Any]) -> dict[str, tuple[int, ...]]:
     """Return the in-place version of each tensor among a node's arguments."""
     return {
-        argument.name: tuple(leaf._version for leaf in pytree.tree_leaves(env[argument]) if isinstance(leaf, Tensor))
+        argument.name: tuple(tensor._version for tensor in held_tensors(env[argument]))
         for argument in node.all_input_nodes
     }
 

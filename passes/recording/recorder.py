@@ -4,6 +4,7 @@ import operator
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Recorder(TorchFunctionMode):
         leaking: Modules that have to be opened in another run.
         failures: What cannot be recorded however the modules are opened.
         checks: What Python saw of tensors and sizes, and the guards that hold the graph to it.
-        volatile: Whether Python's state or random numbers steer the run at a place that has to stay open.
+        volatile: How Python's state or random numbers steer the run at a place that has to stay open, if they do.
         opened: The opened modules by path.
         interrupted: Whether an import took away what sees numbers pass, so that another run is needed.
     """
@@ -57,7 +58,7 @@ class Recorder(TorchFunctionMode):
         self.leaking: set[str] = set()
         self.failures: list[tuple[str, Hazard]] = []
         self.notes: dict[str, None] = {}
-        self.volatile = False
+        self.volatile: Hazard | None = None
         self.opened: dict[str, nn.Module] = {}
         self._plan = plan
         self._paths: dict[int, str] = {}
@@ -314,7 +315,7 @@ class Recorder(TorchFunctionMode):
             self._frames[-1].hazards += frame.hazards
         else:
             self.failures += [(frame.path, one) for one in frame.hazards if one.hard]
-            self.volatile |= any(one.draws for one in frame.hazards)
+            self.volatile = self.volatile or next((one for one in frame.hazards if one.draws), None)
 
     def _leaf(
         self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -372,6 +373,9 @@ class Recorder(TorchFunctionMode):
             return type(result)(parts)
         if type(result) is dict:
             return {key: self._numbers(part, node, (*path, ("item", key))) for key, part in result.items()}
+        if is_dataclass(result) and not isinstance(result, type | Mapping):
+            for name, part in list(vars(result).items()):
+                object.__setattr__(result, name, self._numbers(part, node, (*path, ("attribute", name))))
         return result
 
     def called_function(

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Kept
-from dnifx.passes.recording.hazards import close_to_line
+from dnifx.passes.recording.hazards import Hazard, close_to_line
 from dnifx.passes.recording.inputs import Call, RecordedSignature, fields_of
 from dnifx.passes.recording.interpose import interposed
 from dnifx.passes.recording.leaves import Plan, is_made
@@ -37,7 +37,7 @@ class Recording:
         constants: Values that the graph reads by flat names and that the model does not hold: attributes of whoever runs it.
         kept: Submodules kept whole, with the reason.
         guards: How many guards the graph holds; one that fails raises ``dnifx.runtime.ops.GuardError``.
-        volatile: Whether Python's state or random numbers steer an opened module, so that every step has to be recorded anew.
+        volatile: How Python's state or random numbers steer an opened module, so that every step has to be recorded anew.
         after: For a volatile recording, the states of all generators after the recorded run. Whoever runs its graph, from the
             state in which it was recorded, hands them to ``state.finish_draws`` afterwards.
         notes: What the graph does otherwise than the model, in words: checkpoints that are not recomputed.
@@ -48,7 +48,7 @@ class Recording:
     constants: Mapping[str, object]
     kept: tuple[Kept, ...] = ()
     guards: int = 0
-    volatile: bool = False
+    volatile: Hazard | None = None
     notes: tuple[str, ...] = ()
     after: Generators | None = None
 
