@@ -174,19 +174,17 @@ def check_mask(mask: str | None, program: Program) -> None:
     """Raise ContextError where the mask is no input of the model."""
     inputs = program.signature.inputs if program.signature is not None else ()
     if mask is not None and mask not in inputs:
-        raise ContextError(f"mask={mask!r} is no tensor input of the model; its inputs are {', '.join(map(repr, inputs))}")
+        raise ContextError(
+            f"mask={mask!r} is no tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
+        )
 
 
-def make_interface(
-    boundary: Boundary, choice: Choice, context: Context | None, program: Program
-) -> Interface:
+def make_interface(boundary: Boundary, choice: Choice, context: Context | None, program: Program) -> Interface:
     """Build and check the estimator of one boundary."""
     width, classes = (context.width, context.classes) if context else (None, None)
     batch = batch_input(program)
     examples = program.measures[batch].tensors[0].shape[0] if batch else None
-    spec = BoundarySpec(
-        boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values
-    )
+    spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)
     fits = any(parameter.requires_grad for parameter in estimator.parameters())

@@ -107,10 +107,7 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
         title = free_name(name, taken)
         taken.add(identifier(title))
         users = {
-            program.homes[user.name]
-            for node in nodes
-            for user in node.users
-            if not only_as_state(program, node, user)
+            program.homes[user.name] for node in nodes for user in node.users if not only_as_state(program, node, user)
         }
         specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
         consumers = tuple(sorted(users - {producer}))
@@ -171,7 +168,11 @@ def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]
     names = {id(parameter): name for name, parameter in program.model.named_parameters()}
     live = differentiable(program)
     reading = {
-        index: [node for node in members if node in live or (node.op == "get_attr" and any(user in live for user in node.users))]
+        index: [
+            node
+            for node in members
+            if node in live or (node.op == "get_attr" and any(user in live for user in node.users))
+        ]
         for index, members in nodes.items()
     }
     uses = {index: used_parameters(program, members, names) for index, members in sorted(reading.items())}

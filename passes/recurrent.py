@@ -286,7 +286,9 @@ def chosen(each: Recurrence, index: int, choice: Choice, program: Program) -> In
     Raises:
         EstimatorError: It needs what a window does not see.
     """
-    interface = make_interface(as_boundary(each, index), SyntheticState() if choice == "synthetic" else choice, None, program)
+    interface = make_interface(
+        as_boundary(each, index), SyntheticState() if choice == "synthetic" else choice, None, program
+    )
     if interface.scheduled_only or interface.blends:
         raise EstimatorError(
             f"boundary {each.name!r} is a cut in time, and {interface.description} needs what the window itself does not "

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import dnifx
 from dnifx import Watch, schedules
 from dnifx.errors import DnifxWarning, HarmWarning, OptionError, StateError
-from dnifx.estimators import BPLambda, BoundarySpec, Synthetic
+from dnifx.estimators import BoundarySpec, BPLambda, Synthetic
 from dnifx.runtime.interface import compare
 from dnifx.runtime.module import DecoupledModule
 from tests.schedule_programs import programs

@@ -76,7 +76,7 @@ def test_both_targets_give_the_same(name: str) -> None:
         torch.testing.assert_close(tensor, wanted[key], rtol=1e-9, atol=1e-11)
 
 
-@pytest.fixture()
+@pytest.fixture
 def packages(tmp_path: Path) -> Iterator[Path]:
     sys.path.insert(0, str(tmp_path))
     yield tmp_path

@@ -176,7 +176,9 @@ def test_a_value_that_no_synthetic_gradient_takes_is_named() -> None:
             result: Tensor = self.head(torch.fft.fft(self.body(x)).real)
             return result
 
-    with pytest.raises(EstimatorError, match=r"'fft_fft': fft_fft is complex64\[3, 4\]; a synthetic gradient .*give a factory"):
+    with pytest.raises(
+        EstimatorError, match=r"'fft_fft': fft_fft is complex64\[3, 4\]; a synthetic gradient .*give a factory"
+    ):
         compiled(Odd(), lambda node: "fft" in node.name, torch.randn(3, 4), gradient="synthetic")
 
 

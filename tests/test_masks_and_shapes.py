@@ -65,7 +65,9 @@ def test_without_a_mask_padding_trains() -> None:
 
 
 def test_a_mask_that_is_no_input_names_the_inputs() -> None:
-    with pytest.raises(ContextError, match="mask='attention' is no tensor input of the model; its inputs are 'tokens', 'mask'"):
+    with pytest.raises(
+        ContextError, match="mask='attention' is no tensor input of the model; its inputs are 'tokens', 'mask'"
+    ):
         decoupled("attention")
 
 
@@ -87,7 +89,9 @@ def test_maps_may_change_their_size() -> None:
 def test_values_of_unlike_shapes_have_networks_of_their_own() -> None:
     specs = tuple(TensorSpec(shape, torch.float32) for shape in [(2, 4), (2, 6), (2, 5, 4), (2, 4, 8, 8)])
     estimator = Synthetic(hidden=0)(BoundarySpec("here", specs))
-    assert [answer.shape for answer in estimator(tuple(torch.randn(spec.shape) for spec in specs))] == [s.shape for s in specs]
+    assert [answer.shape for answer in estimator(tuple(torch.randn(spec.shape) for spec in specs))] == [
+        s.shape for s in specs
+    ]
     assert len(list(estimator.get_submodule("networks").children())) == 3
 
 

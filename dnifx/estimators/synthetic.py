@@ -64,7 +64,9 @@ class Synthetic:
         if len(shape) == 4:
             kernel = min(self.kernel, min(shape[2:]) - (min(shape[2:]) + 1) % 2) if min(shape[2:]) else 1
             return ConvolutionalGradient(sizes, context, self.hidden, self.width, self.batch_norm, kernel)
-        return DenseGradient(sizes, context, Layout(len(shape)), self.hidden, self.width, self.batch_norm and len(shape) == 2)
+        return DenseGradient(
+            sizes, context, Layout(len(shape)), self.hidden, self.width, self.batch_norm and len(shape) == 2
+        )
 
 
 def value_groups(spec: BoundarySpec) -> list[list[int]]:
