@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dnifx.errors import DnifxError, OptionError, StateError
 from dnifx.zoo.recipes import RECIPES, Recipe, option, options_of
 from dnifx.zoo.recipes.feedforward import run
-from dnifx.zoo.recipes.learners import Arm, arms
+from dnifx.zoo.recipes.arms import Arm, arms
 from dnifx.zoo.recipes.settings import PRESETS, Feedforward, complete
 from dnifx.zoo.recipes.store import Checkpoint, write_whole
 
@@ -39,8 +39,8 @@ def test_options_know_their_types() -> None:
 
 
 @given(
-    layers=st.integers(2, 21),
-    lr=st.none() | st.floats(1e-6, 1),
+    layers=st.none() | st.lists(st.integers(2, 21), min_size=1, max_size=3).map(tuple),
+    lr=st.none() | st.lists(st.floats(1e-6, 1), min_size=1, max_size=2).map(tuple),
     drops=st.none() | st.lists(st.floats(0.1, 0.9), max_size=3).map(tuple),
     gradient=st.lists(st.sampled_from(["backprop", "zero", "synthetic"]), min_size=1, unique=True).map(tuple),
     context=st.sampled_from([("none",), ("label",), ("none", "label")]),
@@ -48,7 +48,7 @@ def test_options_know_their_types() -> None:
 )
 def test_the_command_reads_back_as_its_options(**values: Any) -> None:
     values["lr_drops"] = values.pop("drops")
-    options = Feedforward(**values)
+    options = Feedforward(experiment="fcn", **values)
     assert FCN.read(parsed(FCN.command(options))) == options
 
 
@@ -57,13 +57,15 @@ def test_many_values_are_repeated_or_joined_by_commas() -> None:
     assert FCN.read({"gradient": ("zero", "synthetic,stale")}).gradient == ("zero", "synthetic", "stale")
     assert FCN.read({"lr_drops": "none"}).lr_drops == ()
     assert FCN.read({"context": "none"}).context == ("none",)
-    assert FCN.read({"steps": None}) == Feedforward()
+    assert FCN.read({"layers": "3..6"}).layers == (3, 4, 5, 6)
+    assert FCN.read({"layers": "3,5..6"}).layers == (3, 5, 6)
+    assert FCN.read({"steps": None}) == Feedforward(experiment="fcn")
 
 
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"stepz": 3}, "recipe fcn: no option 'stepz'; did you mean 'steps'"),
+        ({"stepz": 3}, "recipe fcn: no option 'stepz'; did you mean .*'steps'"),
         ({"steps": "many"}, "--steps: got 'many', expected int"),
         ({"data": "minst"}, "--data: got 'minst', expected one of digits, mnist, .*; did you mean 'mnist'"),
         ({"gradient": "zero,sinthetic"}, "--gradient: got 'sinthetic'.*did you mean 'synthetic'"),
@@ -78,10 +80,16 @@ def test_bad_values_say_what_is_expected(values: Mapping[str, Any], text: str) -
     ("values", "text"),
     [
         ({"steps": 0}, "--steps: got 0, expected 1 or more"),
-        ({"layers": 1}, "--layers: got 1, expected 2 or more"),
-        ({"lr": 0.0}, "--lr: got 0.0, expected a rate above 0"),
+        ({"layers": (1,)}, "--layers: got 1, expected 2 or more"),
+        ({"lr": (0.0,)}, "--lr: got 0.0, expected a rate above 0"),
         ({"lr_drops": (0.6, 60.0)}, "--lr-drops: got 60.0, expected shares"),
-        ({"gradient": ()}, "--gradient, --context: got no value"),
+        ({"gradient": ()}, "--gradient: got no value"),
+        ({"lr": (1e-3, 0.0)}, "--lr: got 0.0"),
+        ({"position": (4,)}, r"--position: got 4, but a network of 4 layers has 3 hidden ones; give 1\.\.3"),
+        ({"p": (0.5,)}, "--p: got .* for --schedule sequential"),
+        ({"schedule": "random_order"}, "--p: got no value for --schedule random_order"),
+        ({"schedule": "unlocked", "p": (0.5,), "target": "fused"}, "--target: fused has no schedule"),
+        ({"step": "graph"}, "--step: graph is for GPUs, got --device cpu"),
         ({"device": "abacus"}, "--device: got 'abacus', expected cpu"),
         ({"device": "cuda:99"}, "--device: got 'cuda:99', but torch sees"),
         ({"validation": 5000}, "validation=5000, expected fewer than the 1437"),
@@ -117,15 +125,29 @@ def test_booleans_are_flags() -> None:
 def test_arms_are_the_four_of_the_paper() -> None:
     assert [arm.name for arm in arms(complete(Feedforward()))] == ["backprop", "no gradient", "DNI", "cDNI"]
     only = complete(Feedforward(gradient=("zero", "synthetic"), context=("label",)))
-    assert arms(only) == (Arm("zero"), Arm("synthetic", "label"))
+    assert arms(only) == (Arm("zero", layers=4), Arm("synthetic", "label", layers=4))
 
 
 def test_every_preset_is_complete() -> None:
     for net, data in PRESETS:
         settings = complete(Feedforward(net=net, data=data))
         assert None not in [value for name, value in vars(settings).items() if name != "out"]
-    assert complete(Feedforward(data="mnist")).hidden == 2
-    assert complete(Feedforward(data="mnist", hidden=1)).hidden_label == 1
+    assert complete(Feedforward(data="mnist")).plain_hidden == (1,)
+    assert complete(Feedforward(data="mnist", hidden=(2,))).hidden == (2,)
+
+
+def test_the_paper_s_budget_is_its_own_schedule() -> None:
+    settings = complete(Feedforward(data="mnist", budget="paper"))
+    assert (settings.steps, settings.batch, settings.lr, settings.lr_drops) == (500_000, 256, (3e-5,), (0.6, 0.8))
+    assert (settings.plain_hidden, settings.hidden, settings.estimator_width) == ((2,), (0,), 1024)
+    assert settings.plain_estimator_lr == settings.estimator_lr == (3e-5,)
+    assert complete(Feedforward(data="cifar10", budget="paper", steps=9)).steps == 9
+
+
+def test_estimators_take_the_network_s_rate_where_no_other_is_given() -> None:
+    settings = complete(Feedforward(data="mnist", lr=(1e-2,)))
+    assert (settings.estimator_lr, settings.plain_estimator_lr, settings.plain_lr) == ((1e-2,), (1e-2,), (1e-2,))
+    assert complete(Feedforward(estimator_lr=(1e-1,))).plain_estimator_lr == (1e-1,)
 
 
 def test_writing_whole_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
@@ -158,7 +180,9 @@ def test_results_are_written_whole_and_read_as_json(tmp_path: Path) -> None:
     results = run(Feedforward(**BRIEF, gradient=("backprop",), out=tmp_path))
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["command"] == results.command
-    assert FCN.read(parsed(saved["command"])) == Feedforward(**BRIEF, gradient=("backprop",), out=tmp_path)
+    assert FCN.read(parsed(saved["command"])) == Feedforward(
+        experiment="fcn", **BRIEF, gradient=("backprop",), out=tmp_path
+    )
     assert saved["arms"][0]["test_error"]["mean"] == results.arms[0].mean
     assert [point["step"] for point in saved["arms"][0]["runs"][0]["curve"]] == [2, 4, 6]
     assert saved["versions"].keys() == {"dnifx", "torch", "python", "system"}

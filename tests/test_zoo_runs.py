@@ -17,7 +17,8 @@ from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes import feedforward
 from dnifx.zoo.recipes.feedforward import run
-from dnifx.zoo.recipes.learners import Arm, arms, learner
+from dnifx.zoo.recipes.arms import Arm, arms
+from dnifx.zoo.recipes.learners import learner
 from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.settings import Feedforward, complete
@@ -25,7 +26,7 @@ from dnifx.zoo.recipes.training import error_rate
 
 ALL = ("backprop", "zero", "stale", "synthetic", "oracle")
 BRIEF = Feedforward(
-    width=8, estimator_width=8, steps=9, batch=32, seeds=1, evaluate_every=3, lr=1e-2, lr_drops=(0.5,), gradient=ALL
+    width=8, estimator_width=8, steps=9, batch=32, seeds=1, evaluate_every=3, lr=(1e-2,), lr_drops=(0.5,), gradient=ALL
 )
 
 
@@ -73,7 +74,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("target", ["scheduled", "fused"])
 @pytest.mark.parametrize("net", ["fcn", "cnn"])
 def test_an_interrupted_run_goes_on_bit_for_bit(net: str, target: str, tmp_path: Path, interrupted: Any) -> None:
-    options = brief(net=net, target=target, layers=3)
+    options = brief(net=net, target=target, layers=(3,))
     whole = run(replace(options, out=tmp_path / "whole"))
     for arm in arms(complete(options)):
         alone = replace(options, gradient=(arm.gradient,), context=(arm.context,), out=tmp_path / "parts")
@@ -103,9 +104,10 @@ def test_another_seed_joins_a_finished_one(tmp_path: Path) -> None:
 def test_checkpoints_of_other_options_are_refused(tmp_path: Path) -> None:
     run(brief(gradient=("backprop",), out=tmp_path))
     with pytest.raises(
-        StateError, match=r"backprop-0\.pt is the checkpoint of .* \(lr: 0.01, now 0.02\); .*another --out"
+        StateError,
+        match=r"backprop-layers=4-lr=0.01-seed=0\.pt is the checkpoint of .* \(batch: 32, now 33\); .*another --out",
     ):
-        run(brief(gradient=("backprop",), out=tmp_path, lr=2e-2))
+        run(brief(gradient=("backprop",), out=tmp_path, batch=33))
 
 
 def test_all_arms_start_alike_and_see_the_same_batches() -> None:
@@ -144,11 +146,11 @@ def test_the_rate_drops_after_its_share_of_the_steps(
 ) -> None:
     options = brief(gradient=("synthetic",), context=("none",), steps=10, evaluate_every=steps, target=target)
     interrupted(replace(options, out=tmp_path), steps)
-    state = saved(tmp_path)["synthetic-0.pt"]["learner"]
+    state = next(iter(saved(tmp_path).values()))["learner"]
     schedulers = [state["scheduler"]] if target == "fused" else list(state["lr_schedulers"].values())
     assert len(schedulers) == (1 if target == "fused" else 7)
     for scheduler in schedulers:
-        assert scheduler["_last_lr"] == pytest.approx([rate])
+        assert scheduler["_last_lr"] == pytest.approx([rate] * len(scheduler["_last_lr"]))
 
 
 def test_the_test_set_is_read_once_and_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ def test_nothing_is_changed_outside_a_run() -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(LossError, match=r"the training loss is (nan|inf) by step"):
-        run(brief(gradient=("backprop",), lr=1e30, steps=30))
+        run(brief(gradient=("backprop",), lr=(1e30,), steps=30))
 
 
 def test_errors_are_measured_in_evaluation_mode_and_change_nothing() -> None:

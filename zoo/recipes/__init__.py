@@ -5,9 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 from dnifx.zoo.recipes.base import Option, Recipe, option, options_of
-from dnifx.zoo.recipes.feedforward import CNN_RECIPE, FCN_RECIPE
+from dnifx.zoo.recipes.feedforward import FEEDFORWARD
 
-RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({recipe.name: recipe for recipe in (FCN_RECIPE, CNN_RECIPE)})
+RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({**FEEDFORWARD})
 """Every recipe by its name."""
 
 __all__ = ["RECIPES", "Option", "Recipe", "option", "options_of"]

@@ -1,8 +1,9 @@
 """What a recipe is: a name, typed options, and a function that runs an experiment."""
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -13,6 +14,8 @@ from dnifx.errors import OptionError, nearest
 
 Options = TypeVar("Options")
 Kind = type[int] | type[float] | type[str] | type[bool] | type[Path]
+
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Option:
 
         Args:
             value: Text, a value of the right type, or an iterable of either; None is the default. Where several values
-                are taken, text with commas is a list, and the word ``none`` an empty one.
+                are taken, text with commas is a list, ``3..6`` all whole numbers from 3 to 6, and the word ``none`` an
+                empty list.
 
         Raises:
             OptionError: Where a value has another type or is none of the choices.
@@ -55,7 +59,11 @@ class Option:
         words = [word.strip() for part in parts for word in (part.split(",") if isinstance(part, str) else [str(part)])]
         if words == ["none"] and "none" not in self.choices:
             return ()
-        return tuple(self._one(word) for word in words if word)
+        return tuple(self._one(each) for word in words if word for each in self._range(word))
+
+    def _range(self, word: str) -> Iterable[Any]:
+        ends = _RANGE.fullmatch(word) if self.kind is int else None
+        return [word] if ends is None else range(int(ends[1]), int(ends[2]) + 1)
 
     def _one(self, value: Any) -> Any:
         try:
@@ -95,6 +103,7 @@ class Recipe(Generic[Options]):
         options: The frozen dataclass of its options, each field made by ``option``.
         run: Runs it, prints to the console and returns its results.
         fixed: Fields that the recipe sets itself, and their values; no command line shows them.
+        defaults: Fields whose default is another in this recipe, and that default.
     """
 
     name: str
@@ -102,11 +111,16 @@ class Recipe(Generic[Options]):
     options: type[Options]
     run: Callable[[Options, Console], object]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[Option, ...]:
         """The options that a user may give, in order."""
-        return tuple(one for one in options_of(self.options) if one.name not in self.fixed)
+        return tuple(
+            replace(one, default=self.defaults.get(one.name, one.default))
+            for one in options_of(self.options)
+            if one.name not in self.fixed
+        )
 
     def read(self, values: Mapping[str, Any]) -> Options:
         """Return the options that ``values``, text or typed, by field name, say; what is not given keeps its default.
@@ -118,7 +132,8 @@ class Recipe(Generic[Options]):
         for name in values:
             if name not in known:
                 raise OptionError(f"recipe {self.name}: no option {name!r}; did you mean {nearest(name, known)}?")
-        return self.options(**self.fixed, **{name: known[name].read(value) for name, value in values.items()})
+        given = {name: known[name].read(value) for name, value in values.items()}
+        return self.options(**self.fixed, **{**self.defaults, **given})
 
     def command(self, options: Options) -> str:
         """Return the command line that runs this recipe with these options."""

@@ -1,24 +1,35 @@
-"""Train the paper's feed-forward networks by backprop, with no gradient, and by synthetic gradients, side by side."""
+"""Train the paper's feed-forward networks by backprop, with no gradient, and by every kind of interface, side by side."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from dnifx.errors import OptionError
 from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split, load
+from dnifx.zoo.recipes.accelerated import accelerated
+from dnifx.zoo.recipes.arms import CONTEXTUAL, Arm, arms, candidates, named
 from dnifx.zoo.recipes.base import Recipe
-from dnifx.zoo.recipes.learners import Arm, arms, decoupled, learner, network
-from dnifx.zoo.recipes.live import Live, live
+from dnifx.zoo.recipes.learners import decoupled, learner, network
+from dnifx.zoo.recipes.live import Line, live
 from dnifx.zoo.recipes.results import ArmResult, Results, Run, device_name, versions
-from dnifx.zoo.recipes.settings import Feedforward, Settings, complete
+from dnifx.zoo.recipes.settings import GRADIENTS, Feedforward, Settings, complete
 from dnifx.zoo.recipes.store import Checkpoint
-from dnifx.zoo.recipes.training import Learner, Progress, error_rate, train
+from dnifx.zoo.recipes.training import Progress, error_rate, train
 
-_NOT_OF_A_RUN = frozenset({"gradient", "context", "seeds", "seed", "out"})
+_NOT_OF_A_RUN = frozenset(
+    {
+        *("gradient", "context", "layers", "position", "p", "seeds", "seed", "out", "step"),
+        *("hidden", "lr", "estimator_lr", "plain_hidden", "plain_lr", "plain_estimator_lr", "decay"),
+    }
+)
+"""Settings that a run does not depend on, or that its arm holds."""
 
 
 def run(options: Feedforward, console: Console | None = None) -> Results:
@@ -42,7 +53,7 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
     device = _device(settings.device)
     splits = [_read(settings, name).to(device) for name in ("train", "validation")]
     _show(settings, splits[0], console)
-    with _threads(settings.threads):
+    with _torch(settings):
         try:
             trained = _train_all(settings, splits[0], splits[1], console)
         except KeyboardInterrupt:
@@ -56,66 +67,104 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
     return results
 
 
-Trained = Mapping[tuple[Arm, int], tuple[Learner, Progress]]
+@dataclass(frozen=True)
+class Trained:
+    """One run of one arm.
+
+    Attributes:
+        arm: The arm, with everything chosen.
+        model: The network.
+        progress: How its training went.
+    """
+
+    arm: Arm
+    model: nn.Module
+    progress: Progress
+
+    @property
+    def error(self) -> float:
+        """Validation error after the last step, in percent."""
+        return self.progress.curve[-1].error
 
 
-def _train_all(settings: Settings, examples: Split, validation: Split, console: Console) -> Trained:
-    seeds, chosen = settings.all_seeds, arms(settings)
-    trained = {}
-    devices = range(torch.cuda.device_count())
-    with live(console, [arm.name for arm in chosen], settings.steps, seeds) as shown:
-        for seed in seeds:
-            for arm in chosen:
-                with torch.random.fork_rng(devices):
-                    trained[arm, seed] = _train(settings, arm, seed, examples, validation, shown)
-    return trained
+Runs = Mapping[tuple[Arm, int], Sequence[Trained]]
+"""By arm and seed, what was trained: one run, or one for each candidate that validation chooses from."""
 
 
-def _train(
-    settings: Settings, arm: Arm, seed: int, examples: Split, validation: Split, shown: Live
-) -> tuple[Learner, Progress]:
+def _train_all(settings: Settings, examples: Split, validation: Split, console: Console) -> Runs:
+    first, *others = settings.all_seeds
+    wanted = arms(settings)
+    counts = {named(arm, settings): len(candidates(arm, settings)) + len(others) for arm in wanted}
+    runs: dict[tuple[Arm, int], Sequence[Trained]] = {}
+    with live(console, counts, settings.steps) as shown:
+
+        def trained(arm: Arm, chosen: Arm, seed: int) -> Trained:
+            line = shown.line(named(arm, settings), seed)
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                return _train(settings, chosen, seed, examples, validation, line)
+
+        for arm in wanted:
+            runs[arm, first] = [trained(arm, each, first) for each in candidates(arm, settings)]
+        for seed in others:
+            for arm in wanted:
+                runs[arm, seed] = [trained(arm, _best(runs[arm, first]).arm, seed)]
+    return runs
+
+
+def _best(runs: Sequence[Trained]) -> Trained:
+    return min(runs, key=lambda one: one.error)
+
+
+def _train(settings: Settings, arm: Arm, seed: int, examples: Split, validation: Split, line: Line) -> Trained:
     torch.manual_seed(seed)
     batches = Batches(examples, settings.batch, seed)
-    trainee = learner(settings, arm, examples.inputs[: settings.batch])
-    return trainee, train(
-        trainee,
+    device = examples.inputs.device
+    trainee = learner(settings, arm, examples.inputs[: settings.batch], seed)
+    progress = train(
+        accelerated(trainee, settings.step, arm.p is not None, device),
         batches,
         validation,
         steps=settings.steps,
         every=settings.evaluate_every,
-        watcher=shown.line(arm.name, seed),
+        watcher=line,
         checkpoint=_checkpoint(settings, arm, seed),
     )
+    return Trained(arm, trainee.model, progress)
 
 
-def _measure(options: Feedforward, settings: Settings, trained: Trained, test: Split, device: torch.device) -> Results:
-    recipe = CNN_RECIPE if settings.net == "cnn" else FCN_RECIPE
+def _measure(options: Feedforward, settings: Settings, runs: Runs, test: Split, device: torch.device) -> Results:
+    name = options.experiment or settings.net
+    depth = f" of {settings.layers[0]} layers" if len(settings.layers) == 1 else ""
     return Results(
-        title=f"{settings.net.upper()} of {settings.layers} layers on {settings.data}",
-        command=recipe.command(options),
+        title=f"{name}: {settings.net.upper()}{depth} on {settings.data}",
+        command=FEEDFORWARD[name].command(options),
         options=asdict(settings),
-        arms=tuple(_arm_result(settings, arm, trained, test) for arm in arms(settings)),
+        arms=tuple(_arm_result(settings, arm, runs, test) for arm in arms(settings)),
         device=device_name(device),
         versions=versions(),
         steps=settings.steps,
     )
 
 
-def _arm_result(settings: Settings, arm: Arm, trained: Trained, test: Split) -> ArmResult:
-    runs = []
+def _arm_result(settings: Settings, arm: Arm, runs: Runs, test: Split) -> ArmResult:
+    found = []
     for seed in settings.all_seeds:
-        trainee, progress = trained[arm, seed]
-        error = error_rate(trainee.model, test)
-        runs.append(Run(seed, error, progress.curve[-1].error, progress.seconds, progress.curve))
-    return ArmResult(arm.name, arm.gradient, arm.context, tuple(runs))
+        best = _best(runs[arm, seed])
+        progress = best.progress
+        found.append(Run(seed, error_rate(best.model, test), best.error, progress.seconds, progress.curve))
+    tried = runs[arm, settings.seed]
+    choices = tuple((asdict(one.arm), one.error) for one in tried) if len(tried) > 1 else ()
+    return ArmResult(named(arm, settings), arm.gradient, arm.context, tuple(found), asdict(_best(tried).arm), choices)
 
 
 def _show(settings: Settings, examples: Split, console: Console) -> None:
     for arm in arms(settings):
-        if arm.gradient == "synthetic":
+        if arm.gradient in CONTEXTUAL:
+            chosen = candidates(arm, settings)[0]
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                net = decoupled(settings, arm, network(settings), examples.inputs[: settings.batch].cpu())
-            console.print(f"{arm.name}:", net)
+                model = network(settings, settings.layers[0])
+                net = decoupled(settings, chosen, model, examples.inputs[: settings.batch].cpu())
+            console.print(f"{named(arm, settings)}:", net)
             return
 
 
@@ -128,18 +177,20 @@ def _checkpoint(settings: Settings, arm: Arm, seed: int) -> Checkpoint | None:
     if settings.out is None:
         return None
     depends = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RUN}
-    path = settings.out / "checkpoints" / f"{arm.key}-{seed}.pt"
+    path = settings.out / "checkpoints" / f"{arm.key}-seed={seed}.pt"
     return Checkpoint(path, {**depends, "arm": arm.key, "seed": seed})
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+def _torch(settings: Settings) -> Iterator[None]:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(settings.threads or threads)
+    torch.set_float32_matmul_precision(settings.matmul)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 def _device(name: str) -> torch.device:
@@ -158,9 +209,66 @@ def _interrupted(settings: Settings) -> str:
     return f"interrupted; the same command goes on from the checkpoints in {settings.out}"
 
 
-FCN_RECIPE = Recipe(
-    "fcn", "the fully connected network: backprop, no gradient, DNI and cDNI", Feedforward, run, {"net": "fcn"}
+_NO_SCHEDULE = {"schedule": "sequential", "p": ()}
+
+
+def _recipe(
+    name: str, summary: str, fixed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Recipe[Feedforward]:
+    return Recipe(name, summary, Feedforward, run, {"experiment": name, **fixed}, defaults or {})
+
+
+_ALL_RECIPES = (
+    _recipe("fcn", "the fully connected network: backprop, no gradient, DNI and cDNI", {"net": "fcn"}),
+    _recipe("cnn", "the convolutional network: backprop, no gradient, DNI and cDNI", {"net": "cnn"}),
+    _recipe(
+        "table1",
+        "the paper's table of test errors by depth: no gradient, backprop, DNI, cDNI",
+        {**_NO_SCHEDULE, "position": ()},
+        {"data": "mnist", "layers": (3, 4, 5, 6), "gradient": ("zero", "backprop", "synthetic")},
+    ),
+    _recipe(
+        "single",
+        "one interface at each position of a network of 6 layers, and the cut with nothing in its place",
+        _NO_SCHEDULE,
+        {"data": "mnist", "layers": (6,), "position": (1, 2, 3, 4, 5), "context": ("none",)},
+    ),
+    _recipe(
+        "sparse",
+        "updates with probability p in random order, 4 layers, DNI and cDNI",
+        {"schedule": "random_order", "target": "scheduled", "position": ()},
+        {"data": "mnist", "layers": (4,), "gradient": ("synthetic",), "p": (0.05, 0.1, 0.2, 0.5, 1.0)},
+    ),
+    _recipe(
+        "unlock",
+        "synthetic inputs and gradients: every layer runs with probability p, forward and backward in any order",
+        {"schedule": "unlocked", "target": "scheduled", "position": ()},
+        {"data": "mnist", "layers": (4,), "gradient": ("synthetic",), "hidden": (1,), "p": (0.1, 0.2, 0.5, 1.0)},
+    ),
+    _recipe(
+        "deep",
+        "21 layers by backprop and cDNI",
+        {**_NO_SCHEDULE, "position": ()},
+        {"data": "mnist", "layers": (21,), "gradient": ("backprop", "synthetic"), "context": ("label",)},
+    ),
+    _recipe(
+        "stale",
+        "the average of past gradients, its decay chosen on validation, against no gradient, by depth",
+        {**_NO_SCHEDULE, "position": (), "context": ("none",)},
+        {
+            "data": "mnist",
+            "layers": (3, 4, 5, 6),
+            "gradient": ("zero", "stale"),
+            "decay": (0.0, 0.5, 0.9, 0.99, 0.999),
+        },
+    ),
+    _recipe(
+        "estimators",
+        "every kind of interface side by side",
+        {**_NO_SCHEDULE, "target": "scheduled"},
+        {"data": "mnist", "gradient": GRADIENTS, "context": ("label",)},
+    ),
 )
-CNN_RECIPE = Recipe(
-    "cnn", "the convolutional network: backprop, no gradient, DNI and cDNI", Feedforward, run, {"net": "cnn"}
-)
+
+FEEDFORWARD: Mapping[str, Recipe[Feedforward]] = MappingProxyType({recipe.name: recipe for recipe in _ALL_RECIPES})
+"""The feed-forward recipes by name."""

@@ -1,7 +1,7 @@
 """The ways a feed-forward network learns: backprop, and every kind of interface."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,96 +11,86 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import MultiStepLR
 
 import dnifx
+from dnifx import estimators
 from dnifx.zoo.cnn import CNN
 from dnifx.zoo.data import DATASETS
 from dnifx.zoo.fcn import FCN
+from dnifx.zoo.recipes.arms import Arm
 from dnifx.zoo.recipes.settings import Settings
 from dnifx.zoo.recipes.training import Learner
 
-CUTS = "hidden.*"
+PER_EXAMPLE = frozenset({"critic", "sobolev"})
+"""Gradients that learn from the loss of each example."""
 
-_NAMES = {
-    ("backprop", "none"): "backprop",
-    ("zero", "none"): "no gradient",
-    ("stale", "none"): "stale gradient",
-    ("synthetic", "none"): "DNI",
-    ("synthetic", "label"): "cDNI",
-    ("oracle", "none"): "true gradient",
-}
+PROP_ALPHA = 0.01
+"""Weight of the ``prop`` term."""
+
+MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+MakeScheduler = Callable[[torch.optim.Optimizer], MultiStepLR]
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to train the network.
-
-    Attributes:
-        gradient: What the hidden layers learn from: ``backprop``, or the name of an estimator.
-        context: What the estimators see beside the activation: ``none`` or ``label``.
-    """
-
-    gradient: str
-    context: str = "none"
-
-    @property
-    def name(self) -> str:
-        """As tables show it."""
-        return _NAMES[self.gradient, self.context]
-
-    @property
-    def key(self) -> str:
-        """As files are named."""
-        return self.gradient if self.context == "none" else f"{self.gradient}-{self.context}"
-
-
-def arms(settings: Settings) -> tuple[Arm, ...]:
-    """Return the arms that the settings ask for: synthetic gradients once for each context, the others once."""
-    found = [
-        Arm(gradient, context)
-        for gradient in settings.gradient
-        for context in (settings.context if gradient == "synthetic" else ("none",))
-    ]
-    return tuple(dict.fromkeys(found))
-
-
-def network(settings: Settings) -> nn.Module:
+def network(settings: Settings, layers: int) -> nn.Module:
     """Return the network that the options ask for, with fresh weights."""
     dataset = DATASETS[settings.data]
     if settings.net == "cnn":
-        return CNN(dataset.shape, dataset.classes, settings.layers, settings.width)
-    return FCN(torch.Size(dataset.shape).numel(), dataset.classes, settings.layers, settings.width)
+        return CNN(dataset.shape, dataset.classes, layers, settings.width)
+    return FCN(torch.Size(dataset.shape).numel(), dataset.classes, layers, settings.width)
 
 
 def decoupled(settings: Settings, arm: Arm, model: nn.Module, example: Tensor) -> dnifx.DecoupledModule:
-    """Return the network with the arm's interface after every hidden layer."""
+    """Return the network with the arm's interfaces: after every hidden layer, or after one."""
     labelled = arm.context == "label"
+    unlocked = estimators.SyntheticInput(hidden=1, width=settings.estimator_width)
     return dnifx.decouple(
         model,
-        CUTS,
+        "hidden.*" if arm.position is None else f"hidden.{arm.position - 1}",
         args=(example,),
-        gradient=_estimator(settings, arm),
+        gradient=estimator(settings, arm),
+        inputs=unlocked if settings.schedule == "unlocked" else None,
         context="label" if labelled else None,
         num_classes=DATASETS[settings.data].classes if labelled else None,
-        loss=functional.cross_entropy,
+        loss=partial(functional.cross_entropy, reduction="none" if arm.gradient in PER_EXAMPLE else "mean"),
     )
 
 
-def learner(settings: Settings, arm: Arm, example: Tensor) -> Learner:
+def estimator(settings: Settings, arm: Arm) -> Any:
+    """Return what makes the arm's estimators."""
+    synthetic = estimators.Synthetic(hidden=arm.hidden or 0, width=settings.estimator_width)
+    head = estimators.Head(hidden=arm.hidden or 0, width=settings.estimator_width)
+    makes: Mapping[str, Any] = {
+        "synthetic": synthetic,
+        "bplambda": estimators.BPLambda(estimator=synthetic),
+        "prop": estimators.Prop(alpha=PROP_ALPHA, estimator=synthetic),
+        "critic": estimators.Critic(head),
+        "sobolev": estimators.Sobolev(head=head),
+        "local_loss": estimators.LocalLoss(head),
+        "stale": estimators.Stale(0.9 if arm.decay is None else arm.decay),
+    }
+    return makes.get(arm.gradient, arm.gradient)
+
+
+def learner(settings: Settings, arm: Arm, example: Tensor, seed: int = 0) -> Learner:
     """Return a fresh network and the arm's way of training it.
 
     Args:
         settings: What is trained.
-        arm: The arm.
+        arm: The arm, with everything chosen.
         example: Inputs of a batch, on the device to train on.
+        seed: Draws the schedule, where it is drawn.
     """
-    model = network(settings).to(example.device)
-    optimizer = partial(torch.optim.Adam, lr=settings.lr)
+    model = network(settings, arm.layers or settings.layers[0]).to(example.device)
+    rate = settings.lr[0] if arm.lr is None else arm.lr
+    optimizer = _adam(rate, example.device)
+    estimator_optimizer = _adam(rate if arm.estimator_lr is None else arm.estimator_lr, example.device)
     scheduler = partial(MultiStepLR, milestones=_milestones(settings), gamma=0.1)
     if arm.gradient == "backprop":
         return LoopLearner(model, model, optimizer, scheduler)
     net = decoupled(settings, arm, model, example)
     if settings.target == "fused":
-        return LoopLearner(model, net, optimizer, scheduler, labelled=arm.context == "label")
-    return TrainerLearner(model, net, optimizer, scheduler)
+        return LoopLearner(model, net, optimizer, scheduler, estimator_optimizer.keywords["lr"], arm.context == "label")
+    schedule = "sequential" if arm.p is None else f"{settings.schedule}{{p={arm.p!r},seed={seed}}}"
+    trainer = net.trainer(optimizer, schedule, lr_scheduler=scheduler, estimator_optimizer=estimator_optimizer)
+    return TrainerLearner(model, trainer)
 
 
 class LoopLearner(Learner):
@@ -111,6 +101,7 @@ class LoopLearner(Learner):
         module: What is called: the network, or the fused module made of it.
         optimizer: Builds the optimizer of the module's parameters.
         scheduler: Builds the learning rate's schedule.
+        interface_lr: Learning rate of what the module has beside the network's parameters.
         labelled: Whether the module takes the label as its context.
     """
 
@@ -118,25 +109,47 @@ class LoopLearner(Learner):
         self,
         model: nn.Module,
         module: nn.Module,
-        optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
-        scheduler: Callable[[torch.optim.Optimizer], MultiStepLR],
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler,
+        interface_lr: float = 0.0,
         labelled: bool = False,
     ) -> None:
         self.model = model
         self._module = module
-        self._optimizer = optimizer(module.parameters())
+        own = list(model.parameters())
+        known = {id(parameter) for parameter in own}
+        others = [parameter for parameter in module.parameters() if id(parameter) not in known]
+        groups = [{"params": own}, {"params": others, "lr": interface_lr}]
+        self._optimizer = optimizer(groups if others else own)
         self._scheduler = scheduler(self._optimizer)
         self._labelled = labelled
 
-    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def compute(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Train on a batch and return its mean loss."""
         self._optimizer.zero_grad()
-        output = self._module(inputs, context=targets) if self._labelled else self._module(inputs)
-        loss = functional.cross_entropy(output, targets)
+        loss = self._loss(inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        self._scheduler.step()
         return loss.detach()
+
+    def advance(self) -> None:
+        """Let the learning rate go on by a step."""
+        self._scheduler.step()
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The one optimizer."""
+        return [self._optimizer]
+
+    def compiled(self) -> "LoopLearner":
+        """Return the same learner, its forward pass and loss compiled by ``torch.compile``."""
+        twin = copy.copy(self)
+        twin._loss = torch.compile(self._loss)  # type: ignore[method-assign]
+        return twin
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        output = self._module(inputs, context=targets) if self._labelled else self._module(inputs)
+        return functional.cross_entropy(output, targets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the module, the optimizer and the learning rate's schedule."""
@@ -158,24 +171,32 @@ class TrainerLearner(Learner):
 
     Args:
         model: The network.
-        net: The decoupled network.
-        optimizer: Builds an optimizer.
-        scheduler: Builds a learning rate's schedule.
+        trainer: The trainer of the decoupled network.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        net: dnifx.DecoupledModule,
-        optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
-        scheduler: Callable[[torch.optim.Optimizer], MultiStepLR],
-    ) -> None:
+    def __init__(self, model: nn.Module, trainer: dnifx.Trainer) -> None:
         self.model = model
-        self._trainer = net.trainer(optimizer, lr_scheduler=scheduler)
+        self._trainer = trainer
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
         """Train on a batch and return its mean loss, where the schedule came to it."""
         return self._trainer.step(inputs, target=targets).loss
+
+    def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Do the same but for what ``advance`` does."""
+        loss, _, _ = self._trainer.run((inputs,), {}, targets, targets, diagnose=False)
+        return None if loss is None else loss.detach()
+
+    def advance(self) -> None:
+        """Let the learning rates and the schedule go on by a step."""
+        for scheduler in self._trainer.lr_schedulers.values():
+            scheduler.step()
+        self._trainer.steps += 1
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of the partitions and of the estimators."""
+        return [*self._trainer.optimizers.values(), *self._trainer.estimator_optimizers.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trainer's state."""
@@ -186,11 +207,9 @@ class TrainerLearner(Learner):
         self._trainer.load_state_dict(state)
 
 
-def _estimator(settings: Settings, arm: Arm) -> Any:
-    if arm.gradient != "synthetic":
-        return arm.gradient
-    hidden = settings.hidden_label if arm.context == "label" else settings.hidden
-    return dnifx.estimators.Synthetic(hidden=hidden, width=settings.estimator_width)
+def _adam(rate: float, device: torch.device) -> "partial[torch.optim.Adam]":
+    """Return what makes an Adam that a CUDA graph can hold; fused, it takes a third of the time."""
+    return partial(torch.optim.Adam, lr=rate, fused=True, capturable=device.type == "cuda")
 
 
 def _milestones(settings: Settings) -> list[int]:

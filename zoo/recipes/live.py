@@ -1,6 +1,6 @@
 """The progress of an experiment, one line an arm."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,25 +42,27 @@ class Live:
 
     Args:
         progress: What shows them.
-        names: The arms' names.
+        runs: How many runs each arm has, by its name.
         steps: Training steps of one run.
-        seeds: The seeds, in the order they are run.
     """
 
-    def __init__(self, progress: Progress, names: Sequence[str], steps: int, seeds: Sequence[int]) -> None:
+    def __init__(self, progress: Progress, runs: Mapping[str, int], steps: int) -> None:
         self._progress = progress
         self._steps = steps
-        self._seeds = list(seeds)
-        total = steps * len(self._seeds)
-        self._tasks = {name: progress.add_task(name, start=False, total=total, state="") for name in names}
+        self._begun = dict.fromkeys(runs, 0)
+        self._tasks = {
+            name: progress.add_task(name, start=False, total=steps * count, state="") for name, count in runs.items()
+        }
 
     def line(self, name: str, seed: int) -> Line:
-        """Return the line of the arm ``name`` for its run of ``seed``."""
-        return Line(self._progress, self._tasks[name], self._seeds.index(seed) * self._steps, seed)
+        """Return the line of the arm ``name`` for its next run, which is of ``seed``."""
+        before = self._begun[name] * self._steps
+        self._begun[name] += 1
+        return Line(self._progress, self._tasks[name], before, seed)
 
 
 @contextmanager
-def live(console: Console, names: Sequence[str], steps: int, seeds: Sequence[int]) -> Iterator[Live]:
+def live(console: Console, runs: Mapping[str, int], steps: int) -> Iterator[Live]:
     """Show the progress of an experiment on ``console`` while the context lasts."""
     columns = (
         TextColumn("{task.description}"),
@@ -70,4 +72,4 @@ def live(console: Console, names: Sequence[str], steps: int, seeds: Sequence[int
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield Live(progress, names, steps, seeds)
+        yield Live(progress, runs, steps)

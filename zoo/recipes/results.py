@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +62,16 @@ class ArmResult:
         gradient: What its hidden layers learned from.
         context: What its estimators saw beside the activation: ``none`` or ``label``.
         runs: One for each seed.
+        chosen: The arm in full: layers, position, update probability, and what was tuned.
+        candidates: Where validation chose, what it chose from, and each one's validation error in percent.
     """
 
     name: str
     gradient: str
     context: str
     runs: tuple[Run, ...]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    candidates: tuple[tuple[Mapping[str, Any], float], ...] = ()
 
     @property
     def mean(self) -> float:
@@ -143,23 +147,26 @@ class Results:
             raise DataError("curves.png needs matplotlib, which is absent: pip install 'dnifx[zoo]'") from error
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for axes, field, label in ((left, "loss", "training loss"), (right, "error", "validation error %")):
+        for axes, name, label in ((left, "loss", "training loss"), (right, "error", "validation error %")):
             for index, arm in enumerate(self.arms):
-                _draw_arm(axes, arm, field, f"C{index}")
+                _draw_arm(axes, arm, name, f"C{index % 10}", _DASHES[index // 10 % len(_DASHES)])
             axes.set(xlabel="steps", ylabel=label)
             axes.grid(alpha=0.3)
         left.set_yscale("log")
         right.set_ylim(bottom=0)
-        right.legend()
+        right.legend(fontsize="x-small" if len(self.arms) > 6 else "medium")
         figure.suptitle(self.title)
         figure.savefig(path, dpi=120)
 
 
-def _draw_arm(axes: "Axes", arm: ArmResult, field: str, colour: str) -> None:
-    curves = [[getattr(point, field) for point in run.curve] for run in arm.runs]
+_DASHES = ("-", "--", ":", "-.")
+
+
+def _draw_arm(axes: "Axes", arm: ArmResult, name: str, colour: str, dashes: str) -> None:
+    curves = [[getattr(point, name) for point in run.curve] for run in arm.runs]
     steps = [point.step for point in arm.runs[0].curve]
     columns = list(zip(*curves, strict=True))
-    axes.plot(steps, [statistics.fmean(column) for column in columns], color=colour, label=arm.name)
+    axes.plot(steps, [statistics.fmean(column) for column in columns], color=colour, ls=dashes, label=arm.name)
     if len(curves) > 1:
         axes.fill_between(steps, [min(one) for one in columns], [max(one) for one in columns], color=colour, alpha=0.15)
 

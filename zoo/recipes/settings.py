@@ -1,7 +1,7 @@
 """The options of the feed-forward recipes, and what the recipe chooses where they leave it open."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,16 +10,32 @@ from dnifx.errors import OptionError
 from dnifx.zoo.recipes.base import option
 
 DATA = ("digits", "mnist", "fashion", "cifar10")
-GRADIENTS = ("backprop", "zero", "stale", "synthetic", "oracle")
+GRADIENTS = (
+    "backprop",
+    "zero",
+    "stale",
+    "synthetic",
+    "oracle",
+    "sigmoid_linear",
+    "critic",
+    "sobolev",
+    "local_loss",
+    "direct_feedback",
+    "bplambda",
+    "prop",
+)
+SCHEDULES = ("sequential", "random_order", "unlocked")
+STEPS = ("auto", "eager", "graph", "compiled")
 
 
 @dataclass(frozen=True)
 class Feedforward:
-    """Options of the recipes ``fcn`` and ``cnn``; None is chosen by the data set and the network."""
+    """Options of the feed-forward recipes; None is chosen by the data set, the network and the budget."""
 
+    experiment: str = option("", "the recipe's name; by default the network's")
     net: str = option("fcn", "network", ("fcn", "cnn"))
     data: str = option("digits", "data set", DATA)
-    layers: int | None = option(None, "layers of the network, the classifier among them")
+    layers: tuple[int, ...] | None = option(None, "layers of the network, the classifier among them; 3..6 for several")
     width: int | None = option(None, "units (or filters) of a hidden layer")
     gradient: tuple[str, ...] = option(
         ("backprop", "zero", "synthetic"), "what the hidden layers learn from, one or more", GRADIENTS
@@ -27,11 +43,21 @@ class Feedforward:
     context: tuple[str, ...] = option(
         ("none", "label"), "what synthetic gradients see beside the activation: one arm for each", ("none", "label")
     )
-    hidden: int | None = option(None, "hidden layers of an estimator; 0 is an affine map")
+    position: tuple[int, ...] = option((), "hidden layers to put the only interface after, an arm for each; 1..5")
+    schedule: str = option("sequential", "what a step runs, in which order", SCHEDULES)
+    p: tuple[float, ...] = option((), "update probabilities of a drawn schedule, an arm for each")
+    hidden: tuple[int, ...] | None = option(
+        None, "hidden layers of an estimator; 0 is an affine map; of several, validation chooses"
+    )
     estimator_width: int | None = option(None, "units (or filters) of an estimator's hidden layer")
+    decay: tuple[float, ...] = option((0.9,), "decay of stale gradients; of several, validation chooses")
+    budget: str = option("small", "steps and rates of a small machine, or those of the paper", ("small", "paper"))
     steps: int | None = option(None, "training steps")
     batch: int | None = option(None, "examples in a step")
-    lr: float | None = option(None, "learning rate of Adam, for the network and the estimators")
+    lr: tuple[float, ...] | None = option(None, "learning rate of Adam; of several, validation chooses")
+    estimator_lr: tuple[float, ...] | None = option(
+        None, "learning rate of the estimators; of several, validation chooses"
+    )
     lr_drops: tuple[float, ...] | None = option(None, "shares of the steps after which the rate is cut by 10: 0.6,0.8")
     seeds: int | None = option(None, "runs of each arm, over which mean and spread are taken")
     seed: int = option(0, "the first seed; the others follow it")
@@ -41,8 +67,29 @@ class Feedforward:
         "scheduled", "what is compiled: one fused module, or a scheduled trainer", ("fused", "scheduled")
     )
     device: str = option("cpu", "where to train: cpu, cuda, cuda:1")
+    step: str = option("auto", "how a step runs on a GPU; auto measures and takes the fastest", STEPS)
     threads: int | None = option(None, "CPU threads of torch; 0 leaves their number as it is")
+    matmul: str = option(
+        "highest",
+        "precision of matrix products, as torch.set_float32_matmul_precision has it",
+        ("highest", "high", "medium"),
+    )
     out: Path | None = option(None, "folder for results, curves and the checkpoints to resume from")  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What suits one kind of interface; chosen on validation examples, or the paper's.
+
+    Attributes:
+        lr: Learning rate of the network.
+        estimator_lr: Learning rate of the estimators.
+        hidden: Hidden layers of an estimator.
+    """
+
+    lr: float
+    estimator_lr: float
+    hidden: int
 
 
 @dataclass(frozen=True)
@@ -52,12 +99,11 @@ class Preset:
     Attributes:
         layers: Layers, the classifier among them.
         width: Units (or filters) of a hidden layer.
-        hidden: Hidden layers of an estimator without context.
-        hidden_label: Hidden layers of an estimator that sees the label.
+        plain: For synthetic gradients without context.
+        other: For everything else.
         estimator_width: Units (or filters) of an estimator's hidden layer.
         steps: Training steps.
         batch: Examples in a step.
-        lr: Learning rate.
         seeds: Runs of each arm.
         validation: Training examples held out.
         threads: CPU threads; 1 where the work of a step is too small to share.
@@ -65,33 +111,48 @@ class Preset:
 
     layers: int
     width: int
-    hidden: int
-    hidden_label: int
+    plain: Tuned
+    other: Tuned
     estimator_width: int
     steps: int
     batch: int
-    lr: float
     seeds: int
     validation: int
     threads: int = 0
 
 
-_MNIST_FCN = Preset(4, 256, 2, 0, 1024, 6000, 256, 1e-3, 1, 5000)
-_MNIST_CNN = Preset(3, 64, 2, 0, 64, 2000, 128, 1e-3, 1, 5000)
+_SMALL = Tuned(1e-3, 1e-3, 0)
+_MNIST_FCN = Preset(4, 256, Tuned(3e-4, 3e-3, 1), _SMALL, 512, 6000, 256, 1, 5000)
+_MNIST_CNN = Preset(3, 64, Tuned(3e-4, 3e-3, 1), _SMALL, 64, 2000, 128, 1, 5000)
 
 PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
     {
-        ("fcn", "digits"): Preset(4, 128, 1, 0, 256, 1500, 64, 3e-4, 3, 180, threads=1),
+        ("fcn", "digits"): Preset(4, 128, Tuned(3e-4, 3e-4, 1), Tuned(3e-4, 3e-4, 0), 256, 1500, 64, 3, 180, threads=1),
         ("fcn", "mnist"): _MNIST_FCN,
         ("fcn", "fashion"): _MNIST_FCN,
-        ("fcn", "cifar10"): Preset(5, 1000, 1, 1, 4000, 2000, 256, 1e-3, 1, 5000),
-        ("cnn", "digits"): Preset(3, 16, 1, 0, 32, 1000, 64, 1e-3, 3, 180, threads=1),
+        ("fcn", "cifar10"): Preset(5, 1000, Tuned(3e-4, 3e-3, 1), _SMALL, 1000, 2000, 256, 1, 5000),
+        ("cnn", "digits"): Preset(3, 16, Tuned(1e-3, 1e-3, 1), _SMALL, 32, 1000, 64, 3, 180, threads=1),
         ("cnn", "mnist"): _MNIST_CNN,
         ("cnn", "fashion"): _MNIST_CNN,
-        ("cnn", "cifar10"): Preset(3, 128, 2, 0, 128, 2000, 128, 1e-3, 1, 5000),
+        ("cnn", "cifar10"): Preset(3, 128, Tuned(3e-4, 3e-3, 1), _SMALL, 128, 2000, 128, 1, 5000),
     }
 )
-"""By network and data: the sizes of the paper (appendix A.1; smaller for the digits), and a small machine's steps."""
+"""By network and data: the paper's networks (smaller for the digits), and the steps and rates of a small machine."""
+
+PAPER_ESTIMATORS: Mapping[tuple[str, str], tuple[int, int, int]] = MappingProxyType(
+    {
+        ("fcn", "mnist"): (2, 0, 1024),
+        ("fcn", "fashion"): (2, 0, 1024),
+        ("fcn", "cifar10"): (1, 1, 4000),
+        ("cnn", "mnist"): (2, 0, 64),
+        ("cnn", "fashion"): (2, 0, 64),
+        ("cnn", "cifar10"): (2, 0, 128),
+    }
+)
+"""The paper's estimators (appendix A.1): hidden layers without a label, with one, and their units or filters."""
+
+LONGER: Mapping[str, int] = MappingProxyType({"random_order": 4, "unlocked": 2})
+"""How many times the small budget's steps a schedule gets in which most partitions rest."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +160,29 @@ class Settings:
     """Options with nothing left open; ``Feedforward`` says what each is.
 
     Attributes:
-        hidden: Hidden layers of an estimator without context.
-        hidden_label: Hidden layers of an estimator that sees the label.
+        hidden, lr, estimator_lr: For everything but synthetic gradients without context.
+        plain_hidden, plain_lr, plain_estimator_lr: For those.
     """
 
     net: str
     data: str
-    layers: int
+    layers: tuple[int, ...]
     width: int
     gradient: tuple[str, ...]
     context: tuple[str, ...]
-    hidden: int
-    hidden_label: int
+    position: tuple[int, ...]
+    schedule: str
+    p: tuple[float, ...]
+    hidden: tuple[int, ...]
+    plain_hidden: tuple[int, ...]
     estimator_width: int
+    decay: tuple[float, ...]
     steps: int
     batch: int
-    lr: float
+    lr: tuple[float, ...]
+    plain_lr: tuple[float, ...]
+    estimator_lr: tuple[float, ...]
+    plain_estimator_lr: tuple[float, ...]
     lr_drops: tuple[float, ...]
     seeds: int
     seed: int
@@ -122,7 +190,9 @@ class Settings:
     evaluate_every: int
     target: str
     device: str
+    step: str
     threads: int
+    matmul: str
     out: Path | None
 
     @property
@@ -134,41 +204,106 @@ class Settings:
 def complete(options: Feedforward) -> Settings:
     """Return the options with everything chosen that they left open.
 
+    Where a learning rate is given and no estimators' rate, the estimators have the same.
+
     Raises:
         OptionError: Where a value is out of its range.
     """
-    given = {**vars(options), "hidden_label": options.hidden}
-    chosen: dict[str, Any] = {**asdict(PRESETS[options.net, options.data]), "lr_drops": (0.6, 0.8)}
-    chosen["evaluate_every"] = max(1, (options.steps or chosen["steps"]) // 20)
-    values: dict[str, Any] = {name: chosen.get(name) if value is None else value for name, value in given.items()}
+    chosen = _chosen(options)
+    given = vars(options)
+    rates = given["lr"] if given["estimator_lr"] is None else given["estimator_lr"]
+    plain = {"plain_hidden": given["hidden"], "plain_lr": given["lr"], "plain_estimator_lr": rates}
+    asked = {**given, **plain, "estimator_lr": rates}
+    names = [one.name for one in fields(Settings)]
+    values: dict[str, Any] = {name: chosen.get(name) if asked.get(name) is None else asked[name] for name in names}
     settings = Settings(**values)
     _check(settings)
     return settings
 
 
+def _chosen(options: Feedforward) -> dict[str, Any]:
+    preset = _preset(options)
+    steps = preset.steps * (LONGER.get(options.schedule, 1) if options.budget == "small" else 1)
+    both = {f"plain_{name}": (value,) for name, value in asdict(preset.plain).items()}
+    both |= {name: (value,) for name, value in asdict(preset.other).items()}
+    return {
+        **asdict(preset),
+        **both,
+        "layers": (preset.layers,),
+        "steps": steps,
+        "lr_drops": (0.6, 0.8),
+        "evaluate_every": max(1, (options.steps or steps) // 20),
+    }
+
+
+def _preset(options: Feedforward) -> Preset:
+    preset = PRESETS[options.net, options.data]
+    if options.budget == "small":
+        return preset
+    hidden, labelled, width = PAPER_ESTIMATORS.get(
+        (options.net, options.data), (preset.plain.hidden, preset.other.hidden, preset.estimator_width)
+    )
+    return replace(
+        preset,
+        plain=Tuned(3e-5, 3e-5, hidden),
+        other=Tuned(3e-5, 3e-5, labelled),
+        estimator_width=width,
+        steps=500_000,
+        batch=256,
+    )
+
+
+_LEAST = {"layers": 2, "batch": 2, "hidden": 0, "threads": 0}
+_COUNTS = (
+    "layers",
+    "position",
+    "width",
+    "hidden",
+    "estimator_width",
+    "steps",
+    "batch",
+    "seeds",
+    "validation",
+    "evaluate_every",
+    "threads",
+)
+
+
 def _check(settings: Settings) -> None:
-    least = {"layers": 2, "batch": 2, "hidden": 0, "threads": 0}
-    for name in (
-        "layers",
-        "width",
-        "hidden",
-        "estimator_width",
-        "steps",
-        "batch",
-        "seeds",
-        "validation",
-        "evaluate_every",
-        "threads",
-    ):
-        value, minimum = getattr(settings, name), least.get(name, 1)
-        if value < minimum:
-            raise OptionError(f"--{name.replace('_', '-')}: got {value}, expected {minimum} or more")
-    if settings.lr <= 0:
-        raise OptionError(f"--lr: got {settings.lr}, expected a rate above 0, as 1e-3")
-    if not settings.gradient or not settings.context:
-        raise OptionError(
-            "--gradient, --context: got no value, expected one or more; leave them out for the default arms"
-        )
+    for name in _COUNTS:
+        value, minimum = getattr(settings, name), _LEAST.get(name, 1)
+        least = min(value, default=minimum) if isinstance(value, tuple) else value
+        if least < minimum:
+            raise OptionError(f"--{name.replace('_', '-')}: got {least}, expected {minimum} or more")
+    for name in ("layers", "gradient", "context", "hidden", "decay", "lr", "estimator_lr"):
+        if not getattr(settings, name):
+            raise OptionError(
+                f"--{name.replace('_', '-')}: got no value, expected one or more; leave it out for the default"
+            )
+    _check_rates(settings)
+    _check_arms(settings)
+
+
+def _check_rates(settings: Settings) -> None:
+    for flag, rates in (("--lr", settings.lr), ("--estimator-lr", settings.estimator_lr)):
+        if min(rates) <= 0:
+            raise OptionError(f"{flag}: got {min(rates)}, expected a rate above 0, as 1e-3")
     for drop in settings.lr_drops:
         if not 0 < drop < 1:
             raise OptionError(f"--lr-drops: got {drop}, expected shares of the steps between 0 and 1, as 0.6,0.8")
+
+
+def _check_arms(settings: Settings) -> None:
+    deepest = min(settings.layers) - 1
+    if settings.position and max(settings.position) > deepest:
+        raise OptionError(
+            f"--position: got {max(settings.position)}, but a network of {min(settings.layers)} layers has {deepest} "
+            f"hidden ones; give 1..{deepest}"
+        )
+    if bool(settings.p) != (settings.schedule != "sequential"):
+        raise OptionError(
+            f"--p: got {settings.p or 'no value'} for --schedule {settings.schedule}; random_order and unlocked need update "
+            "probabilities, as 0.2, sequential takes none"
+        )
+    if settings.schedule != "sequential" and settings.target == "fused":
+        raise OptionError(f"--target: fused has no schedule, got --schedule {settings.schedule}; leave --target out")

@@ -23,12 +23,27 @@ class Learner(ABC):
     model: nn.Module
     """The model, whose error is measured."""
 
-    @abstractmethod
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
         """Train on a batch, inputs [batch, ...] and classes [batch], and return its mean loss, detached.
 
         The loss is None where the step did not come to it, as a schedule may leave the last partition idle.
         """
+        loss = self.compute(inputs, targets)
+        self.advance()
+        return loss
+
+    @abstractmethod
+    def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Do all of a step that runs on the device, and return its loss as ``step`` does."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Do what is left of a step: let learning rates and schedules go on."""
+
+    @property
+    @abstractmethod
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Everything that updates parameters."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
