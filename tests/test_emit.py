@@ -50,6 +50,8 @@ def test_an_interface_is_an_estimate_of_detached_values_and_one_swap() -> None:
     assert nodes["estimate_blocks_0"].target == "interfaces.blocks_0"
     assert nodes["swap_blocks_0"].target is swap_gradients
     assert nodes["stem_detached"].all_input_nodes == [nodes["stem"]]
+    assert (nodes["stem_detached"].op, nodes["stem_detached"].target) == ("call_method", "detach")
+    assert nodes["estimate_blocks_0"].args == ((nodes["stem_detached"], nodes["relu_detached"]), None)
 
 
 def test_consumers_read_what_crossed_and_the_own_partition_reads_the_value() -> None:

@@ -82,6 +82,7 @@ def test_bytes_of_parameters_and_activations() -> None:
     program = measured(Views(), torch.randn(3, 4))
     assert only(program, "linear").parameter_bytes == (4 * 6 + 6) * 4
     assert only(program, "linear").activation_bytes == 3 * 6 * 4
+    assert only(program, "x").activation_bytes == 0, "an input is there already"
     assert only(program, "view").activation_bytes == 0, "a view makes no memory"
     assert only(program, "relu_").activation_bytes == 0, "nor does a write in place"
     assert only(program, "mul").activation_bytes == 3 * 6 * 4

@@ -110,7 +110,9 @@ def test_a_new_parameter_object_is_seen_by_the_graph() -> None:
     net.scale = nn.Parameter(torch.full((6,), 2.0))
     net.get_submodule("last").weight = nn.Parameter(torch.zeros(3, 6))
     assert net.original.scale is net.scale
-    assert torch.equal(net.eval()(X), net.original(X))
+    assert len(net.situations) == 1
+    assert torch.equal(net(X), net.original(X))
+    assert len(net.situations) == 1, "nothing was captured anew"
 
 
 def test_double_moves_model_interfaces_and_both_targets() -> None:
@@ -236,8 +238,8 @@ def test_assigned_tensors_are_seen_by_the_graph() -> None:
     net = decoupled()
     state = {name: torch.full_like(value, 0.25) for name, value in net.state_dict().items()}
     net.load_state_dict(state, assign=True)
-    net.eval()
     assert torch.equal(net(X), net.original(X))
+    assert len(net.situations) == 1, "nothing was captured anew"
     assert net.original.get_parameter("scale")[0] == 0.25
 
 

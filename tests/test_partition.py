@@ -113,6 +113,31 @@ def test_independent_branches_are_partitions_of_their_own() -> None:
     assert members(program.homes) == {0: {"left"}, 1: {"right"}, 2: {"mul", "head", "output"}}
 
 
+def test_branches_that_draw_in_turn_are_one_partition() -> None:
+    class Turns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.left, self.right = (nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)]) for _ in range(2))
+            self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x, x
+            for one, other in zip(self.left, self.right, strict=True):
+                left, right = self.drop(one(left)), self.drop(other(right))
+            result: Tensor = self.head(torch.tanh(left) * torch.sin(right))
+            return result
+
+    model = Turns()
+    program = compiled(model, ["tanh", "sin"], X, until="partition")
+    assert set(program.homes.values()) == {0, 1}
+    net = dnifx.decouple(model, ["tanh", "sin"], args=(X,))
+    torch.manual_seed(5)
+    expected = model(X)
+    torch.manual_seed(5)
+    assert torch.equal(net(X), expected)
+
+
 def test_parameters_are_read_where_they_are_used() -> None:
     class Reads(nn.Module):
         def __init__(self) -> None:
