@@ -4,6 +4,7 @@ from dnifx import errors, estimators, schedules
 from dnifx.api import decouple
 from dnifx.errors import DnifxError
 from dnifx.ir import Edge, Recurrent
+from dnifx.passes.unroll import unroll
 from dnifx.runtime.module import DecoupledModule
 from dnifx.runtime.probing import Probe
 from dnifx.runtime.trainer import StepResult, Trainer
@@ -24,4 +25,5 @@ __all__ = [
     "errors",
     "estimators",
     "schedules",
+    "unroll",
 ]
