@@ -73,7 +73,7 @@ def hand_written_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
         optimizer.zero_grad()
         fit_optimizer.zero_grad()
         value, estimates, leaves = x, [], []
-        for block, each in zip(model[:3], models, strict=True):
+        for block, each in zip(list(model)[:3], models, strict=True):
             output = block(value)
             estimate = each(output.detach())
             output.backward(estimate.detach() / BATCH)
@@ -113,7 +113,11 @@ def fused_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
 def scheduled_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
     """Return one step of the scheduled target."""
     trainer = decoupled(x, hidden).trainer(adam)
-    return lambda: trainer.step(x, target=y) and None
+
+    def step() -> None:
+        trainer.step(x, target=y)
+
+    return step
 
 
 def measure(hidden: int, rounds: int, steps: int, device: torch.device) -> Timing:

@@ -42,7 +42,7 @@ def race(
             step()
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
-        order = list(contestants) if number % 2 == 0 else list(reversed(contestants))
+        order = list(contestants)[:: 1 if number % 2 == 0 else -1]
         for name in order:
             synchronise()
             started = time.perf_counter()

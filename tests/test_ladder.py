@@ -82,7 +82,7 @@ def test_a_rung_that_differs_is_left_with_the_reason(monkeypatch: pytest.MonkeyP
     ((rung, reason),) = climb.tried
     assert rung == "record"
     assert "output scores differs" in reason
-    with pytest.raises(CaptureError, match="cannot be captured.*\n  record: it differs"):
+    with pytest.raises(CaptureError, match=r"cannot be captured.*\n  record: it differs"):
         climb_ladder(Program(Model(), (X,)), ("record",), None, check=True)
     assert not climb_ladder(Program(Model(), (X,)), ("record",), None, check=False).verified
 
@@ -163,9 +163,10 @@ def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
             return self.head(self.body(x) * scale)
 
     net = dnifx.decouple(Scaled(), "body", args=(torch.randn(2, 3), 0.0))
+    for step in range(1, 16):
+        net(torch.randn(2, 3), float(step))
     with pytest.raises(InputError, match="pass what changes from call to call as tensors"):
-        for step in range(40):
-            net(torch.randn(2, 3), float(step))
+        net(torch.randn(2, 3), 16.0)
 
 
 def test_a_guard_that_fires_has_the_model_captured_anew() -> None:
