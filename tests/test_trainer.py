@@ -218,6 +218,12 @@ def test_a_state_of_another_trainer_is_refused() -> None:
     ):
         trainer.load_state_dict(other.state_dict())
     wider = dnifx.decouple(mlp(6, 9, 8, 3), ["1", "3"], args=(X,), loss=F.cross_entropy).trainer(adam)
+    partial = trainer.state_dict()
+    del partial["schedule"], partial["steps"]
+    with pytest.raises(
+        StateError, match=r"the saved state lacks schedule, steps; give what trainer.state_dict\(\) returned"
+    ):
+        trainer.load_state_dict(partial)
     with pytest.raises(StateError, match="the saved weights do not fit this module"):
         trainer.load_state_dict(wider.state_dict())
 
@@ -259,6 +265,11 @@ def test_a_step_that_failed_leaves_no_gradient_behind() -> None:
         (F.cross_entropy, Y + 2, r"the loss cannot be computed: IndexError: Target \d is out of bounds"),
         (F.cross_entropy, "labels", r"(?s)the loss cannot be computed: TypeError.*target: str"),
         (lambda output, target: 3.0, Y, r"the loss gave float; expected a scalar tensor or one loss an example"),
+        (
+            lambda output, target: (output.argmax(1) != target).float().mean(),
+            Y,
+            r"the loss carries no gradient, so nothing can learn",
+        ),
         (lambda output, target: output, Y, r"the loss gave tensor \(8, 3\) of torch.float32; expected a scalar"),
     ],
 )

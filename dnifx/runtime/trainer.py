@@ -293,6 +293,11 @@ class Trainer:
             ) from error
         if not isinstance(loss, Tensor) or loss.dim() > 1:
             raise LossError(f"the loss gave {describe(loss)}; expected a scalar tensor or one loss an example")
+        if not loss.requires_grad and self.net.partitions[-1].name in self.optimizers:
+            raise LossError(
+                "the loss carries no gradient, so nothing can learn from it: compute it from the output by differentiable operations "
+                "(no argmax, no detach, no .item())"
+            )
         if self.mean and loss.dim() == 0 and sums(self.loss, loss, output, target):
             raise LossError(
                 "the loss sums over examples, but the interfaces were made for a mean: synthetic gradients would be too small by "
@@ -323,6 +328,9 @@ class Trainer:
             "estimator_optimizers": self.estimator_optimizers,
             "lr_schedulers": self.lr_schedulers,
         }
+        missing = sorted({"steps", "net", "schedule"} - set(state))
+        if missing:
+            raise StateError(f"the saved state lacks {', '.join(missing)}; give what trainer.state_dict() returned")
         for group, items in groups.items():
             if set(state.get(group, ())) != set(items):
                 raise StateError(
