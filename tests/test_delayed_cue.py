@@ -1,0 +1,35 @@
+"""The delayed cue: truncated backpropagation stays at chance, synthetic gradients solve it."""
+
+import statistics
+
+import pytest
+import torch
+
+from dnifx.estimators import SyntheticState
+from dnifx.zoo.delayed_cue import CueNetwork, DelayedCue, learn
+
+EPISODES = 400
+
+
+def test_an_episode_asks_four_windows_after_the_cue() -> None:
+    task = DelayedCue(steps=3, batch=5)
+    inputs, cues = task.episode(torch.Generator().manual_seed(0))
+    assert inputs.shape == (5, 5, 3, 3)
+    steps = inputs.transpose(0, 1).flatten(1, 2)
+    assert torch.equal(steps[:, 0, :2].argmax(1), cues)
+    assert torch.equal(steps[..., 2].argmax(1), torch.full((5,), 12))
+    assert steps.sum() == 10
+
+
+def test_truncated_backpropagation_leaves_the_cue_out() -> None:
+    assert torch.equal(CueNetwork().core.weight_ih_l0[:, :2], torch.zeros(128, 2))
+    assert 0.35 < statistics.fmean(learn("zero", seed=0, episodes=20)) < 0.65
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_synthetic_gradients_solve_what_truncated_backpropagation_cannot(seed: int) -> None:
+    solved = statistics.fmean(learn(SyntheticState(hidden=0), seed, EPISODES)[-40:])
+    truncated = statistics.fmean(learn("zero", seed, EPISODES)[-40:])
+    assert solved > 0.95
+    assert 0.45 < truncated < 0.55
