@@ -187,19 +187,31 @@ def run_scheduled(case: Case, net: DecoupledModule, inputs: tuple[Tensor, ...], 
 
 
 def locate(case: Case, net: DecoupledModule) -> dict[str, str]:
-    """Return the node of the net's graph that makes each tensor: of its usual name, or the first that holds the same."""
+    """Return the node of the net's graph that makes each tensor of the drawn model: by what they hold, in their order, and by name."""
     module = case.module()
     usual, snapshots = node_names(module), getattr(module, "snapshots")  # noqa: B009 - written into the drawn class
     torch.manual_seed(0)
-    nodes = node_values(case, net)
+    nodes = [(node, seen) for node, seen in node_values(case, net).items() if node in needed_nodes(net)]
     torch.manual_seed(0)
     found: dict[str, str] = {}
+    start = 0
     for name, value in snapshots(*case.inputs).items():
-        if name in case.model.needed:
-            same_value = [node for node, seen in nodes.items() if alike(seen, value) and node not in found.values()]
-            match = usual[name] if usual[name] in same_value else next(iter(same_value), None)
-            found |= {} if match is None else {name: match}
+        places = [place for place in range(start, len(nodes)) if alike(nodes[place][1], value)]
+        if name in case.model.needed and places:
+            best = next((place for place in places if nodes[place][0] == usual[name]), places[0])
+            found[name], start = nodes[best][0], best + 1
     return found
+
+
+def needed_nodes(net: DecoupledModule) -> set[str]:
+    """Return the nodes that the output is computed from, and those that have to do with writing in place."""
+    assert net.program.graph is not None
+    needed: set[str] = set()
+    for node in reversed(net.program.graph.nodes):
+        writes = node.op != "output" and net.program.measures[node.name].writes
+        if node.op == "output" or writes or node.name in needed:
+            needed |= {node.name, *(source.name for source in node.all_input_nodes)}
+    return needed
 
 
 def node_values(case: Case, net: DecoupledModule) -> dict[str, object]:
@@ -233,7 +245,7 @@ def homes(case: Case, net: DecoupledModule) -> dict[str, int]:
     """Return the partition of each value of the drawn model, and of its output."""
     places = {value: net.program.homes[node] for value, node in locate(case, net).items()}
     for op in case.model.ops:
-        home = next((places[name] for name in op.outputs if name in places), 0)
+        home = next((places[name] for name in op.outputs if name in places), reference.NOWHERE)
         places |= {name: places.get(name, home) for name in op.outputs}
     return places | {"output": net.program.homes["output"]}
 

@@ -16,6 +16,8 @@ from tests.strategies import Model, Op
 Loss = Callable[[object, Tensor], Tensor]
 Estimates = Mapping[str, Tensor]
 Estimate = Callable[[Mapping[str, Tensor]], Estimates]
+NOWHERE = -1
+"""The home of what computes no part of the output, or no tensor: it reads values as they are, and no gradient comes of it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Run:
         """Return a value as a partition sees it; what was rewritten crosses by the name that the write gave it."""
         name = self.renamed.get(name, name)
         value = self.values[name]
-        if self.homes[name] == home or not isinstance(value, Tensor) or not value.requires_grad:
+        if home == NOWHERE or self.homes[name] == home or not isinstance(value, Tensor) or not value.requires_grad:
             return value
         if name not in self.crossings:
             self.crossings[name] = Crossing(name, value, value.detach().requires_grad_())

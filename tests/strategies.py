@@ -6,7 +6,8 @@ failure shrinks to can be pasted into a prompt.
 
 import linecache
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -109,11 +110,7 @@ class Model:
     @property
     def needed(self) -> frozenset[str]:
         """The values that the outputs are computed from, and those that are written in place."""
-        names = {value.name for value in self.outputs}
-        for op in reversed(self.ops):
-            if op.writes or names & set(op.outputs):
-                names |= {*op.inputs, *op.outputs} if op.writes else set(op.inputs)
-        return frozenset(names)
+        return needed_for(self.ops, (value.name for value in self.outputs))
 
     @property
     def features(self) -> frozenset[str]:
@@ -195,6 +192,14 @@ class Model:
         """Return inputs for a batch of that size."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(_example(value, batch, generator, dtype) for value in self.inputs)
+
+
+def needed_for(ops: Iterable[Op], outputs: Iterable[str]) -> frozenset[str]:
+    names = set(outputs)
+    for op in reversed(list(ops)):
+        if op.writes or names & set(op.outputs):
+            names |= {*op.inputs, *op.outputs} if op.writes else set(op.inputs)
+    return frozenset(names)
 
 
 def _binding(op: Op) -> str:
@@ -717,11 +722,11 @@ def draw_inputs(draft: Draft) -> tuple[Value, ...]:
 
 
 def draw_outputs(draft: Draft) -> tuple[Value, ...]:
-    taken = {name for line in draft.lines for op in line.ops for name in op.inputs}
-    if not draft.some(lambda value: value.grad and value.name in taken):
-        source = draft.some(lambda value: value.grad)[0]
-        head = Value(draft.fresh("v"), source.shape, grad=True)
-        draft.add("head", f"torch.tanh({source.name})", [source], head)
+    carrying = draft.some(lambda value: value.grad)
+    needed = needed_for((op for line in draft.lines for op in line.ops), (carrying[0].name,))
+    if not any(value.name in needed for value in carrying[1:]):
+        head = Value(draft.fresh("v"), carrying[0].shape, grad=True)
+        draft.add("head", f"torch.tanh({carrying[0].name})", carrying[:1], head)
     last = draft.some(lambda value: value.grad)[0]
     others = [
         value
@@ -770,23 +775,26 @@ Cuts = str | int | list[str | Edge] | NodeNamed
 
 
 def module_paths(model: Model) -> dict[str, str]:
-    """Return the paths of the modules that a forward calls, each with the value that its last call makes."""
-    calls = [(op.code, op.outputs[0]) for op in model.ops] + [
-        (line.code, line.ops[-1].outputs[0]) for line in model.lines
-    ]
+    """Return each call of a module, ``m1`` for the first and ``m1@1`` for the second, with the value that it makes."""
+    calls = [(op.code, op.outputs[0]) for op in model.ops]
+    calls += [(line.code, line.ops[-1].outputs[0]) for line in model.lines if len(line.ops) > 1]
+    seen: Counter[str] = Counter()
     found = {}
     for code, output in calls:
         called = re.search(r"self\.([\w.\[\]]+)\(", code)
         if called:
-            found[called[1].replace("[", ".").replace("]", "")] = output
+            path = called[1].replace("[", ".").replace("]", "")
+            found[f"{path}@{seen[path]}" if seen[path] else path] = output
+            seen[path] += 1
     return found
 
 
 def places(model: Model) -> dict[str, str]:
-    """Return the values that a cut can stand after, each with its node: they carry a gradient, and go on."""
+    """Return the values that a cut can stand after, each with its node: they carry a gradient, and the output needs them."""
     module = model.build()
     run = getattr(module, "atoms")  # noqa: B009 - written into the drawn class, unknown to type checkers
-    values, taken = run(*model.example(2)), {name for op in model.ops for name in op.inputs}
+    values = run(*model.example(2))
+    taken = {name for op in model.ops if model.needed & set(op.outputs) for name in op.inputs}
     names = node_names(module)
     return {name: names[name] for name in names if name in taken and getattr(values[name], "requires_grad", False)}
 
@@ -801,9 +809,9 @@ def cut_sets(
     possible = [form for form in forms if {"nodes": names, "edges": names, "parts": True}.get(form, paths)]
     form = draw(st.sampled_from(possible or ["parts"]))
     if form == "glob":
-        return draw(st.sampled_from(["m*", *(f"{path}*" for path in paths if "." not in path)]))
+        return draw(st.sampled_from(["m*", *(f"{path}*" for path in paths if "." not in path and "@" not in path)]))
     if form == "parts":
-        return draw(st.integers(2, min(4, len(names) + 1)))
+        return draw(st.integers(2, max(2, min(4, len(names) + 1))))
     if form == "nodes":
         return NodeNamed(frozenset(draw(some_of(list(names.values())))))
     if form == "edges":
