@@ -41,10 +41,14 @@ class Unrolled(nn.Module):
         """
         outputs = []
         for step in range(self.steps):
-            given = self.cell(pytree.tree_map_only(Tensor, lambda each, at=step: each.select(self.time, at), x), state)
+            given = self.cell(self.at(x, step), state)
             outputs.append(part(given, self.output))
             state = part(given, self.next_state)
         return pytree.tree_map(lambda *each: torch.stack(each, self.time), *outputs), state
+
+    def at(self, x: Any, step: int) -> Any:
+        """Return the inputs of one step."""
+        return pytree.tree_map_only(Tensor, lambda each: each.select(self.time, step), x)
 
 
 def unroll(

@@ -84,8 +84,8 @@ class WindowLines:
         for each in self.left(partition):
             if locked(each):
                 raise PassError(
-                    f"boundary {each.name!r} waits for the gradients of later windows ({each.interface.description if each.interface else ''}), "
-                    "which one training step does not see: train the fused module, with one loss over all windows"
+                    f"boundary {each.name!r} waits for the gradients of later windows, which one training step does not see: "
+                    "train the fused module, with one loss over all windows"
                 )
             values = [self.leaving(name) if last else self.local(name) for name in each.values]
             weight = f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}"

@@ -18,7 +18,7 @@ Estimate = Callable[[int, Sequence[Tensor]], Sequence[Tensor]]
 class Stacked(nn.Module):
     """An nn.RNN, nn.GRU or nn.LSTM with a readout; its state is [layers, batch, width]."""
 
-    def __init__(self, kind: type[nn.RNNBase], layers: int, batch_first: bool) -> None:
+    def __init__(self, kind: type[nn.RNN | nn.GRU | nn.LSTM], layers: int, batch_first: bool) -> None:
         super().__init__()
         self.core = kind(3, 4, layers, batch_first=batch_first)
         self.readout = nn.Linear(4, 2)
@@ -33,7 +33,7 @@ class Stacked(nn.Module):
 class Looped(nn.Module):
     """A cell in a Python loop, and beside it a second state: a leaky trace of what it gave, and a count of steps."""
 
-    def __init__(self, kind: type[nn.RNNCellBase], steps: int) -> None:
+    def __init__(self, kind: type[nn.RNNCell | nn.GRUCell | nn.LSTMCell], steps: int) -> None:
         super().__init__()
         self.cell = kind(3, 4)
         self.lift = nn.Linear(5, 4)

@@ -22,7 +22,7 @@ def test_an_episode_asks_four_windows_after_the_cue() -> None:
 
 
 def test_truncated_backpropagation_leaves_the_cue_out() -> None:
-    assert torch.equal(CueNetwork().core.weight_ih_l0[:, :2], torch.zeros(128, 2))
+    assert torch.equal(CueNetwork().core.get_parameter("weight_ih_l0")[:, :2], torch.zeros(128, 2))
     assert 0.35 < statistics.fmean(learn("zero", seed=0, episodes=20)) < 0.65
 
 

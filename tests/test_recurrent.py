@@ -63,7 +63,7 @@ def full_backpropagation(case: Case) -> tuple[list[Tensor], list[list[Tensor]], 
         whole.append(state)
     states = list(map(floating, whole))
     parameters = list(case.model.parameters())
-    full = torch.autograd.grad(sum(losses), parameters, retain_graph=True, materialize_grads=True)
+    full = torch.autograd.grad(torch.stack(losses).sum(), parameters, retain_graph=True, materialize_grads=True)
     later = [[torch.zeros_like(value) for value in states[-1]]]
     for index in reversed(range(1, len(losses))):
         later.insert(0, window_by_hand(case, index, whole[index - 1], later[0]).arrived)

@@ -1,5 +1,7 @@
 """Unrolling: a cell's window is the cell step by step, weights shared, and it can be cut in time."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ CELLS = {
 }
 
 
-def one_step(cell: nn.Module, x: Tensor, state: object) -> tuple[Tensor, object]:
+def one_step(cell: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     given_back = cell(x, state)
     if isinstance(cell, nn.LSTMCell):
         return given_back[0], given_back
@@ -33,7 +35,7 @@ def test_a_window_is_the_cell_step_by_step(kind: str, steps: int, batch: int, ti
     torch.manual_seed(seed)
     cell = CELLS[kind]()
     zero = torch.randn(batch, 4)
-    state = (zero, zero.clone()) if "lstm" in kind else zero
+    state: Any = (zero, zero.clone()) if "lstm" in kind else zero
     x = torch.randn(steps, batch, 3)
     outputs, left = dnifx.unroll(cell, steps, time=time)(x.transpose(0, time), state)
     expected = []

@@ -29,8 +29,8 @@ class CueNetwork(nn.Module):
         self.core = nn.LSTM(INPUTS, width, batch_first=True)
         self.readout = nn.Linear(width, 2)
         with torch.no_grad():
-            self.core.weight_ih_l0[:, :2] = 0
-            self.core.bias_hh_l0[width : 2 * width] += open_gate
+            self.core.get_parameter("weight_ih_l0")[:, :2] = 0
+            self.core.get_parameter("bias_hh_l0")[width : 2 * width] += open_gate
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the logits [batch, steps, 2] and the next state."""

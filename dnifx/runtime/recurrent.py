@@ -12,7 +12,6 @@ from dnifx.errors import CutError, InputError, StateError, nearest
 from dnifx.ir import Program, Recurrent
 from dnifx.runtime.interface import without_rows
 
-
 _STATE = object()
 
 
@@ -153,7 +152,8 @@ def without_episodes(
     for index, cut in enumerate(program.recurrents if mask is not None else ()):
         dims = iter([carry.dim for carry in program.carries if carry.cut == index])
         state = follow(bound_arguments(program.model, arguments, keywords).arguments, cut.state)
-        state = pytree.tree_map_only(Tensor, lambda value, dims=dims: without_rows(value, mask, next(dims)), state)
+        leaves, spec = pytree.tree_flatten(state)
+        state = pytree.tree_unflatten([without_rows(leaf, mask, next(dims)) for leaf in leaves], spec)
         arguments, keywords = with_state(program.model, arguments, keywords, cut, state)
     return arguments, keywords
 
