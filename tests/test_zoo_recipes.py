@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from dnifx.errors import DnifxError, OptionError, StateError
 from dnifx.zoo.recipes import RECIPES, Recipe, option, options_of
-from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.arms import Arm, arms
+from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.settings import PRESETS, Feedforward, complete
 from dnifx.zoo.recipes.store import Checkpoint, write_whole
 

@@ -16,8 +16,8 @@ from dnifx.errors import LossError, StateError
 from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes import feedforward
-from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.arms import Arm, arms
+from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.learners import learner
 from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.results import Point
