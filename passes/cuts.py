@@ -172,7 +172,10 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
     )
     if kept:
         return f"no cut {item!r}: it lies inside {kept.path!r}, which is kept whole ({kept.reason}); cut after {kept.path!r} instead"
-    return f"no cut {item!r}: {label(program)} has that module, but its forward does not call it as a node of its own; {near}"
+    return (
+        f"no cut {item!r}: {label(program)} has that module, but its forward does not call it as a node of its own, or nothing uses "
+        f"what it makes; {near}"
+    )
 
 
 def resolve_edge(program: Program, edge: Edge, calls: Mapping[str, list[fx.Node]]) -> Cut:

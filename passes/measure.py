@@ -62,7 +62,40 @@ class MeasureNodes(Pass):
             measured = replace(
                 program, measures=measure_for_real(program), notes=(*program.notes, note.splitlines()[0])
             )
-        return replace(measured, graph=with_writes_read(copied(captured(program)), measured.measures))
+        graph = with_writes_read(copied(captured(program)), measured.measures)
+        return without_unused(replace(measured, graph=graph))
+
+
+def without_unused(program: Program) -> Program:
+    """Drop the operations whose value nothing uses, unless they draw random numbers, write, or update buffers."""
+    graph = captured(program)
+    dropped = []
+    for node in reversed(graph.nodes):
+        if not node.users and node.op != "output" and is_pure(program, node):
+            dropped.append(node.name)
+            graph.erase_node(node)
+    computed = [name for name in reversed(dropped) if program.measures[name].is_tensor]
+    measures = {name: measure for name, measure in program.measures.items() if name not in set(dropped)}
+    more = f" and {len(computed) - 3} more" if len(computed) > 3 else ""
+    note = (f"nothing uses {', '.join(computed[:3])}{more}: not computed",) if computed else ()
+    return replace(program, measures=measures, notes=program.notes + note)
+
+
+def is_pure(program: Program, node: fx.Node) -> bool:
+    """Whether a node only computes its value."""
+    measure = program.measures[node.name]
+    if node.op == "placeholder" or measure.random or measure.writes:
+        return False
+    if node.op == "call_module":
+        module = program.model.get_submodule(str(node.target))
+        known = all(type(each).__module__.startswith("torch.nn.") for each in module.modules())
+        return (
+            known
+            and not any(True for _ in module.buffers())
+            and not module._forward_hooks
+            and not module._forward_pre_hooks
+        )
+    return node.op == "get_attr" or not node.is_impure()
 
 
 def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Graph:
@@ -168,6 +201,7 @@ class Meter(fx.Interpreter):
         self.current: fx.Node | None = None
         self.counter = OperationCounter()
         self.converted: dict[int, Tensor] = {}
+        self.kept = {kept.path for kept in program.capture.kept} if program.capture is not None else set()
 
     def measure_all(self, *inputs: Any) -> None:
         """Run the graph under the counters, on converted parameters and buffers."""
@@ -199,6 +233,8 @@ class Meter(fx.Interpreter):
         if n.op != "output":
             writes = tuple(name for name, version in before.items() if after[name] != version)
             measured = self.measure(n, value, self.counter.flops - flops, writes)
+            if n.op == "call_module" and n.target in self.kept and trains(self.module, n):
+                measured = replace(measured, tensors=tuple(map(with_gradient, measured.tensors)))
             self.measures[n.name] = replace(measured, random=self.counter.draws > draws)
         return value
 
@@ -233,6 +269,16 @@ def versions(node: fx.Node, env: Mapping[fx.Node, Any]) -> dict[str, tuple[int, 
         argument.name: tuple(tensor._version for tensor in held_tensors(env[argument]))
         for argument in node.all_input_nodes
     }
+
+
+def trains(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a called module has parameters that are trained."""
+    return any(parameter.requires_grad for parameter in model.get_submodule(str(node.target)).parameters())
+
+
+def with_gradient(spec: TensorSpec) -> TensorSpec:
+    """Return a spec that carries a gradient if its type can: a module kept whole may do so in one call and not in the next."""
+    return replace(spec, requires_grad=spec.dtype.is_floating_point or spec.dtype.is_complex)
 
 
 def storage_of(tensor: Tensor) -> int:

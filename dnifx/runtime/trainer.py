@@ -15,6 +15,8 @@ from dnifx.errors import ContextError, InputError, LossError, StateError, neares
 from dnifx.ir import Program, Schedule
 from dnifx.runtime.interface import (
     arrived,
+    auxiliary_fit,
+    backpropagate,
     by_example,
     compare,
     count_only,
@@ -33,6 +35,7 @@ from dnifx.runtime.optimizers import (
     OptimizerSpec,
     SchedulerSpec,
     advance,
+    fitted_in_time,
     fitted_parameters,
     make_optimizers,
     make_schedulers,
@@ -49,6 +52,8 @@ Loss = Callable[[Any, Any], Tensor]
 STEP_GLOBALS = {
     "torch": torch,
     "arrived": arrived,
+    "auxiliary_fit": auxiliary_fit,
+    "backpropagate": backpropagate,
     "by_example": by_example,
     "compare": compare,
     "count_only": count_only,
@@ -108,11 +113,7 @@ class Trainer:
             for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
             if fitted_parameters(interface)
         }
-        fitted.update(
-            (each.key, fitted_parameters(each.interface))
-            for each in net.program.recurrences
-            if each.interface is not None and fitted_parameters(each.interface)
-        )
+        fitted.update((each.key, fitted_in_time(each)) for each in net.program.recurrences if fitted_in_time(each))
         self.window = Window(net.program)
         self.optimizers = make_optimizers(optimizer, owned, "optimizer")
         default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
@@ -142,6 +143,7 @@ class Trainer:
                 setattr(parts, f"imagine_{boundary.key}", interface.input_model)
             for each in self.net.program.recurrences:
                 setattr(parts, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
+                setattr(parts, f"head_{each.key}", each.head)
             parts.window = self.window
             self.parts[id(situation)] = parts
         return parts
@@ -164,10 +166,12 @@ class Trainer:
             raise ContextError(
                 "context= was given, but the estimators of this module see none; decouple it with context="
             )
+        if self.steps == 0:
+            self.forget()
         args, kwargs = self.window.filled(args, kwargs)
         loss, output, diagnostics = self.run(args, kwargs, target, target if context is None else context, diagnose)
         if output is not None:
-            self.window.leave(output)
+            self.window.leave(output, args, kwargs)
         advance(self.lr_schedulers.values())
         self.steps += 1
         return StepResult(None if loss is None else loss.detach(), output, diagnostics)
