@@ -278,9 +278,9 @@ class Recurrent:
         scale: What the synthetic gradient at a window's end is multiplied by.
         batch_dim: The dimension of the state's tensors that counts examples; None: 1 where an ``nn.RNN``, ``nn.GRU`` or
             ``nn.LSTM`` takes the tensor itself, 0 elsewhere.
-        into_core: Whether the estimator's own error reaches the core, through one more core step (the trainer alone does it).
-        auxiliary: Whether a head predicts, from the window's start, the synthetic gradient of its end; its error reaches the
-            core as with ``into_core``.
+        into_core: Whether the estimator's own error reaches the core: the trainer computes the last window again for it.
+        auxiliary: Whether a head predicts, from the window's start, the synthetic gradient at its end; its error reaches the
+            core in the same way.
     """
 
     state: str

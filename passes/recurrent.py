@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CutError, EstimatorError, PassError
-from dnifx.estimators import SyntheticState
+from dnifx.estimators import BoundarySpec, SyntheticState
 from dnifx.ir import Boundary, Carry, Cut, Interface, Program, Recurrence, Recurrent, TensorSpec, identifier
 from dnifx.passes.capture import captured, output_of
 from dnifx.passes.cuts import CutSpec
@@ -275,7 +275,8 @@ class InsertRecurrences(Pass):
         for index, each in enumerate(program.recurrences):
             before = existing.get(each.name)
             made = chosen(each, index, choices[each.name], program) if before is None else before.interface
-            found.append(replace(each, interface=made))
+            head = before.head if before is not None else head_of(each, program)
+            found.append(replace(each, interface=made, head=head))
         notes = tuple(described(each) for each in found)
         return replace(program, recurrences=tuple(found), notes=program.notes + notes)
 
@@ -295,6 +296,23 @@ def chosen(each: Recurrence, index: int, choice: Choice, program: Program) -> In
             "see; give an estimator that learns from the target, as dnifx.estimators.SyntheticState()"
         )
     return interface
+
+
+def head_of(each: Recurrence, program: Program) -> nn.Module | None:
+    """Build what predicts the next synthetic gradient, for the auxiliary task.
+
+    Raises:
+        CutError: The estimator's error should reach the core, but the core is cut into partitions.
+    """
+    if (each.cut.into_core or each.cut.auxiliary) and len(program.partitions) > 1:
+        raise CutError(
+            f"{each.cut!r}: into_core and auxiliary need the window in one partition, but there are {len(program.partitions)}; "
+            "leave the other cuts out, or the options"
+        )
+    if not each.cut.auxiliary:
+        return None
+    spec = BoundarySpec(each.name, each.specs)
+    return SyntheticState()(spec).to(device=each.specs[0].device, dtype=each.specs[0].dtype)
 
 
 def split_cuts(cuts: CutSpec) -> tuple[CutSpec | None, tuple[Recurrent, ...]]:

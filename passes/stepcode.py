@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dnifx.errors import PassError
 from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Schedule
 from dnifx.passes.emit import CONTEXT, provenance
-from dnifx.passes.measure import data_inputs, examples_of
+from dnifx.passes.measure import data_inputs, examples_of, node_parameters
 from dnifx.passes.windowcode import WindowLines
 from dnifx.schedules import Answer, answers
 
@@ -25,6 +25,7 @@ RESERVED = {
     "scale",
     "diagnostics",
     "reset",
+    "again",
     "torch",
 }
 PREFIXES = (
@@ -38,12 +39,14 @@ PREFIXES = (
     "output_error",
     "submod_",
     "arrived",
+    "backpropagate",
     "fit_gradient",
     "per_example",
     "compare",
     "end_",
     "by_example",
     "without_rows",
+    "auxiliary_fit",
     "window_",
 )
 
@@ -75,7 +78,8 @@ class StepWriter:
 
     def source(self) -> str:
         """Return the source of ``def step(self, <inputs>, target, context=None)``."""
-        blocks = [self.prelude(), *self.window_start(), *map(self.block, self.schedule.actions), *self.window_fits()]
+        steps = [block for action in self.schedule.actions for block in (self.block(action), *self.window_fits(action))]
+        blocks = [self.prelude(), *self.window_start(), *steps]
         inputs = self.program.signature.inputs if self.program.signature else ()
         head = f"def step(self, {''.join(f'{local(name)}, ' for name in inputs)}target, context=None):"
         body = [f'"""One training step: {self.schedule.name}."""']
@@ -110,9 +114,9 @@ class StepWriter:
         found = self.windows.start()
         return [Block(found.title, found.lines, found.defines)] if found is not None else []
 
-    def window_fits(self) -> list[Block]:
-        """Write the fits of what stands in time."""
-        return [Block(each.title, each.lines, each.defines) for each in self.windows.fits(fit_lines)]
+    def window_fits(self, after: Action) -> list[Block]:
+        """Write the fits of what stands in time, once all that they need is there."""
+        return [Block(each.title, each.lines, each.defines) for each in self.windows.fits(after, fit_lines)]
 
     def block(self, action: Action) -> Block:
         """Write one action."""
@@ -228,7 +232,35 @@ class StepWriter:
             return Block(title, ("pass",))
         listed = f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"
         defines = tuple(f"end_{each.key}" for each in self.windows.left(action.index))
-        return Block(title, (*lines, f"torch.autograd.backward({listed[0]}, {listed[1]})"), defines)
+        call = "torch.autograd.backward" if self.carries_surely(action.index) else "backpropagate"
+        return Block(title, (*lines, f"{call}({listed[0]}, {listed[1]})"), defines)
+
+    def carries_surely(self, partition: int) -> bool:
+        """Whether every boundary value of a partition hangs on a parameter or on a leaf that is differentiated.
+
+        A value that is only passed on hangs on neither where its leaf gets no target; a module that was kept whole may give
+        what it was given.
+        """
+        kept = {each.path for each in self.program.capture.kept} if self.program.capture is not None else set()
+        nodes = set(self.program.partitions[partition].nodes)
+        arriving = {
+            name
+            for boundary in self.program.boundaries
+            if Action(Kind.TARGET, boundary.index) in self.plain_actions()
+            for name in boundary.values
+        }
+        sure: set[str] = set()
+        for node in self.program.graph.nodes if self.program.graph is not None else ():
+            if node.name not in nodes:
+                sure |= {node.name} & arriving
+            elif not (node.op == "call_module" and node.target in kept):
+                trained = any(
+                    each.requires_grad
+                    for each in node_parameters(self.program.model, node, self.program.constants).values()
+                )
+                if trained or any(source.name in sure for source in node.all_input_nodes):
+                    sure.add(node.name)
+        return all(name in sure for boundary in self.produced(partition) for name in boundary.values)
 
     def gradient(self, boundary: Boundary, position: int) -> str:
         """Return the expression of the gradient that a boundary value receives."""

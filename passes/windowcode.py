@@ -44,10 +44,13 @@ class WindowLines:
         if not self.program.carries:
             return None
         lines, defines = ["reset = self.window.mask"], ["reset"]
+        if self.reaches_core():
+            lines.append("again = self.window.again()")
+            defines.append("again")
         for each in self.fitted():
-            values = ", ".join(f"by_example({self.local(c.input)}.detach(), {c.dim})" for c in each.carries)
-            lines.append(f"estimate_start_{each.key} = self.estimate_{each.key}(({values},))")
-            defines.append(f"estimate_start_{each.key}")
+            lines += self.first_state(each)
+            lines.append(f"estimate_start_{each.key} = self.estimate_{each.key}({self.seen(each)})")
+            defines += [f"seen_start_{each.key}", f"estimate_start_{each.key}"]
         arriving = {name for each in self.fitted() for name in each.inputs}
         for carry in self.program.carries:
             grad = ".requires_grad_()" if carry.input in arriving else ""
@@ -56,6 +59,27 @@ class WindowLines:
             )
             defines.append(f"leaf_{carry.input}")
         return Lines("the window starts from the state that the last one left", tuple(lines), tuple(defines))
+
+    def reaches_core(self) -> bool:
+        """Whether an error that is known only in the next window reaches the core that made the state."""
+        return any(each.cut.into_core or each.cut.auxiliary for each in self.fitted())
+
+    def first_state(self, each: Recurrence) -> list[str]:
+        """Write the state as the estimator sees it: as it was carried, or computed again where its error reaches the core."""
+        carried = "".join(f"by_example({self.local(c.input)}.detach(), {c.dim}), " for c in each.carries).rstrip()
+        lines = [f"seen_start_{each.key} = ({carried})"]
+        if each.cut.into_core or each.cut.auxiliary:
+            places = [self.program.carries.index(carry) for carry in each.carries]
+            made = "".join(
+                f"by_example(again[{place}], {c.dim}), " for place, c in zip(places, each.carries, strict=True)
+            )
+            lines += ["if again is not None:", f"    seen_start_{each.key} = ({made.rstrip()})"]
+        return lines
+
+    def seen(self, each: Recurrence) -> str:
+        """Return what the estimator is asked about, detached where its own error stays outside the core."""
+        name = f"seen_start_{each.key}"
+        return name if each.cut.into_core or not each.cut.auxiliary else f"tuple(map(torch.Tensor.detach, {name}))"
 
     def fitted(self) -> list[Recurrence]:
         """Return the boundaries whose estimator is fitted in this step: all that take the state run backward."""
@@ -97,21 +121,36 @@ class WindowLines:
             gradients += [f"end_{each.key}[{place}]" for place in range(len(values))]
         return lines, tensors, gradients
 
+    def is_last_backward(self, action: Action, each: Recurrence) -> bool:
+        """Whether an action is the last backward pass of those that leave or take a state."""
+        wanted = {each.producer, *each.consumers}
+        passes = [(a.kind, a.index) for a in self.schedule.actions if a.kind is Kind.BACKWARD and a.index in wanted]
+        return bool(passes) and passes[-1] == (action.kind, action.index)
+
     def leaving(self, name: str) -> str:
         """Return what the last partition calls a value of the next state: its place among the flat outputs."""
         flat = flat_output(captured(self.program))
         place = next(place for place, node in enumerate(flat) if isinstance(node, fx.Node) and node.name == name)
         return f"outputs[{place}]"
 
-    def fits(self, lesson: Callable[[str, str], Sequence[str]]) -> list[Lines]:
-        """Fit the estimators to what arrived at the window's start."""
+    def fits(self, after: Action, lesson: Callable[[str, str], Sequence[str]]) -> list[Lines]:
+        """Fit, after an action, the estimators to what arrived at the window's start: once all who see it ran backward."""
         found = []
         for each in self.fitted():
+            if not self.is_last_backward(after, each):
+                continue
             leaves = ", ".join(f"arrived(leaf_{name})" for name in each.inputs)
             lines = [f"target_start_{each.key} = window_targets(({leaves},), reset, {each.dims}, scale)"]
             pair = f"estimate_start_{each.key}", f"target_start_{each.key}"
             if self.diagnose:
                 lines.append(f"diagnostics[{each.name!r}] = compare({', '.join(pair)})")
+            if each.cut.auxiliary:
+                values = ", ".join(self.leaving(name) for name in each.values)
+                lines += [
+                    "if again is not None:",
+                    f"    auxiliary_fit(self.head_{each.key}, self.estimate_{each.key}, seen_start_{each.key}, ({values},), "
+                    f"{each.dims}, reset, examples)",
+                ]
             lines += lesson(*pair)
             lines += [
                 f"self.estimator_optimizers[{each.key!r}].step()",
@@ -119,8 +158,3 @@ class WindowLines:
             ]
             found.append(Lines(f"fit what stands in time at {each.name}", tuple(lines), (pair[1],)))
         return found
-
-
-def is_last(action: Action, program: Program) -> bool:
-    """Whether an action belongs to the partition that makes the output."""
-    return action.index == len(program.partitions) - 1

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -294,3 +295,83 @@ def test_states_are_given_back_detached_and_diagnosed() -> None:
     result = net.trainer(sgd).step(x, target=torch.zeros(2, 3, 2), diagnose=True)
     assert set(result.diagnostics["state"]) >= {"cosine", "relative_error"}
     assert "cut in time at state" in str(net)
+
+
+def only_outside(net: dnifx.DecoupledModule) -> dnifx.Trainer:
+    """Return a trainer that moves the estimators and leaves the model's gradients to be looked at."""
+    return net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.0), estimator_optimizer=sgd)
+
+
+@pytest.mark.parametrize("option", ["into_core", "auxiliary"])
+@settings(max_examples=8)
+@given(case=recurrent_cases(windows=2), seed=st.integers(0, 1000))
+def test_the_estimators_own_error_reaches_the_core_when_asked(option: str, case: Case, seed: int) -> None:
+    """In the second window the core's gradient differs by that of the estimator's (or the head's) mean squared error."""
+    gradients: list[list[Tensor]] = []
+    for cut in (case.cut, replace(case.cut, **{option: True})):
+        each = replace(copy.deepcopy(case), cut=cut)
+        torch.manual_seed(seed)
+        trainer = only_outside(each.decouple())
+        boundary = trainer.net.program.recurrences[0]
+        assert boundary.interface is not None
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in boundary.interface.estimator.parameters():
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+            for parameter in boundary.head.parameters() if boundary.head is not None else ():
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+        seen = watch_gradients(trainer)
+        trainer.step(each.inputs[0], target=each.targets[0])
+        learners = copy.deepcopy((boundary.interface.estimator, boundary.head))
+        trainer.step(each.inputs[1], target=each.targets[1])
+        gradients.append(seen[1])
+    error = error_in_second_window(replace(each, cut=case.cut), learners, option)
+    expected = torch.autograd.grad(error, list(each.model.parameters()), materialize_grads=True)
+    found = [with_error - without for without, with_error in zip(*gradients, strict=True)]
+    assert largest(found, expected) < 1e-10
+    assert max(float(gradient.abs().max()) for gradient in expected) > 0
+
+
+def watch_gradients(trainer: dnifx.Trainer) -> list[list[Tensor]]:
+    """Return a list that gets the model's gradients before each update."""
+    seen: list[list[Tensor]] = []
+    (optimizer,) = trainer.optimizers.values()
+
+    def look(*_: object) -> None:
+        model = trainer.net.original
+        seen.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
+
+    optimizer.register_step_pre_hook(look)
+    return seen
+
+
+def error_in_second_window(case: Case, learners: tuple[nn.Module, nn.Module | None], option: str) -> Tensor:
+    """Return the error of the estimator at the second window's start, or of the head, attached to the core."""
+    estimator, head = learners
+    _, again = case.where(case.model(case.inputs[0], case.state))
+    first = window_by_hand(case, 0, case.state).left
+    last = floating(window_by_hand(case, 1, first).left)
+    start = tuple(map(by_rows, floating(again)))
+    ended = tuple(answer.detach() for answer in estimator(tuple(map(by_rows, last))))
+    if option == "auxiliary" and head is not None:
+        return sum_of_squares(head(start), ended) / case.batch
+    shaped = [
+        a.reshape(v.transpose(0, 1).shape).transpose(0, 1) if v.dim() == 3 else a
+        for a, v in zip(ended, last, strict=True)
+    ]
+    given_back = [case.cut.scale / case.batch * gradient for gradient in shaped]
+    targets = [case.batch * by_rows(value) for value in window_by_hand(case, 1, first, given_back).arrived]
+    return sum_of_squares(estimator(start), targets) / case.batch
+
+
+def sum_of_squares(made: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    return torch.stack([((one - target) ** 2).sum() for one, target in zip(made, targets, strict=True)]).sum()
+
+
+def test_an_error_that_reaches_the_core_takes_a_trainer_and_a_whole_window() -> None:
+    model, x, state = lstm()
+    cut = dnifx.Recurrent("state", "1", into_core=True)
+    with pytest.raises(InputError, match="which a trainer alone keeps"):
+        dnifx.decouple(model, cut, args=(x, state))(x, state)
+    with pytest.raises(CutError, match="need the window in one partition, but there are 2"):
+        dnifx.decouple(model, ["core", cut], args=(x, state))

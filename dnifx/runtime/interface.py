@@ -162,6 +162,13 @@ def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
     return ((estimate - target) * (2.0 / examples)).to(estimate.dtype)
 
 
+def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Backpropagate from those of the tensors that carry a graph: a value that was only passed on, detached, carries none."""
+    pairs = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if tensor.requires_grad]
+    if pairs:
+        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+
+
 def per_example(gradient: Tensor, scale: float) -> Tensor:
     """Return the per-example target from the gradient that arrived: at least in single precision, divided by the scale."""
     wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
@@ -397,3 +404,35 @@ def window_gradients(
     return tuple(
         like_state(estimate * weight, value, dim) for estimate, value, dim in zip(estimates, values, dims, strict=True)
     )
+
+
+def auxiliary_fit(
+    head: Any,
+    estimator: Any,
+    start: Sequence[Tensor],
+    values: Sequence[Tensor],
+    dims: Sequence[int],
+    reset: Tensor | None,
+    examples: int,
+) -> None:
+    """Fit the head, and the core behind the window's first state, to the synthetic gradient at the window's end.
+
+    The loss is the mean over examples of ||head(start) - estimate at the end||^2; rows that begin an episode have none.
+
+    Args:
+        head: Predicts from the first state what the estimator will say of the last.
+        estimator: The estimator.
+        start: The first state as estimators see it, attached to the core.
+        values: The state that the window leaves.
+        dims: The dimension of each of its tensors that counts examples.
+        reset: Which examples begin an episode, [batch], or None.
+        examples: Number of examples.
+    """
+    with torch.no_grad():
+        targets = estimator(tuple(by_example(value.detach(), dim) for value, dim in zip(values, dims, strict=True)))
+    made = head(tuple(start))
+    fits = tuple(
+        without_rows(fit_gradient(one.detach(), target, examples), reset, 0)
+        for one, target in zip(made, targets, strict=True)
+    )
+    torch.autograd.backward(tuple(made), fits, retain_graph=True)

@@ -13,7 +13,7 @@ from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
 from dnifx.runtime.ops import GuardError
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
-from dnifx.runtime.recurrent import with_own_tensors, without_episodes
+from dnifx.runtime.recurrent import refuse_core_errors, with_own_tensors, without_episodes
 from dnifx.runtime.situation import Situation, Undo, hold_constants
 from dnifx.runtime.trainer import Loss, Trainer
 
@@ -81,6 +81,7 @@ class DecoupledModule(nn.Module):
         self._modules.update(program.model._modules)
         estimators = {b.key: i.estimator for b, i in zip(program.boundaries, program.interfaces, strict=True)}
         estimators.update((each.key, each.interface.estimator) for each in program.recurrences if each.interface)
+        estimators.update((f"{each.key}_head", each.head) for each in program.recurrences if each.head is not None)
         self.add_module(roots[0], nn.ModuleDict(estimators))
         imagined = {
             boundary.key: interface.input_model
@@ -188,6 +189,7 @@ class DecoupledModule(nn.Module):
                 )
             seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
         if self.program.recurrences:
+            refuse_core_errors(self.program)
             seen = (*seen, reset)
             if not torch.compiler.is_compiling():
                 args, kwargs = with_own_tensors(self.program, args, kwargs)

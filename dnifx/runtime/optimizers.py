@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dnifx.errors import OptimizerError, nearest
-from dnifx.ir import Interface
+from dnifx.ir import Interface, Recurrence
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 OptimizerSpec = MakeOptimizer | Mapping[str, MakeOptimizer]
@@ -86,3 +86,9 @@ def advance(schedulers: Iterable[LRScheduler]) -> None:
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for scheduler in schedulers:
             scheduler.step()
+
+
+def fitted_in_time(each: Recurrence) -> list[nn.Parameter]:
+    """Return the parameters that the fit at a cut in time trains: the estimator's, and the auxiliary head's."""
+    own = fitted_parameters(each.interface) if each.interface is not None else []
+    return own + (list(each.head.parameters()) if each.head is not None and own else [])

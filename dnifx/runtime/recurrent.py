@@ -158,6 +158,20 @@ def without_episodes(
     return arguments, keywords
 
 
+def refuse_core_errors(program: Program) -> None:
+    """Raise InputError where the estimator's own error reaches the core, which takes the window before.
+
+    Raises:
+        InputError: Some cut in time asks for it.
+    """
+    for cut in program.recurrents:
+        if cut.into_core or cut.auxiliary:
+            raise InputError(
+                f"{cut!r}: into_core and auxiliary compute the last window again, which a trainer alone keeps: train with "
+                "net.trainer(...).step(...), and evaluate under torch.no_grad()"
+            )
+
+
 class Window:
     """What lies between the window before and the next one.
 
@@ -170,6 +184,7 @@ class Window:
         self.states: dict[int, Any] = {}
         self.mask: Tensor | None = None
         self.others: list[int] | None = None
+        self.past: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def filled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a call's arguments with the carried state in them; what is given by the caller stands.
@@ -196,11 +211,28 @@ class Window:
         bound = bound_arguments(self.program.model, self.program.args, self.program.kwargs)
         return pytree.tree_map_only(Tensor, lambda t: torch.zeros_like(t.detach()), follow(bound.arguments, cut.state))
 
-    def leave(self, output: Any) -> None:
-        """Take the next state out of an output, detached; the rows to reset are done with."""
+    def leave(self, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take the next state out of an output, detached; keep the inputs where the window is computed again later."""
+        if any(cut.into_core or cut.auxiliary for cut in self.program.recurrents):
+            self.past = without_episodes(self.program, args, kwargs, self.mask)
         for index, cut in enumerate(self.program.recurrents):
             self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
         self.mask = None
+
+    def again(self) -> list[Tensor] | None:
+        """Return the state that the last window left, computed again with the weights of now; None before the first window.
+
+        Buffers are put back: what the model counts in them, it has counted.
+        """
+        if self.past is None:
+            return None
+        buffers = [(buffer, buffer.clone()) for buffer in self.program.model.buffers()]
+        args, kwargs = self.past
+        output = self.program.model(*args, **kwargs)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        return [leaf for cut in self.program.recurrents for leaf in state_out(self.program.model, output, cut)]
 
     def visible(self, output: Any) -> Any:
         """Return what the loss sees of an output: the one value that is no state, or all of it where there are several."""
@@ -235,7 +267,7 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the carried states and the rows to reset."""
-        return {"states": dict(self.states), "mask": self.mask}
+        return {"states": dict(self.states), "mask": self.mask, "past": self.past}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up saved states.
@@ -249,6 +281,7 @@ class Window:
             )
         self.states = dict(state["states"])
         self.mask = state["mask"]
+        self.past = state.get("past")
 
 
 def other_leaves(output: Any, cuts: Sequence[Recurrent]) -> list[int]:
