@@ -7,13 +7,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dnifx import schedules
-from dnifx.errors import CaptureError, DnifxError, InputError, LossError
+from dnifx.errors import CaptureError, CutError, DnifxError, InputError, LegalizeError, LossError, PassError
 from dnifx.ir import Program, Recurrent, Schedule
 from dnifx.passes.capture import CaptureGraph
 from dnifx.passes.code import program_code
 from dnifx.passes.cuts import CutSpec, FixedCuts, ResolveCuts, opened_by
 from dnifx.passes.emit import INPUT_MODELS, EmitFused, interface_root
 from dnifx.passes.folder import write_folder
+from dnifx.passes.homes import SameHomes
 from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces
 from dnifx.passes.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
@@ -147,16 +148,16 @@ class CompileOptions:
             InputError: The cuts fall elsewhere there.
         """
         opened = opened_by(first.model, self.inside)
-        capture = CaptureGraph(verify=False, open_paths=opened, situation=number)
+        kept = tuple(each.path for each in first.capture.kept if each.path) if first.capture is not None else ()
+        capture = CaptureGraph(verify=self.verify, open_paths=opened, keep_whole=kept, situation=number)
+        given = Program(first.model, args, dict(kwargs))
+        if self.cuts is not None:
+            try:
+                return same_shape(first, run_passes(given, self.whole(capture, SameHomes(first), first)))
+            except (CutError, InputError, PassError, LegalizeError):
+                pass
         cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.inside)
-        program = run_passes(Program(first.model, args, dict(kwargs)), self.whole(capture, cuts, first))
-        expected, found = shape_of(first), shape_of(program)
-        if expected != found:
-            raise InputError(
-                f"{type(first.model).__name__} computes something else for these inputs, and the cuts fall elsewhere:\n  expected "
-                f"{expected}\n  got      {found}\ndecouple the model again with an example of this call"
-            )
-        return program
+        return same_shape(first, run_passes(given, self.whole(capture, cuts, first)))
 
     def whole(self, capture: Pass, cuts: Pass, first: Program | None = None) -> tuple[Pass, ...]:
         """Return all passes; those that cuts in time need stand among the others, and interfaces of ``first`` are used again."""
@@ -170,7 +171,7 @@ class CompileOptions:
             *self.in_time(ResolveStates()),
             MeasureNodes(),
             WholeWindow() if self.cuts is None else cuts,
-            FormPartitions(),
+            *(() if isinstance(cuts, SameHomes) else (FormPartitions(),)),
             Legalize(),
             *self.in_time(FormRecurrences()),
             insert,
@@ -184,6 +185,21 @@ class CompileOptions:
     def in_time(self, step: Pass) -> tuple[Pass, ...]:
         """Return a pass that cuts in time need, where there are any."""
         return (step,) if self.recurrents else ()
+
+
+def same_shape(first: Program, program: Program) -> Program:
+    """Return a program of another situation whose interfaces are those of the first one.
+
+    Raises:
+        InputError: They are not.
+    """
+    expected, found = shape_of(first), shape_of(program)
+    if expected != found:
+        raise InputError(
+            f"{type(first.model).__name__} computes something else for these inputs, and the cuts fall elsewhere:\n  expected "
+            f"{expected}\n  got      {found}\ndecouple the model again with an example of this call"
+        )
+    return program
 
 
 def shape_of(program: Program) -> tuple[int, tuple[tuple[str, int], ...]]:

@@ -21,12 +21,14 @@ class CaptureGraph(Pass):
         verify: Compare each rung's outputs, gradients, buffers and random state with the model's, at another batch size
             too, before it is taken.
         open_paths: The modules that the cuts need opened, where they are known; without them ``record_cuts`` is skipped.
+        keep_whole: Modules that recording keeps whole in any case.
         situation: Number of this capture among those of one decoupled module; keeps their constants apart.
     """
 
     rungs: tuple[str, ...] = ("record", "record_cuts", "export", "symbolic")
     verify: bool = True
     open_paths: tuple[str, ...] | None = None
+    keep_whole: tuple[str, ...] = ()
     situation: int = 0
     name: ClassVar[str] = "capture"
     requires: ClassVar[tuple[str, ...]] = ("model",)
@@ -38,7 +40,7 @@ class CaptureGraph(Pass):
         Raises:
             CaptureError: No rung captures the model as it is; the text says what each met.
         """
-        climb = climb_ladder(program, self.rungs, self.open_paths, self.verify)
+        climb = climb_ladder(program, self.rungs, self.open_paths, self.verify, self.keep_whole)
         rung, found = climb.rung, named_apart(climb.found, self.situation)
         notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
         return replace(

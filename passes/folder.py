@@ -33,6 +33,7 @@ FILES = ("interface", "ops", "gradients")
 
 STEP_NAMES = (
     "arrived",
+    "backpropagate",
     "compare",
     "count_only",
     "example_losses",

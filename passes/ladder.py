@@ -53,9 +53,9 @@ class Climb:
     notes: tuple[str, ...]
 
 
-def recorded(program: Program, open_paths: Sequence[str] | None = None) -> Found:
+def recorded(program: Program, open_paths: Sequence[str] | None = None, keep_whole: Sequence[str] = ()) -> Found:
     """Run the model once on the example inputs and write down what it does."""
-    recording = record(program.model, program.args, program.kwargs, open_paths=open_paths)
+    recording = record(program.model, program.args, program.kwargs, open_paths=open_paths, keep_whole=keep_whole)
     if recording.volatile:
         raise CaptureError(
             f"Python's random numbers or state steer the forward of {type(program.model).__name__}, so that every call takes another "
@@ -80,11 +80,17 @@ def exported(program: Program) -> Found:
     return Found(trace.graph, trace.signature, trace.constants, notes=notes)
 
 
-RUNGS: Mapping[str, Callable[[Program], Found]] = {"record": recorded, "export": exported, "symbolic": traced}
-"""The techniques that need nothing but the program; ``record_cuts`` needs the paths that the cuts open."""
+RUNGS: Mapping[str, Callable[[Program], Found]] = {"export": exported, "symbolic": traced}
+"""The techniques that need nothing but the program; those that record take the modules that are opened or kept."""
 
 
-def climb_ladder(program: Program, rungs: Sequence[str], open_paths: Sequence[str] | None, check: bool) -> Climb:
+def climb_ladder(
+    program: Program,
+    rungs: Sequence[str],
+    open_paths: Sequence[str] | None,
+    check: bool,
+    keep_whole: Sequence[str] = (),
+) -> Climb:
     """Return the first rung whose graph does what the model does.
 
     Raises:
@@ -98,7 +104,8 @@ def climb_ladder(program: Program, rungs: Sequence[str], open_paths: Sequence[st
         if rung == "record_cuts" and open_paths is None:
             continue
         try:
-            found = recorded(program, open_paths) if rung == "record_cuts" else RUNGS[rung](program)
+            opened = open_paths if rung == "record_cuts" else None
+            found = RUNGS[rung](program) if rung in RUNGS else recorded(program, opened, keep_whole)
         except CaptureError as error:
             tried.append((rung, str(error)))
             continue

@@ -365,28 +365,36 @@ def steps_scheduled(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping
 
 def check_batch(factory: Factory, cuts: Cuts, net: DecoupledModule) -> str | None:
     """With one more example in the batch (a graph: one more node) outputs are the original's, bit for bit."""
-    model, args, kwargs = built(factory)
-    more = larger(args), larger(kwargs)
-    try:
-        seed(1)
-        model(*more[0], **more[1])
-    except Exception as error:  # noqa: BLE001 - whatever a model says to another batch size
-        return f"the model itself does not take it: {type(error).__name__}: {error}"
-    compare_forward((built(factory)[0], *more), decoupled(built(factory), cuts, "zero"))
-    return None
+    refused = ""
+    for grow in (larger, longer):
+        model, args, kwargs = built(factory)
+        more = grow(args), grow(kwargs)
+        try:
+            seed(1)
+            model(*more[0], **more[1])
+        except Exception as error:  # noqa: BLE001 - whatever a model says to another batch size
+            refused = f"the model itself does not take it: {type(error).__name__}: {error}"
+            continue
+        compare_forward((built(factory)[0], *more), decoupled(built(factory), cuts, "zero"))
+        return None
+    return refused
 
 
 def larger(value: Any) -> Any:
-    """Return inputs with the first example there once more; lists count examples too."""
+    """Return inputs with the first example there once more; pairs of node numbers (int64 [2, edges]) stay as they are."""
     if isinstance(value, Tensor):
-        return torch.cat([value, value[:1]]) if value.dim() and value.shape[0] != 1 else value
-    if isinstance(value, list):
-        return [*value, value[0]]
+        edges = value.dim() == 2 and value.shape[0] == 2 and value.dtype == torch.int64 and value.shape[1] > 20
+        return torch.cat([value, value[:1]]) if value.dim() and value.shape[0] > 1 and not edges else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(larger, value))
+    return {name: larger(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def longer(value: Any) -> Any:
+    """Return inputs with lists that are one longer."""
     if isinstance(value, tuple):
-        return tuple(map(larger, value))
-    if isinstance(value, dict):
-        return {name: larger(item) for name, item in value.items()}
-    return value
+        return tuple(map(longer, value))
+    return [*value, value[0]] if isinstance(value, list) else value
 
 
 def check_state(factory: Factory, cuts: Cuts, net: DecoupledModule) -> None:

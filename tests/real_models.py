@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.hard_models import HARD
+
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 Factory = Callable[[], Example]
 
@@ -425,11 +427,11 @@ def _torch_own() -> dict[str, Factory]:
             (torch.randn(7, 2, 16),),
             {},
         ),
-        "lstm": lambda: (nn.LSTM(8, 16, 2, batch_first=True), (torch.randn(2, 7, 8),), {}),
     }
 
 
 FAMILIES: Mapping[str, Callable[[], Mapping[str, Factory]]] = {
+    **HARD,
     "torch": _torch_own,
     "torchvision": _torchvision,
     "torchvision tasks": _segmentation_and_detection,

@@ -61,6 +61,11 @@ class Plan:
             return True
         return self.open_paths is not None and path not in self.open_paths and not self._is_below_leak(path)
 
+    def may_open(self, path: str, module: nn.Module) -> bool:
+        """Whether a module of torch that usually stays one node can be opened: inside autocast, its calls need the region around them."""
+        made = isinstance(module, torch.jit.ScriptModule) or parametrize.is_parametrized(module) or is_made(path)
+        return path not in self.whole and not made and type(module).__module__.startswith("torch.nn.")
+
     def is_fixed(self, path: str) -> bool:
         """Whether a module has to stay open, whatever its forward does."""
         if path == "" or path in self.leaking:

@@ -239,7 +239,8 @@ class Recorder(TorchFunctionMode):
                 self.hazard(f"a call of {path!r} inside a function that is recorded as one call", hard=True)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
-        if self._plan.is_leaf(path, module) and not self._swapped(module):
+        opened = bool(self._regions()) and self._plan.may_open(path, module)
+        if self._plan.is_leaf(path, module) and not opened and not self._swapped(module):
             if is_made(path):
                 return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
             return self._leaf(call, module, path, args, kwargs)

@@ -1,0 +1,106 @@
+"""Homes: another situation of a model gets the partitions of the first one, node by node."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from dnifx.errors import CutError
+from dnifx.ir import Cut, Edge, Program
+from dnifx.passes.capture import captured, module_path, output_of
+from dnifx.passes.partition import with_reads
+from dnifx.passes.pipeline import Pass
+
+Place = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True)
+class SameHomes(Pass):
+    """Give every node the partition that its like has in an earlier compilation of the same model.
+
+    Evaluation leaves the dropouts of training out, other sizes take another way; what both do, they do in the same modules in
+    the same order.
+
+    Attributes:
+        first: The earlier program.
+    """
+
+    first: Program
+    name: ClassVar[str] = "homes"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures")
+    ensures: ClassVar[tuple[str, ...]] = ("cuts", "levels", "homes")
+
+    def run(self, program: Program) -> Program:
+        """Find the like of each node, and cut where it was cut.
+
+        Raises:
+            CutError: A value would flow back to an earlier partition.
+        """
+        graph = captured(program)
+        same = likes(captured(self.first), graph)
+        homes, levels = inherited(graph, same, self.first.homes), inherited(graph, same, self.first.levels)
+        found = {name: node for node, name in same.items()}
+        cuts = tuple(moved(cut, found, homes, self.first.homes) for cut in self.first.cuts)
+        return replace(program, cuts=cuts, levels=levels, homes=homes)
+
+
+def likes(first: fx.Graph, graph: fx.Graph) -> Mapping[str, str]:
+    """Return the name of the node in the first graph that each node of another graph is like."""
+    known = {place: node.name for node, place in places(first)}
+    return {node.name: known[place] for node, place in places(graph) if place in known}
+
+
+def places(graph: fx.Graph) -> list[tuple[fx.Node, Place]]:
+    """Return where each computing node stands: its module, the call of it, what it does, and how often that was done before."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    found = []
+    for node in graph.nodes:
+        if node.op.startswith("call"):
+            stack = node.meta.get("nn_module_stack") or {}
+            does = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+            place = (next(reversed(stack), ""), module_path(node), str(does))
+            found.append((node, (*place, seen[place])))
+            seen[place] += 1
+    return found
+
+
+def inherited(graph: fx.Graph, same: Mapping[str, str], first: Mapping[str, int]) -> dict[str, int]:
+    """Return the home (or level) of each node: its like's; where it has none, the latest of what it reads.
+
+    Raises:
+        CutError: A value would flow back.
+    """
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if not node.op.startswith("call"):
+            continue
+        least = max((found.get(source.name, 0) for source in node.all_input_nodes), default=0)
+        found[node.name] = first.get(same.get(node.name, ""), least)
+        if found[node.name] < least:
+            raise CutError(
+                f"{node.name} belongs to partition {found[node.name]} of the first situation, but reads of {least}"
+            )
+    found[output_of(graph).name] = max(first.values())
+    return with_reads(graph, found)
+
+
+def moved(cut: Cut, found: Mapping[str, str], homes: Mapping[str, int], first: Mapping[str, int]) -> Cut:
+    """Return a cut after the likes of its nodes; one that has none is stood in for by the last node of its partition.
+
+    Raises:
+        CutError: Nothing of the cut is left.
+    """
+
+    def like(name: str) -> str | None:
+        last = next((node for node in reversed(homes) if homes[node] == first.get(name)), None)
+        return found.get(name, last)
+
+    nodes = tuple(name for name in map(like, cut.nodes) if name is not None)
+    edges = tuple(
+        Edge(found[edge.source], found[edge.target]) for edge in cut.edges if {edge.source, edge.target} <= set(found)
+    )
+    if not nodes and not edges:
+        raise CutError(f"the cut {cut.name} has no place in this situation")
+    return replace(cut, nodes=nodes, edges=edges)
