@@ -308,7 +308,7 @@ def only_outside(net: dnifx.DecoupledModule) -> dnifx.Trainer:
 def test_the_estimators_own_error_reaches_the_core_when_asked(option: str, case: Case, seed: int) -> None:
     """In the second window the core's gradient differs by that of the estimator's (or the head's) mean squared error."""
     gradients: list[list[Tensor]] = []
-    for cut in (case.cut, replace(case.cut, **{option: True})):
+    for cut in (case.cut, replace(case.cut, into_core=option == "into_core", auxiliary=option == "auxiliary")):
         each = replace(copy.deepcopy(case), cut=cut)
         torch.manual_seed(seed)
         trainer = only_outside(each.decouple())

@@ -6,8 +6,9 @@ from typing import Any
 
 from dnifx.zoo.recipes.base import Option, Recipe, option, options_of
 from dnifx.zoo.recipes.feedforward import FEEDFORWARD
+from dnifx.zoo.recipes.sequences import RECIPE_OF as SEQUENCES
 
-RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({**FEEDFORWARD})
+RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({**FEEDFORWARD, **SEQUENCES})
 """Every recipe by its name."""
 
 __all__ = ["RECIPES", "Option", "Recipe", "option", "options_of"]
