@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -344,7 +344,9 @@ class ListInput(nn.Module):
 
     def forward(self, parts: list[Tensor], weight: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
         encoded = [encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)]
-        mixed = torch.stack(encoded).mean(0) if weight is None else torch.einsum("pbw,bp->bw", torch.stack(encoded), weight)
+        mixed = (
+            torch.stack(encoded).mean(0) if weight is None else torch.einsum("pbw,bp->bw", torch.stack(encoded), weight)
+        )
         return self.body(mixed) * scale
 
 
@@ -753,7 +755,8 @@ class PerLevel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True)) for a, b in ((3, 8), (8, 16), (16, 32))
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+            for a, b in ((3, 8), (8, 16), (16, 32))
         )
         self.sides = nn.ModuleList(nn.Conv2d(width, 8, 1) for width in (8, 16, 32))
 

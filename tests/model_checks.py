@@ -15,7 +15,7 @@ import dnifx
 from dnifx.errors import CutError
 from dnifx.runtime.attach import attach
 from dnifx.runtime.module import DecoupledModule
-from tests.contracts import Recorder, close, estimator_parameters
+from tests.contracts import Recorder, estimator_parameters
 from tests.real_models import Example, Factory
 
 PARTS = 4
@@ -38,11 +38,13 @@ class Report:
         passed: Checks that hold.
         failed: Checks that do not, each with the reason.
         unasked: Checks that the model does not admit, each with the reason.
+        seconds: Processor time that all of it took.
     """
 
     passed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     unasked: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def seed(number: int) -> None:
@@ -304,12 +306,15 @@ def check_zero(factory: Factory, cuts: Cuts, net: DecoupledModule) -> None:
     program = own.program
     assert program.signature is not None
     flat = Detached(own).run(*program.signature.flatten(args, kwargs))
-    torch.autograd.backward(spread_loss(program.signature.unflatten(flat), None))
+    loss = spread_loss(program.signature.unflatten(flat), None)
+    if loss.requires_grad:
+        torch.autograd.backward(loss)
     wanted = {name: None if item is None else item.clone() for name, item in own_gradients(model).items()}
     for buffer, held in zip(model.buffers(), buffers, strict=True):
         with torch.no_grad():
             buffer.copy_(held)
-    assert any(item is not None and item.any() for item in wanted.values()), "no gradient at all"
+    behind = any(item is not None and item.any() for item in wanted.values())
+    assert behind or not own.partitions[-1].uses, "no gradient behind the last cut"
     fused = fused_gradients(own, args, kwargs)
     same_gradients(fused, wanted, 1e-7)
     other = decoupled(built(factory), cuts, "zero")
@@ -336,7 +341,7 @@ def check_steps(factory: Factory, cuts: Cuts, net: DecoupledModule) -> None:
     one, two = states
     for name, tensor in one.items():
         assert torch.isfinite(tensor).all() or name.endswith("mask"), f"{name} is not finite"
-    close(two, dict(one), rtol=1e-4, atol=1e-6)
+        assert torch.allclose(two[name], tensor, rtol=1e-4, atol=1e-6), f"{name} is another in the scheduled target"
 
 
 def steps_fused(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
