@@ -22,7 +22,7 @@ from dnifx.passes.measure import data_inputs
 from dnifx.passes.split import flat_output
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.symbolic import PathTracer
-from dnifx.runtime.optimizers import fitted_parameters
+from dnifx.runtime.optimizers import fitted_in_time, fitted_parameters
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -34,6 +34,7 @@ FILES = ("interface", "ops", "gradients")
 STEP_NAMES = (
     "arrived",
     "backpropagate",
+    "by_example",
     "compare",
     "count_only",
     "example_losses",
@@ -42,8 +43,14 @@ STEP_NAMES = (
     "output_error",
     "per_example",
     "propagated",
+    "window_gradients",
+    "window_targets",
+    "without_rows",
 )
 """What the generated step and trainer call."""
+
+WINDOW = """self.window = types.SimpleNamespace(mask=None)  # mask: which examples begin an episode, [batch]
+        """
 
 HEAD = '''"""{title}
 
@@ -83,7 +90,7 @@ class Trainer:
         self.net = net
         self.loss = loss
         self.unflatten = unflatten
-        for name in (*PARTITIONS, *MODELS):
+        {window}for name in (*PARTITIONS, *MODELS):
             setattr(self, name, getattr(net, name))
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.optimizers = {{
@@ -116,6 +123,7 @@ def write_folder(net: "DecoupledModule", path: str | os.PathLike[str], overwrite
     Raises:
         DnifxError: The folder is there already, or a part of the program cannot be written.
     """
+    refuse_core_errors(net.program)
     place = Path(path)
     if place.exists() and not overwrite:
         raise DnifxError(f"{place} is there already; give another path, or overwrite=True")
@@ -145,6 +153,16 @@ def write_files(net: "DecoupledModule", folder: Path) -> None:
     save_modules(net, [*(graph for graph in graphs if graph is not None), *models.values()], folder / "modules.pt")
 
 
+def refuse_core_errors(program: Program) -> None:
+    """Raise DnifxError where a step computes the last window again, which takes the original model."""
+    for cut in program.recurrents:
+        if cut.into_core or cut.auxiliary:
+            raise DnifxError(
+                f"{cut!r} cannot be written to a folder: into_core and auxiliary compute the last window again by the original "
+                "model, which the folder does not hold; decouple without them"
+            )
+
+
 def model_text(net: "DecoupledModule", models: Mapping[str, fx.Graph], imports: dict[str, Any]) -> str:
     """Return the text of model.py."""
     program = net.program
@@ -164,8 +182,11 @@ def model_text(net: "DecoupledModule", models: Mapping[str, fx.Graph], imports: 
     step = StepWriter(program, program.schedule, net.mean).source()
     body = BODY.format(
         inputs=", ".join(inputs),
-        context=", context" if context else "",
-        arguments=", ".join((*inputs, *(("context",) if context else ()))),
+        context=(", context" if context else "") + (", reset=None" if program.recurrences else ""),
+        arguments=", ".join(
+            (*inputs, *(("context",) if context else ()), *(("reset",) if program.recurrences else ()))
+        ),
+        window=WINDOW if program.recurrences else "",
         methods=textwrap.indent("\n\n".join(methods), "    "),
         features=features_text(program),
         mean=net.mean,
@@ -188,7 +209,12 @@ def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> 
         summary=summary,
     )
     block = import_block(imports, body).replace(f"from {RUNTIME}", "from .")
-    lines = ["import pathlib", *block.splitlines(), "import torch.utils._pytree as pytree"]
+    lines = [
+        "import pathlib",
+        *(["import types"] if program.recurrences else []),
+        *block.splitlines(),
+        "import torch.utils._pytree as pytree",
+    ]
     lines.append(f"from .interface import {', '.join(STEP_NAMES)}")
     return head + "\n" + "\n".join(dict.fromkeys(lines)) + "\n\n"
 
@@ -202,6 +228,11 @@ def tables(net: "DecoupledModule", models: Mapping[str, fx.Graph]) -> str:
         for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
         if fitted_parameters(interface)
     }
+    fitted.update(
+        (each.key, [paths[id(parameter)] for parameter in fitted_in_time(each)])
+        for each in net.program.recurrences
+        if fitted_in_time(each)
+    )
     spec, leaves = output_structure(net.program)
     shown = {"OUTPUT": spec, "LEAVES": leaves, "PARTITIONS": partitions, "ESTIMATORS": fitted, "MODELS": tuple(models)}
     return (
@@ -267,6 +298,10 @@ def written_models(net: "DecoupledModule") -> dict[str, fx.Graph]:
             path = f"{roots[1]}.{boundary.key}"
             sees = program.context is not None
             models[f"imagine_{boundary.key}"] = traced_model(interface.input_model, path, inputs, sees)
+    for each in program.recurrences:
+        if each.interface is not None and not each.interface.locked:
+            path = f"{roots[0]}.{each.key}"
+            models[f"estimate_{each.key}"] = traced_model(each.interface.estimator, path, each.specs, False)
     return models
 
 
@@ -308,7 +343,8 @@ def save_modules(net: "DecoupledModule", graphs: Iterable[fx.Graph], path: Path)
     root = nn.Module()
     root.training = net.training
     roots = interface_root(net.original), interface_root(net.original, INPUT_MODELS)
-    written = {f"{root}.{boundary.key}" for root in roots for boundary in net.boundaries}
+    every = (*net.boundaries, *net.program.recurrences)
+    written = {f"{root}.{boundary.key}" for root in roots for boundary in every}
     targets = {
         str(node.target): node.op for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
     }

@@ -1,8 +1,10 @@
 """Cuts in time as properties of random recurrent models, against backpropagation written by hand."""
 
 import copy
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,3 +377,40 @@ def test_an_error_that_reaches_the_core_takes_a_trainer_and_a_whole_window() -> 
         dnifx.decouple(model, cut, args=(x, state))(x, state)
     with pytest.raises(CutError, match="need the window in one partition, but there are 2"):
         dnifx.decouple(model, ["core", cut], args=(x, state))
+
+
+def test_a_folder_trains_windows_as_the_module_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, state = lstm(batch=4)
+    net = dnifx.decouple(model, dnifx.Recurrent("state", "1"), args=(x, state), loss=nn.MSELoss())
+    net.to_folder(tmp_path / "windows_in_a_folder")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("windows_in_a_folder")
+    trainer, fused, scheduled = net.trainer(sgd), package.Net(), package.Trainer(package.Net(), sgd, first_of_two)
+    optimizer = sgd(fused.parameters())
+    left, carried = state, state
+    for _ in range(4):
+        x, target, start = torch.randn(4, 3, 3), torch.randn(4, 3, 2), torch.rand(4) < 0.4
+        trainer.reset(start)
+        scheduled.window.mask = start if trainer.steps else None
+        result = trainer.step(x, target=target)
+        optimizer.zero_grad()
+        y, left = fused(x, *left, reset=scheduled.window.mask)
+        value = nn.functional.mse_loss(y, target)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        found, output, _ = scheduled.step(x, *carried, target)
+        carried = tuple(each.detach() for each in output[1])
+        assert result.loss is not None
+        assert torch.equal(result.loss, value.detach())
+        assert torch.equal(result.loss, found.detach())
+
+
+def first_of_two(output: tuple[Tensor, Any], target: Tensor) -> Tensor:
+    return nn.functional.mse_loss(output[0], target)
+
+
+def test_a_folder_cannot_compute_the_last_window_again(tmp_path: Path) -> None:
+    model, x, state = lstm()
+    net = dnifx.decouple(model, dnifx.Recurrent("state", "1", auxiliary=True), args=(x, state))
+    with pytest.raises(DnifxError, match="cannot be written to a folder"):
+        net.to_folder(tmp_path / "never")

@@ -71,7 +71,10 @@ class StateGradient(GradientEstimator):
         if context is not None:
             seen.append(context.flatten(1).to(seen[0].dtype))
         answer = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
-        if len(self.shapes) == 1:
-            return (answer.unflatten(1, self.shapes[0]),)
-        sizes = [torch.Size(shape).numel() for shape in self.shapes]
-        return tuple(part.unflatten(1, shape) for part, shape in zip(answer.split(sizes, 1), self.shapes, strict=True))
+        parts, start = [], 0
+        for shape in self.shapes:
+            stop = start + torch.Size(shape).numel()
+            part = answer[:, start:stop] if len(self.shapes) > 1 else answer
+            parts.append(part.unflatten(1, shape) if len(shape) > 1 else part)
+            start = stop
+        return tuple(parts)
