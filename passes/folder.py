@@ -343,8 +343,8 @@ def save_modules(net: "DecoupledModule", graphs: Iterable[fx.Graph], path: Path)
     root = nn.Module()
     root.training = net.training
     roots = interface_root(net.original), interface_root(net.original, INPUT_MODELS)
-    every = (*net.boundaries, *net.program.recurrences)
-    written = {f"{root}.{boundary.key}" for root in roots for boundary in every}
+    keys = [boundary.key for boundary in net.boundaries] + [each.key for each in net.program.recurrences]
+    written = {f"{root}.{key}" for root in roots for key in keys}
     targets = {
         str(node.target): node.op for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
     }

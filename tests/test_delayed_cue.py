@@ -1,12 +1,17 @@
 """The delayed cue: truncated backpropagation stays at chance, synthetic gradients solve it."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from dnifx.errors import OptionError
 from dnifx.estimators import SyntheticState
 from dnifx.zoo.delayed_cue import CueNetwork, DelayedCue, learn
+from dnifx.zoo.recipes import RECIPES
+from dnifx.zoo.recipes.delayed_cue import CueResults
 
 EPISODES = 400
 
@@ -33,3 +38,16 @@ def test_synthetic_gradients_solve_what_truncated_backpropagation_cannot(seed: i
     truncated = statistics.fmean(learn("zero", seed, EPISODES)[-40:])
     assert solved > 0.95
     assert 0.45 < truncated < 0.55
+
+
+def test_the_recipe_draws_a_picture(tmp_path: Path) -> None:
+    recipe = RECIPES["delayed-cue"]
+    results = recipe.run(recipe.read({"episodes": 3, "seeds": 2, "batch": 4, "out": tmp_path}), Console(quiet=True))
+    assert isinstance(results, CueResults)
+    assert {name: [len(each) for each in runs] for name, runs in results.right.items()} == {
+        "truncated BPTT": [3, 3],
+        "DNI": [3, 3],
+    }
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    with pytest.raises(OptionError, match="--episodes"):
+        recipe.run(recipe.read({"episodes": 0}), Console(quiet=True))

@@ -173,9 +173,12 @@ def crossings_without_gradient(program: Program) -> tuple[CrossingFacts, ...]:
     bounded = {(value, consumer) for line in program.boundaries for value in line.values for consumer in line.consumers}
     given = {node.name for node in program.graph.nodes if node.op == "placeholder"} if program.graph else set()
     makers = {name: partition for partition in program.partitions for name in partition.outputs}
+    states = {name for each in program.recurrences for name in each.values}
     found: dict[str, list[str]] = {}
     for partition in program.partitions:
         for value in partition.inputs:
+            if value in states and partition is program.partitions[-1]:
+                continue
             if value in makers and value not in given and (value, partition.index) not in bounded:
                 found.setdefault(value, []).append(partition.name)
     return tuple(

@@ -5,10 +5,11 @@ from types import MappingProxyType
 from typing import Any
 
 from dnifx.zoo.recipes.base import Option, Recipe, option, options_of
+from dnifx.zoo.recipes.delayed_cue import DELAYED_CUE
 from dnifx.zoo.recipes.feedforward import FEEDFORWARD
 from dnifx.zoo.recipes.sequences import RECIPE_OF as SEQUENCES
 
-RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({**FEEDFORWARD, **SEQUENCES})
+RECIPES: Mapping[str, Recipe[Any]] = MappingProxyType({**FEEDFORWARD, **SEQUENCES, DELAYED_CUE.name: DELAYED_CUE})
 """Every recipe by its name."""
 
 __all__ = ["RECIPES", "Option", "Recipe", "option", "options_of"]
