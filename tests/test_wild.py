@@ -1,0 +1,99 @@
+"""Random programs with Python control flow: the same ones each time; thousands of others by ``python -m tests.wild``."""
+
+import ast
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dnifx.errors import CaptureError, CutError, DnifxError, LegalizeError
+from tests.wild import Tally
+from tests.wild_checks import decoupled, detached, examine, fused, scheduled
+from tests.wild_programs import FEATURES, Wild, draw, wild
+
+COUNT = 30
+PASSING = 20
+"""How many of those have to pass every check; the others are refused."""
+
+WRITES = """
+class Drawn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+    def forward(self, x, y, mask=None, k=2):
+        h = self.first(x)
+        h[:, 1:] *= 2
+        held = None
+        for step in range(k):
+            held = h if held is None else held + self.second(h) * step
+        if mask is not None:
+            held = held.masked_fill(mask, 0.1)
+        return {'held': held, 'rows': h.shape[0] if x.shape[0] > 2 else None}
+"""
+
+
+def written(text: str = WRITES) -> Wild:
+    return Wild("written", text.strip(), ["first"], "plain", masked=True, batch=3, training=True, features=frozenset())
+
+
+def test_random_programs_pass_or_are_refused() -> None:
+    tally = Tally()
+    for number in range(COUNT):
+        tally.add(wild(number))
+    assert not tally.wrong, "\n".join(f"{text}\n{program!r}" for program, text in tally.wrong)
+    assert tally.passed >= PASSING, dict(tally.refused)
+    assert tally.boundaries >= tally.passed
+    assert set(tally.refused) <= {each.__name__ for each in (CaptureError, CutError, LegalizeError)}
+
+
+def test_the_same_number_is_the_same_program() -> None:
+    assert wild(7) == wild(7)
+    assert wild(7).source != wild(7, seed=1).source
+    assert wild(7).source in repr(wild(7))
+
+
+def test_every_kind_of_step_is_drawn() -> None:
+    drawn = [draw(f"0:{number}:0") for number in range(150)]
+    reached = {feature for program in drawn for feature in program.features}
+    assert {step.__name__ for step in FEATURES} | {"tied weights", "called twice", "returns nested"} <= reached
+    assert {program.form for program in drawn} == {"plain", "keyword", "dict"}
+    assert all(isinstance(ast.parse(program.source).body[0], ast.ClassDef) for program in drawn)
+
+
+def test_a_program_written_by_hand_passes() -> None:
+    boundaries, refusals = examine(written())
+    assert boundaries == 1
+    assert not refusals
+
+
+def test_another_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, build = written(), Wild.build
+    other = replace(program, source=program.source.replace("* step", "* step * 1.001"))
+    turns = iter([program, other])
+    monkeypatch.setattr(Wild, "build", lambda self: build(next(turns)))
+    with pytest.raises(AssertionError, match="is not the same"):
+        examine(program)
+
+
+def test_gradients_that_cross_a_cut_are_noticed() -> None:
+    args, kwargs = written().call()
+    wanted = detached(decoupled(written(), "zero"), args, kwargs)
+    for target in (fused, scheduled):
+        found = target(decoupled(written(), "oracle"), args, kwargs)[1]
+        one, two = found["first.bias"], wanted["first.bias"]
+        assert one is not None
+        assert two is None or not torch.allclose(one, two)
+
+
+def test_an_error_that_is_not_our_own_counts_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(program: Wild, verify: bool) -> None:
+        raise (KeyError if program.batch == 3 else DnifxError)("refused")
+
+    monkeypatch.setattr("tests.wild.examine", fail)
+    tally = Tally()
+    tally.add(written())
+    tally.add(replace(written(), batch=2))
+    assert [text for _, text in tally.wrong] == ["KeyError: 'refused'"]
+    assert dict(tally.refused) == {"DnifxError": 1}

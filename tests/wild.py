@@ -1,0 +1,98 @@
+"""Tries many random programs: ``python -m tests.wild --count 20000 --seed 0 --start 0``.
+
+Exits with 1 if any was silently wrong, and prints the source of those.
+"""
+
+import sys
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dnifx.errors import DnifxError
+from tests.wild_checks import examine
+from tests.wild_programs import Wild, wild
+
+SHOWN = 5
+"""How many wrong programs are printed whole."""
+
+
+@dataclass
+class Tally:
+    """What became of the programs.
+
+    Attributes:
+        passed: How many pass every check.
+        boundaries: How many boundaries those have.
+        later: How many of those refuse a call of another kind, by error.
+        refused: How many are refused as a whole, by error.
+        examples: The first program of each refusal, with the text.
+        wrong: Those that are silently wrong or end in an error that is not dnifx's own.
+    """
+
+    passed: int = 0
+    boundaries: int = 0
+    later: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[Wild, str]] = field(default_factory=dict)
+    wrong: list[tuple[Wild, str]] = field(default_factory=list)
+
+    def add(self, program: Wild, verify: bool = True) -> None:
+        """Try one program."""
+        try:
+            boundaries, refusals = examine(program, verify)
+        except DnifxError as error:
+            self.refused[type(error).__name__] += 1
+            self.examples.setdefault(type(error).__name__, (program, str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is what the command is there to tell
+            self.wrong.append((program, f"{type(error).__name__}: {error}"))
+        else:
+            self.passed += 1
+            self.boundaries += boundaries
+            for name in {type(error).__name__ for error in refusals}:
+                self.later[name] += 1
+                self.examples.setdefault(f"{name}, later", (program, str(refusals[0])))
+
+    def table(self) -> Table:
+        """Return the counts."""
+        table = Table("outcome", "programs", title=f"random programs: {self.boundaries} boundaries in those that pass")
+        table.add_row("passed", str(self.passed))
+        for name, number in self.later.items():
+            table.add_row(f"  of these, another call refused: {name}", str(number))
+        for name, number in self.refused.most_common():
+            table.add_row(f"refused: {name}", str(number))
+        table.add_row("wrong", str(len(self.wrong)))
+        return table
+
+
+def main(
+    count: Annotated[int, typer.Option(help="how many programs")] = 20000,
+    seed: Annotated[int, typer.Option(help="another seed, other programs")] = 0,
+    start: Annotated[int, typer.Option(help="number of the first, to go on where a run was stopped")] = 0,
+    verify: Annotated[bool, typer.Option(help="let capture verify itself")] = True,
+    examples: Annotated[bool, typer.Option(help="print one program for each kind of refusal")] = False,
+) -> None:
+    """Try random programs and print what became of them."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    console = Console(soft_wrap=True)
+    tally = Tally()
+    for number in track(range(start, start + count), console=Console(stderr=True)):
+        tally.add(wild(number, seed), verify)
+    console.print(tally.table())
+    shown = [*tally.wrong[:SHOWN], *(tally.examples.values() if examples else ())]
+    for program, text in shown:
+        console.print(f"{text}\n{program!r}", markup=False, highlight=False)
+    if tally.wrong:
+        console.print("wrong:", *(program.number for program, _ in tally.wrong), markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
