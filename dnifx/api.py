@@ -35,6 +35,7 @@ from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.windows import EmitWindows
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.module import DecoupledModule, Emitters
+from dnifx.runtime.situation import owners
 from dnifx.runtime.trainer import Loss
 
 
@@ -153,7 +154,9 @@ class CompileOptions:
         given = Program(first.model, args, dict(kwargs))
         if self.cuts is not None:
             try:
-                return same_shape(first, run_passes(given, self.whole(capture, SameHomes(first), first)))
+                return same_owners(
+                    first, same_shape(first, run_passes(given, self.whole(capture, SameHomes(first), first)))
+                )
             except (CutError, InputError, PassError, LegalizeError):
                 pass
         cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.inside)
@@ -199,6 +202,19 @@ def same_shape(first: Program, program: Program) -> Program:
             f"{type(first.model).__name__} computes something else for these inputs, and the cuts fall elsewhere:\n  expected "
             f"{expected}\n  got      {found}\ndecouple the model again with an example of this call"
         )
+    return program
+
+
+def same_owners(first: Program, program: Program) -> Program:
+    """Return a program of another situation in which each parameter that both train is trained by the same partition.
+
+    Raises:
+        InputError: One is not: the other situation has other nodes, and they were given to the wrong partitions.
+    """
+    before, now = owners(first), owners(program)
+    moved = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    if moved:
+        raise InputError(f"the parameters {', '.join(moved)} would move to another partition for these inputs")
     return program
 
 

@@ -94,7 +94,7 @@ def moved(cut: Cut, found: Mapping[str, str], homes: Mapping[str, int], first: M
     """
 
     def like(name: str) -> str | None:
-        last = next((node for node in reversed(homes) if homes[node] == first.get(name)), None)
+        last = next((node for node in reversed(list(homes)) if homes[node] == first.get(name)), None)
         return found.get(name, last)
 
     nodes = tuple(name for name in map(like, cut.nodes) if name is not None)

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dnifx.errors import CaptureError, CutError, DnifxError, LegalizeError
+from dnifx.errors import CaptureError, CutError, DnifxError, InputError, LegalizeError
 from tests.wild import Tally
 from tests.wild_checks import decoupled, detached, examine, fused, scheduled
 from tests.wild_programs import FEATURES, Wild, draw, wild
 
-COUNT = 30
-PASSING = 20
+COUNT = 40
+PASSING = 22
 """How many of those have to pass every check; the others are refused."""
 
 WRITES = """
@@ -97,3 +97,26 @@ def test_an_error_that_is_not_our_own_counts_as_wrong(monkeypatch: pytest.Monkey
     tally.add(replace(written(), batch=2))
     assert [text for _, text in tally.wrong] == ["KeyError: 'refused'"]
     assert dict(tally.refused) == {"DnifxError": 1}
+
+
+def test_what_no_optimizer_holds_is_not_trained_in_silence() -> None:
+    branch = "        if mask is not None:\n            held = self.third(held)\n"
+    text = WRITES.replace("        if mask is not None:\n", f"{branch}        if mask is not None:\n")
+    text = text.replace(
+        "        self.second.weight", "        self.third = nn.Linear(4, 4)\n        self.second.weight"
+    )
+    program = replace(written(text), masked=False)
+    net = decoupled(program, "oracle")
+    args, kwargs = program.call(masked=True)
+    with pytest.raises(InputError, match=r"third\.bias, third\.weight"):
+        scheduled(net, args, kwargs)
+    assert all(item.grad is None for item in net.original.parameters())
+    assert fused(net, args, kwargs)[1]["third.weight"] is not None
+
+
+def test_parameters_keep_their_partitions_where_another_rung_captures() -> None:
+    program = wild(4)
+    assert "if x.shape[0] > 2" in program.source
+    boundaries, refusals = examine(program)
+    assert boundaries == 1
+    assert not refusals

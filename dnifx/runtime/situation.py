@@ -60,3 +60,8 @@ def hold_constants(holder: nn.Module, values: Mapping[str, Any]) -> None:
             holder.register_buffer(name, value, persistent=False)
         else:
             setattr(holder, name, value)
+
+
+def owners(program: Program) -> dict[str, int]:
+    """Return the partition that updates each trainable parameter, by the parameter's path."""
+    return {name: partition.index for partition in program.partitions for name in partition.parameters}

@@ -43,7 +43,7 @@ from dnifx.runtime.optimizers import (
 )
 from dnifx.runtime.probing import Probe, probe
 from dnifx.runtime.recurrent import Window
-from dnifx.runtime.situation import Situation, Undo
+from dnifx.runtime.situation import Situation, Undo, owners
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -237,6 +237,7 @@ class Trainer:
         key = (id(situation), schedule, diagnose)
         function = self.compiled.get(key)
         if function is None:
+            refuse_strays(self.net.program, situation.program)
             if len(self.compiled) >= KEPT_STEPS:
                 self.compiled.pop(next(iter(self.compiled)))
             source = self.net.emitters.step(situation.program, schedule, self.mean, diagnose)
@@ -367,6 +368,17 @@ def refuse_refrozen(program: Program) -> None:
         what = f"parameters {nearest('', frozen, 3)}" if frozen else f"the estimators of {nearest('', idle, 3)}"
         raise StateError(
             f"{what} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad back)"
+        )
+
+
+def refuse_strays(first: Program, program: Program) -> None:
+    """Raise InputError where a situation trains parameters that no optimizer of their partition holds: they would stay as they are."""
+    held = owners(first)
+    strays = sorted(name for name, index in owners(program).items() if held.get(name) != index)
+    if strays:
+        raise InputError(
+            f"for these inputs the model also trains {', '.join(strays)}, which the partitions of this trainer do not update: decouple "
+            "it with an example (args=, kwargs=) for which it uses them, or freeze them"
         )
 
 
