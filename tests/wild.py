@@ -6,6 +6,7 @@ Exits with 1 if any was silently wrong, and prints the source of those.
 import sys
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -42,6 +43,11 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[Wild, str]] = field(default_factory=dict)
     wrong: list[tuple[Wild, str]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """How many were tried."""
+        return self.passed + self.refused.total() + len(self.wrong)
 
     def add(self, program: Wild, verify: bool = True) -> None:
         """Try one program."""
@@ -83,8 +89,11 @@ def main(
     warnings.simplefilter("ignore")
     console = Console(soft_wrap=True)
     tally = Tally()
-    for number in track(range(start, start + count), console=Console(stderr=True)):
-        tally.add(wild(number, seed), verify)
+    with suppress(KeyboardInterrupt):
+        for number in track(range(start, start + count), console=Console(stderr=True)):
+            tally.add(wild(number, seed), verify)
+    if tally.total < count:
+        console.print(f"stopped; the rest: --start {start + tally.total} --count {count - tally.total}")
     console.print(tally.table())
     shown = [*tally.wrong[:SHOWN], *(tally.examples.values() if examples else ())]
     for program, text in shown:
