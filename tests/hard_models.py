@@ -217,7 +217,7 @@ class MixedDtypes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = x + block(x.to(block[0].weight.dtype)).to(x.dtype)
+            x = x + block(x.to(block[0].weight.dtype)).to(x.dtype)  # type: ignore[index]
         return x
 
 
@@ -245,7 +245,7 @@ class InPlace(nn.Module):
         self.register_buffer("seen", torch.zeros(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        seen: Tensor = self.seen
+        seen: Tensor = self.seen  # type: ignore[assignment]
         seen.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
         for index, layer in enumerate(self.layers):
             y = layer(x)
@@ -478,7 +478,7 @@ class RecurrentModel(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
         self.embedding = nn.Embedding(TOKENS, WIDTH)
-        self.layers = nn.ModuleList(kind(WIDTH, WIDTH, batch_first=True) for _ in range(3))
+        self.layers = nn.ModuleList(kind(WIDTH, WIDTH, batch_first=True) for _ in range(3))  # type: ignore[call-arg, arg-type]
         self.head = nn.Linear(WIDTH, TOKENS)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
@@ -534,7 +534,7 @@ class AttentionByHand(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.embedding(ids)
         batch, length, width = x.shape
-        causal: Tensor = self.causal
+        causal: Tensor = self.causal  # type: ignore[assignment]
         for projection in self.projections:
             query, key, value = projection(x).view(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
             scores = query @ key.transpose(-1, -2) / (width // 4) ** 0.5
@@ -623,7 +623,7 @@ class Codebook(nn.Module):
         nearest = torch.cdist(x, self.entries.weight).argmin(-1)
         found = self.entries(nearest)
         if self.training:
-            use: Tensor = self.use
+            use: Tensor = self.use  # type: ignore[assignment]
             with torch.no_grad():
                 use.mul_(0.9).add_(F.one_hot(nearest, len(use)).sum(0), alpha=0.1)
         commitment = F.mse_loss(found, x.detach()) + 0.25 * F.mse_loss(x, found.detach())
