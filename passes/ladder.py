@@ -140,10 +140,13 @@ def tensors_of(program: Program) -> list[Tensor]:
 
 
 def verified(program: Program, found: Found) -> list[str]:
-    """Compare a captured graph with the model under two seeds, and on twice the batch where the model takes that."""
+    """Compare a captured graph with the model under two seeds, one of them on twice the batch where the model takes that.
+
+    A guard may fire under one seed, so that a graph that holds guards meets both with the example inputs.
+    """
     model, rest = program.model, (found.graph, found.constants, found.signature)
     try:
-        differences = verify(model, *rest, program.args, program.kwargs)
+        differences = verify(model, *rest, program.args, program.kwargs, seeds=(0, 1) if found.guards else (0,))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise CaptureError(
             f"{type(model).__name__} itself fails on the example inputs, forward or backward: {type(error).__name__}: {error}\n"
@@ -152,24 +155,27 @@ def verified(program: Program, found: Found) -> list[str]:
     if differences:
         return differences
     args, kwargs = twice(program)
-    if not runs(model, args, kwargs):
-        return []
-    try:
-        again = verify(model, *rest, args, kwargs, seeds=(0,))
-    except InputError:
-        return []
-    return [f"at twice the batch size, {text}" for text in again]
+    if runs(model, args, kwargs):
+        try:
+            return [f"at twice the batch size, {text}" for text in verify(model, *rest, args, kwargs, seeds=(1,))]
+        except InputError:
+            pass
+    return [] if found.guards else verify(model, *rest, program.args, program.kwargs, seeds=(1,))
 
 
 def twice(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the example inputs with every example there twice."""
+    """Return the example inputs with every example there twice; a tensor that is given twice stays one."""
     sizes = [tensor.shape[0] for tensor in tensors_of(program) if tensor.dim()]
     batch = sizes[0] if sizes else 0
+
+    made: dict[int, Tensor] = {}
 
     def double(value: Tensor) -> Tensor:
         if not value.dim() or value.shape[0] != batch:
             return value
-        return torch.cat([value.detach(), value.detach()]).requires_grad_(value.requires_grad)
+        if id(value) not in made:
+            made[id(value)] = torch.cat([value.detach(), value.detach()]).requires_grad_(value.requires_grad)
+        return made[id(value)]
 
     doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
         Tensor, double, (program.args, dict(program.kwargs))

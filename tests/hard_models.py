@@ -214,6 +214,7 @@ class MixedDtypes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(mlp() if index % 2 else mlp().bfloat16() for index in range(4))
+        self.dtypes = [torch.float32 if index % 2 else torch.bfloat16 for index in range(4)]
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -238,6 +239,8 @@ class Autocast(nn.Module):
 
 class InPlace(nn.Module):
     """Writes into what it has been given, in every way there is."""
+
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -475,7 +478,7 @@ class Hooked(nn.Module):
 class RecurrentModel(nn.Module):
     """Embedding, recurrent layers and a head; the states are given out too."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.embedding = nn.Embedding(TOKENS, WIDTH)
         self.layers = nn.ModuleList(kind(WIDTH, WIDTH, batch_first=True) for _ in range(3))  # type: ignore[call-arg, arg-type]
@@ -522,6 +525,8 @@ class CellLoop(nn.Module):
 
 class AttentionByHand(nn.Module):
     """Multi-head attention written out, causal and with a padding mask; the head is the embedding."""
+
+    causal: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -613,6 +618,8 @@ class Autoencoder(nn.Module):
 
 class Codebook(nn.Module):
     """Vector quantization: nearest entries, straight through, and a moving average of use in a buffer."""
+
+    use: Tensor
 
     def __init__(self, entries: int = 8) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ Libraries are imported when a factory is called, so that the table itself can be
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,16 +31,22 @@ def tokens(batch: int = 2, length: int = _LENGTH) -> Tensor:
     return torch.randint(5, _VOCABULARY, (batch, length))
 
 
+def shim() -> None:
+    """Make torchvision importable beside a CPU build of torch, where it is installed at all."""
+    if find_spec("torchvision") is not None:
+        importlib.import_module("tests.torchvision_shim")
+
+
 def torchvision_model(name: str, size: int = 64, **options: Any) -> Example:
     """Return a torchvision model of any kind by its registered name."""
-    importlib.import_module("tests.torchvision_shim")
+    shim()
     models = importlib.import_module("torchvision.models")
     return models.get_model(name, weights=None, **options), (images(size=size),), {}
 
 
 def detector(name: str) -> Example:
     """Return a torchvision detector, which takes lists of images and of targets."""
-    importlib.import_module("tests.torchvision_shim")
+    shim()
     models = importlib.import_module("torchvision.models.detection")
     sized = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 96}
     few = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 16}
@@ -52,7 +59,7 @@ def detector(name: str) -> Example:
 
 def timm_model(name: str, size: int = 64, **options: Any) -> Example:
     """Return a timm model by its name."""
-    importlib.import_module("tests.torchvision_shim")
+    shim()
     return (
         importlib.import_module("timm").create_model(name, pretrained=False, num_classes=10, **options),
         (images(size=size),),
@@ -84,7 +91,7 @@ def transformer(
         inputs: Keyword inputs by name; token ids and their labels by default.
         options: Settings beside, or instead of, the small defaults.
     """
-    importlib.import_module("tests.torchvision_shim")
+    shim()
     library = importlib.import_module("transformers")
     settings = {key: value for key, value in {**_TEXT, **options}.items() if value is not ...}
     made = getattr(library, model)(getattr(library, config)(**settings))
