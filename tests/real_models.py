@@ -138,7 +138,7 @@ def _transformers_text() -> dict[str, Factory]:
         "opt": ("OPTForCausalLM", "OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
         "bloom": ("BloomForCausalLM", "BloomConfig", {"n_layer": 4, "n_head": 4}),
         "falcon": ("FalconForCausalLM", "FalconConfig", {}),
-        "mamba": ("MambaForCausalLM", "MambaConfig", {"state_size": 8}),
+        "mamba": ("MambaForCausalLM", "MambaConfig", {"state_size": 8, "use_cache": False}),
         "mixtral": ("MixtralForCausalLM", "MixtralConfig", {"num_key_value_heads": 2, "num_local_experts": 4}),
         "olmo": ("OlmoForCausalLM", "OlmoConfig", {}),
         "stablelm": ("StableLmForCausalLM", "StableLmConfig", {"num_key_value_heads": 2}),
