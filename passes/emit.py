@@ -13,6 +13,7 @@ from dnifx.ir import Boundary, Context, Interface, Program
 from dnifx.passes.capture import captured
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.signature import forward_signature
 from dnifx.runtime.interface import count_only, leak_gradient, scheduled_alone, swap_gradients, swap_inputs
 
 CONTEXT = "context"
@@ -85,7 +86,7 @@ def context_node(graph: fx.Graph, program: Program) -> fx.Node | None:
     """Add the context's placeholder, where estimators see one."""
     if program.context is None:
         return None
-    if program.signature is not None and CONTEXT in program.signature.inputs:
+    if CONTEXT in forward_signature(program.model).parameters:
         raise ContextError(
             f"{type(program.model).__name__} has an input named {CONTEXT!r}, which is what the estimators' context is called; "
             "rename the model's input"

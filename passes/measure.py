@@ -114,7 +114,13 @@ def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Gra
 def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
     """Measure by fake tensors: no memory and no arithmetic."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with snapshot.preserved(program.model), preserved(program.model), silent("torch._subclasses.fake_tensor"), mode, torch.random.fork_rng(devices=[]):
+    with (
+        snapshot.preserved(program.model),
+        preserved(program.model),
+        silent("torch._subclasses.fake_tensor"),
+        mode,
+        torch.random.fork_rng(devices=[]),
+    ):
         return run_measured(program, mode.from_tensor)
 
 
