@@ -192,3 +192,22 @@ def test_a_guard_that_fires_has_the_model_captured_anew() -> None:
     for mask in (full, half, full):
         assert trainer.step(x, mask, target=torch.tensor([0, 1, 0, 1])).loss is not None
     assert len(net.situations) == 2
+
+
+def test_a_guard_that_fires_at_twice_the_batch_does_not_refuse_the_rung() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.body(x)
+            return self.head(h * 2 if x.shape[0] > 3 else h)
+
+    model = Sized()
+    net = dnifx.decouple(model, "body", args=(torch.randn(2, 3),))
+    assert net.program.capture is not None
+    assert net.program.capture.rung == "record"
+    for size in (4, 2):
+        x = torch.randn(size, 3)
+        assert torch.equal(net(x), model(x))

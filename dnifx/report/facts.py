@@ -141,11 +141,6 @@ def module_path(node: fx.Node) -> str:
     return str(paths[-1]) if paths else ""
 
 
-def node_label(node: fx.Node) -> str:
-    """Return what a user would call a node: its module's path where it is a module's call, else its name."""
-    return str(node.target) if node.op == "call_module" else node.name
-
-
 def count_parameters(module: nn.Module) -> int:
     """Count the elements of a module's parameters, each shared one once; what is not yet sized counts as none."""
     return sum(
