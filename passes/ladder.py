@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import CaptureError, InputError
+from dnifx.errors import CaptureError
 from dnifx.ir import CONSTANTS, Kept, Program, Signature
 from dnifx.passes.exported import export_model
-from dnifx.passes.recording import record, verify
+from dnifx.passes.recording import SideBySide, record, under_seeds
 from dnifx.passes.recording.state import preserved
 from dnifx.passes.symbolic import trace_symbolically
+from dnifx.runtime.ops import GuardError
 
 SHOWN = 3
 GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
@@ -144,9 +145,10 @@ def verified(program: Program, found: Found) -> list[str]:
 
     A guard may fire under one seed, so that a graph that holds guards meets both with the example inputs.
     """
-    model, rest = program.model, (found.graph, found.constants, found.signature)
+    model, args, kwargs = program.model, program.args, program.kwargs
+    both = SideBySide(model, found.graph, found.constants, found.signature)
     try:
-        differences = verify(model, *rest, program.args, program.kwargs, seeds=(0, 1) if found.guards else (0,))
+        differences = under_seeds(both, args, kwargs, (0, 1) if found.guards else (0,))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise CaptureError(
             f"{type(model).__name__} itself fails on the example inputs, forward or backward: {type(error).__name__}: {error}\n"
@@ -154,14 +156,20 @@ def verified(program: Program, found: Found) -> list[str]:
         ) from error
     if differences:
         return differences
+    return at_twice_the_batch(both, program, found.guards > 0)
+
+
+def at_twice_the_batch(both: SideBySide, program: Program, guarded: bool) -> list[str]:
+    """Compare on every example twice; where the model does not take that, under another seed."""
     args, kwargs = twice(program)
-    if runs(model, args, kwargs):
-        try:
-            again = verify(model, *rest, args, kwargs, seeds=(1,))
-            return [f"at twice the batch size, {text}" for text in again if "a guard fires" not in text]
-        except InputError:
-            pass
-    return [] if found.guards else verify(model, *rest, program.args, program.kwargs, seeds=(1,))
+    try:
+        expected = both.expected(args, kwargs, 1)
+    except Exception:  # noqa: BLE001 - any failure of the model means that it does not take them
+        return [] if guarded else under_seeds(both, program.args, program.kwargs, (1,))
+    try:
+        return [f"at twice the batch size, {text}" for text in both.differences(expected, args, kwargs, 1)]
+    except GuardError:
+        return []
 
 
 def twice(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -182,16 +190,6 @@ def twice(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
         Tensor, double, (program.args, dict(program.kwargs))
     )
     return doubled
-
-
-def runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the model takes these inputs."""
-    with preserved(model), torch.no_grad():
-        try:
-            model(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - any failure of the model means that it does not take them
-            return False
-    return True
 
 
 def named_apart(found: Found, situation: int) -> Found:

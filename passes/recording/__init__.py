@@ -5,6 +5,17 @@ from dnifx.passes.recording.inputs import RecordedSignature
 from dnifx.passes.recording.rounds import Recording, record
 from dnifx.passes.recording.running import replay, runnable
 from dnifx.passes.recording.state import finish_draws
-from dnifx.passes.recording.verification import verify
+from dnifx.passes.recording.verification import SideBySide, under_seeds, verify
 
-__all__ = ["RecordedSignature", "Recording", "close_to_line", "finish_draws", "record", "replay", "runnable", "verify"]
+__all__ = [
+    "RecordedSignature",
+    "Recording",
+    "SideBySide",
+    "close_to_line",
+    "finish_draws",
+    "record",
+    "replay",
+    "runnable",
+    "under_seeds",
+    "verify",
+]

@@ -32,7 +32,10 @@ def set_generators(states: Generators) -> None:
 
 def seed(number: int) -> None:
     """Seed every generator."""
-    torch.manual_seed(number)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # where there is no device, torch.manual_seed formats a traceback for each kind that it defers
+        torch.default_generator.manual_seed(number)
     random.seed(number)
     np.random.seed(number)
 

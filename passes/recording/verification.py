@@ -24,6 +24,78 @@ class Outcome:
     structure: str
 
 
+class SideBySide:
+    """Runs a model and a graph that was captured from it side by side; the model is left as it was after every run.
+
+    Args:
+        model: The model.
+        graph: The graph.
+        constants: Values that the graph reads beside the model's own.
+        signature: How the graph is called.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: fx.Graph, constants: Mapping[str, object], signature: Signature
+    ) -> None:
+        self._model = model
+        self._replay = replay(model, graph, constants, signature)
+        self._parameters = dict(model.named_parameters())
+        self._snapshot = Snapshot(model)
+
+    def expected(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Outcome:
+        """Return what the model itself does from a seed; what it raises is its own."""
+        return self._outcome(self._model, args, kwargs, number)
+
+    def differences(
+        self, expected: Outcome, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
+    ) -> list[str]:
+        """Return in words what the graph does otherwise than the model did; what the model does not repeat is not counted.
+
+        Raises:
+            GuardError: A guard fires: the graph does not claim to hold.
+        """
+        try:
+            got = self._outcome(self._replay, args, kwargs, number)
+        except GuardError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any failure of the captured program is a difference to report
+            return [
+                f"seed {number}: the captured graph raises {type(error).__name__}: {error} at {close_to_line(error)}"
+            ]
+        found = compare(expected, got)
+        if found:
+            unsteady = compare(expected, self.expected(args, kwargs, number))
+            found = [text for text in found if text not in unsteady]
+        return [f"seed {number}: {text}" for text in found]
+
+    def _outcome(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
+    ) -> Outcome:
+        """Run a program forward and backward from a seed and return what it shows."""
+        own_args, own_kwargs = copied(args, kwargs)
+        gradients = [(parameter, parameter.grad) for parameter in self._parameters.values()]
+        with self._snapshot.watching():
+            try:
+                for parameter, _ in gradients:
+                    parameter.grad = None
+                seed(number)
+                with torch.enable_grad():
+                    result = run(*own_args, **own_kwargs)
+                    _backward(result)
+                values = {
+                    **_outputs(result),
+                    **{f"gradient of {path}": parameter.grad for path, parameter in self._parameters.items()},
+                    **_input_gradients((own_args, own_kwargs)),
+                    **_buffers(self._model),
+                    **_generators(),
+                }
+                return Outcome(values, _structure(result))
+            finally:
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+                self._snapshot.restore()
+
+
 def verify(
     model: nn.Module,
     graph: fx.Graph,
@@ -48,60 +120,20 @@ def verify(
         kwargs: Keyword arguments.
         seeds: Seeds under which both are run.
     """
-    run = replay(model, graph, constants, signature)
+    return under_seeds(SideBySide(model, graph, constants, signature), args, kwargs, seeds)
+
+
+def under_seeds(both: SideBySide, args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Iterable[int]) -> list[str]:
+    """Return the differences under several seeds; see ``verify``."""
     fired, found = [], []
     chosen = tuple(seeds)
     for number in chosen:
+        expected = both.expected(args, kwargs, number)
         try:
-            found += _differences(model, run, args, kwargs, number)
+            found += both.differences(expected, args, kwargs, number)
         except GuardError as error:
             fired.append(f"seed {number}: a guard fires: {error}")
     return found + (fired if len(fired) == len(chosen) else [])
-
-
-def _differences(
-    model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
-) -> list[str]:
-    expected = outcome(model, model, args, kwargs, number)
-    try:
-        got = outcome(model, run, args, kwargs, number)
-    except GuardError:
-        raise
-    except Exception as error:  # noqa: BLE001 - any failure of the captured program is a difference to report
-        return [f"seed {number}: the captured graph raises {type(error).__name__}: {error} at {close_to_line(error)}"]
-    found = compare(expected, got)
-    if found:
-        unsteady = compare(expected, outcome(model, model, args, kwargs, number))
-        found = [text for text in found if text not in unsteady]
-    return [f"seed {number}: {text}" for text in found]
-
-
-def outcome(
-    model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
-) -> Outcome:
-    """Run a program forward and backward from a seed and return what it shows; the model is left as it was."""
-    own_args, own_kwargs = copied(args, kwargs)
-    snapshot = Snapshot(model)
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    with snapshot.watching():
-        try:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            seed(number)
-            with torch.enable_grad():
-                result = run(*own_args, **own_kwargs)
-                _backward(result)
-            values = {
-                **_outputs(result),
-                **_gradients(model, (own_args, own_kwargs)),
-                **_buffers(model),
-                **_generators(),
-            }
-            return Outcome(values, _structure(result))
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            snapshot.restore()
 
 
 def _backward(result: Any) -> None:
@@ -121,16 +153,12 @@ def _outputs(result: Any) -> dict[str, Any]:
     return {f"output {path_name(path)}": tensor.detach().clone() for path, tensor in tensors_in(result)}
 
 
-def _gradients(model: nn.Module, arguments: Any) -> dict[str, Any]:
-    own = {f"gradient of {path}": _taken(parameter) for path, parameter in model.named_parameters()}
-    inputs = tensors_in(arguments)
-    return own | {
-        f"gradient of input {index}": _taken(tensor) for index, (_, tensor) in enumerate(inputs) if tensor.is_leaf
+def _input_gradients(arguments: Any) -> dict[str, Any]:
+    return {
+        f"gradient of input {index}": tensor.grad
+        for index, (_, tensor) in enumerate(tensors_in(arguments))
+        if tensor.is_leaf
     }
-
-
-def _taken(tensor: Tensor) -> Tensor | None:
-    return None if tensor.grad is None else tensor.grad.detach().clone()
 
 
 def _buffers(model: nn.Module) -> dict[str, Any]:
@@ -178,7 +206,7 @@ def same(left: Any, right: Any) -> bool:
         return False
     if left.layout is not torch.strided:
         return same(left.to_dense(), right.to_dense())
-    return bool(((left == right) | ((left != left) & (right != right))).all())
+    return torch.equal(left, right) or bool(((left == right) | ((left != left) & (right != right))).all())
 
 
 def _by_how_much(left: Any, right: Any) -> str:
