@@ -3,6 +3,7 @@
 Exits with 1 if any was silently wrong, and prints the source of those.
 """
 
+import re
 import sys
 import warnings
 from collections import Counter
@@ -22,6 +23,8 @@ from tests.wild_programs import Wild, wild
 
 SHOWN = 5
 """How many wrong programs are printed whole."""
+LONGEST = 110
+"""How much of an error's text tells its reason."""
 
 
 @dataclass
@@ -31,14 +34,16 @@ class Tally:
     Attributes:
         passed: How many pass every check.
         boundaries: How many boundaries those have.
-        later: How many of those refuse a call of another kind, by error.
-        refused: How many are refused as a whole, by error.
+        partly: How many of those refuse a call of another kind.
+        later: Why those do, by reason.
+        refused: How many are refused as a whole, by reason.
         examples: The first program of each refusal, with the text.
         wrong: Those that are silently wrong or end in an error that is not dnifx's own.
     """
 
     passed: int = 0
     boundaries: int = 0
+    partly: int = 0
     later: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[Wild, str]] = field(default_factory=dict)
@@ -54,27 +59,41 @@ class Tally:
         try:
             boundaries, refusals = examine(program, verify)
         except DnifxError as error:
-            self.refused[type(error).__name__] += 1
-            self.examples.setdefault(type(error).__name__, (program, str(error)))
+            self.refused[reason(error)] += 1
+            self.examples.setdefault(reason(error), (program, str(error)))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is what the command is there to tell
             self.wrong.append((program, f"{type(error).__name__}: {error}"))
         else:
             self.passed += 1
             self.boundaries += boundaries
-            for name in {type(error).__name__ for error in refusals}:
-                self.later[name] += 1
-                self.examples.setdefault(f"{name}, later", (program, str(refusals[0])))
+            self.partly += bool(refusals)
+            for text, refusal in {reason(each): each for each in refusals}.items():
+                self.later[text] += 1
+                self.examples.setdefault(text, (program, str(refusal)))
 
     def table(self) -> Table:
         """Return the counts."""
         table = Table("outcome", "programs", title=f"random programs: {self.boundaries} boundaries in those that pass")
-        table.add_row("passed", str(self.passed))
-        for name, number in self.later.items():
-            table.add_row(f"  of these, another call refused: {name}", str(number))
-        for name, number in self.refused.most_common():
-            table.add_row(f"refused: {name}", str(number))
+        table.add_row("passed", self.share(self.passed))
+        table.add_row("  of these, another call than the example's refused", self.share(self.partly))
+        for text, number in self.later.most_common():
+            table.add_row(f"    {text}", str(number))
+        table.add_row("refused", self.share(self.refused.total()))
+        for text, number in self.refused.most_common():
+            table.add_row(f"    {text}", str(number))
         table.add_row("wrong", str(len(self.wrong)))
         return table
+
+    def share(self, number: int) -> str:
+        """Return a number of programs with its share of all."""
+        return f"{number} ({number / max(self.total, 1):.1%})"
+
+
+def reason(error: DnifxError) -> str:
+    """Return an error's kind and the beginning of its first line, without the names and numbers of its program."""
+    line = re.sub(r"'[^']*'", "'…'", str(error).splitlines()[0])
+    line = re.sub(r"[\w.]*\d[\w.]*(, [\w.]*\d[\w.]*)*", "…", line)
+    return f"{type(error).__name__}: {line}"[:LONGEST]
 
 
 def main(

@@ -88,7 +88,7 @@ def structure(value: Any) -> Any:
 def plain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Values]:
     """Return a model's output and gradients by backprop."""
     model.zero_grad(set_to_none=True)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     output = model(*args, **kwargs)
     torch.autograd.backward(spread_loss(output, None))
     return output, own_gradients(model)
@@ -97,7 +97,7 @@ def plain(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 def fused(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Values]:
     """Return the output and the gradients of the fused target."""
     net.zero_grad(set_to_none=True)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     output = net(*args, **kwargs)
     loss = spread_loss(output, None)
     if loss.requires_grad:
@@ -111,7 +111,7 @@ def scheduled(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping[str, 
     """Return the output of a step, and the gradients that its optimizers are given."""
     kept: dict[int, Tensor | None] = {}
     trainer = net.trainer(lambda parameters: Recorder(parameters, kept))
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     result = trainer.step(*args, target=None, **kwargs)
     return result.output, {name: kept.get(id(item)) for name, item in net.original.named_parameters()}
 
@@ -120,7 +120,7 @@ def detached(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Return the gradients of detaching at the cuts, by the captured graph, and leave buffers as they were."""
     buffers = [buffer.clone() for buffer in net.original.buffers()]
     net.zero_grad(set_to_none=True)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     signature = net.program.signature
     assert signature is not None
     output = signature.unflatten(Detached(net).run(*signature.flatten(args, kwargs)))
