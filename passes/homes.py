@@ -10,8 +10,10 @@ from torch import fx
 from dnifx.errors import CutError
 from dnifx.ir import Cut, Edge, Program
 from dnifx.passes.capture import captured, module_path, output_of
+from dnifx.passes.cuts import calls_by_path
 from dnifx.passes.partition import with_reads
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.writes import INSERTED
 
 Place = tuple[str, str, str, int]
 
@@ -39,9 +41,8 @@ class SameHomes(Pass):
             CutError: A value would flow back to an earlier partition.
         """
         graph = captured(program)
-        same = likes(captured(self.first), graph)
-        homes, levels = inherited(graph, same, self.first.homes), inherited(graph, same, self.first.levels)
-        found = {name: node for node, name in same.items()}
+        homes, levels = (inherited(captured(self.first), graph, each) for each in (self.first.homes, self.first.levels))
+        found = {name: node for node, name in likes(captured(self.first), graph).items()}
         cuts = tuple(moved(cut, found, homes, self.first.homes) for cut in self.first.cuts)
         return replace(program, cuts=cuts, levels=levels, homes=homes)
 
@@ -53,11 +54,11 @@ def likes(first: fx.Graph, graph: fx.Graph) -> Mapping[str, str]:
 
 
 def places(graph: fx.Graph) -> list[tuple[fx.Node, Place]]:
-    """Return where each computing node stands: its module, the call of it, what it does, and how often that was done before."""
+    """Return where each captured computing node stands: its module, the call of it, what it does, and how often that was done before."""
     seen: Counter[tuple[str, str, str]] = Counter()
     found = []
     for node in graph.nodes:
-        if node.op.startswith("call"):
+        if node.op.startswith("call") and not node.meta.get(INSERTED):
             stack = node.meta.get("nn_module_stack") or {}
             does = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
             place = (next(reversed(stack), ""), module_path(node), str(does))
@@ -66,23 +67,39 @@ def places(graph: fx.Graph) -> list[tuple[fx.Node, Place]]:
     return found
 
 
-def inherited(graph: fx.Graph, same: Mapping[str, str], first: Mapping[str, int]) -> dict[str, int]:
-    """Return the home (or level) of each node: its like's; where it has none, the latest of what it reads.
+def standing(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict[str, int]:
+    """Return where the innermost module call around each node stands that had, in the first graph, all its nodes in one place.
+
+    A module that is one node now, and was looked into before, stands where its last node did.
+    """
+    calls = calls_by_path(first).items()
+    known = {path: [homes[node.name] for node in nodes if not node.meta.get(INSERTED)] for path, nodes in calls}
+    found: dict[str, int] = {}
+    for path, nodes in sorted(calls_by_path(graph).items(), key=lambda call: call[0].count(".")):
+        for node in nodes if path in known else ():
+            if len(set(known[path])) == 1 or path.partition("@")[0] == node.target:
+                found[node.name] = known[path][-1]
+    return found
+
+
+def inherited(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict[str, int]:
+    """Return the home (or level) of each node: its like's; where it has none, that of the module around it, or of what it reads.
 
     Raises:
         CutError: A value would flow back.
     """
+    same, near = likes(first, graph), standing(first, graph, homes)
     found: dict[str, int] = {}
     for node in graph.nodes:
         if not node.op.startswith("call"):
             continue
         least = max((found.get(source.name, 0) for source in node.all_input_nodes), default=0)
-        found[node.name] = first.get(same.get(node.name, ""), least)
+        found[node.name] = homes.get(same.get(node.name, ""), max(least, near.get(node.name, 0)))
         if found[node.name] < least:
             raise CutError(
                 f"{node.name} belongs to partition {found[node.name]} of the first situation, but reads of {least}"
             )
-    found[output_of(graph).name] = max(first.values())
+    found[output_of(graph).name] = max(homes.values())
     return with_reads(graph, found)
 
 

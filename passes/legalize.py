@@ -17,6 +17,7 @@ from dnifx.passes.measure import MeasureNodes, node_parameters
 from dnifx.passes.partition import homed
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.recurrent import only_as_state
+from dnifx.passes.repeats import repeat_parameters
 from dnifx.passes.writes import crossing_writes, shield_writes
 
 
@@ -30,11 +31,12 @@ class Legalize(Pass):
 
     def run(self, program: Program) -> Program:
         """Rewrite a copy of the graph where a cut would change what it computes."""
+        program, notes = with_repeats(program)
         homes = dict(program.homes)
         graph = copied(captured(program))
         unpack_containers(graph, program, homes)
         homes = dense(homes)
-        notes = shield_writes(graph, program, homes)
+        notes += shield_writes(graph, program, homes)
         legal = replace(program, graph=graph, homes=homes)
         if len(graph.nodes) != len(program.measures) + 1:
             legal = MeasureNodes().run(legal)
@@ -49,6 +51,15 @@ class Legalize(Pass):
         nodes = [name for partition in program.partitions for name in partition.nodes]
         if len(nodes) != len(set(nodes)) or set(nodes) != {node.name for node in homed(captured(program))}:
             raise PassError("legalize gave a node no partition or two")
+
+
+def with_repeats(program: Program) -> tuple[Program, list[str]]:
+    """Let each partition compute by itself what is made of parameters alone."""
+    homes, graph = dict(program.homes), copied(captured(program))
+    notes = repeat_parameters(graph, program, homes)
+    if len(graph.nodes) == len(program.measures) + 1:
+        return replace(program, graph=graph, homes=homes), notes
+    return MeasureNodes().run(replace(program, graph=graph, homes=homes)), notes
 
 
 def unpack_containers(graph: fx.Graph, program: Program, homes: dict[str, int]) -> None:
@@ -171,7 +182,8 @@ def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]
         index: [
             node
             for node in members
-            if node in live or (node.op == "get_attr" and any(user in live for user in node.users))
+            if node in live
+            or (node.op == "get_attr" and any(user in live or user.op == "output" for user in node.users))
         ]
         for index, members in nodes.items()
     }

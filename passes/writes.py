@@ -10,6 +10,9 @@ from dnifx.errors import LegalizeError
 from dnifx.ir import Program
 from dnifx.passes.capture import module_path
 
+INSERTED = "inserted"
+"""The key in a node's meta data that says that it stands in no captured graph."""
+
 
 @dataclass(frozen=True)
 class Write:
@@ -99,7 +102,7 @@ def add_clone(graph: fx.Graph, value: fx.Node, readers: list[fx.Node], homes: di
     place = graph.inserting_before(min(readers)) if at_reader else graph.inserting_after(value)
     with place:
         clone = graph.create_node("call_function", torch.clone, (value,), name=f"{value.name}_clone")
-    clone.meta = dict(value.meta)
+    clone.meta = {**value.meta, INSERTED: True}
     homes[clone.name] = homes[(readers[0] if at_reader else value).name]
     for reader in readers:
         reader.replace_input_with(value, clone)

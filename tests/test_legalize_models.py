@@ -1,12 +1,16 @@
 """What the sweep over real models found wanting, each on a small model."""
 
+import random
+
 import torch
 from torch import Tensor, nn
 
 import dnifx
+from dnifx.passes.capture import captured
 from dnifx.passes.recording import record
 from tests import hard_models
 from tests.model_checks import check_eval, check_oracle, check_zero, decoupled
+from tests.real_models import Example
 
 
 def test_a_tied_weight_has_one_owner_that_gets_the_sum_of_both_gradients() -> None:
@@ -113,3 +117,38 @@ def test_measuring_leaves_no_fake_tensor_in_the_models_own_cache() -> None:
     net = dnifx.decouple(model, ["layer"], args=(x,), gradient="zero")
     assert type(net(x)) is Tensor
     assert all(type(kept) is Tensor for kept in model.cache.values())
+
+
+class Cached(nn.Module):
+    """Attention-like mixing whose bias is computed in training and kept in a dictionary in evaluation, as in EfficientFormer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.bias = nn.Linear(6, 6), nn.Parameter(torch.randn(6))
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        if not self.training and "bias" not in self.kept:
+            self.kept["bias"] = self.bias * 2
+        bias = self.bias * 2 if self.training else self.kept["bias"]
+        return torch.relu(self.query(x).reshape(rows, -1) + bias)
+
+
+def test_a_module_that_is_one_node_in_evaluation_stays_where_its_nodes_were_in_training() -> None:
+    def make() -> Example:
+        return nn.Sequential(nn.Linear(6, 6), Cached(), nn.Linear(6, 2)), (torch.randn(4, 6),), {}
+
+    net = decoupled(make(), 2, "zero")
+    rows = next(node.name for node in captured(net.program).nodes if node.target == "size")
+    assert net.program.homes[rows] == 0, "what is looked into lies on one side alone"
+    check_eval(make, 2, net)
+
+
+def test_the_cost_of_a_module_that_drops_layers_by_chance_does_not_move_the_cuts() -> None:
+    make = hard_models.control_family()["layer drop"]
+    found = set()
+    for number in range(6):
+        random.seed(number)
+        found.add(decoupled(make(), 4, "zero").program.cuts)
+    assert len(found) == 1
