@@ -12,10 +12,11 @@ from dnifx.errors import PassError
 from dnifx.ir import Program
 from dnifx.passes.capture import module_path
 from dnifx.passes.stepcode import StepWriter
+from dnifx.passes.windowcode import without_step
 
 
 def program_code(program: Program, mean: bool) -> str:
-    """Return the fused forward, every partition and one training step as readable Python."""
+    """Return the fused forward, every partition and one training step, where there is one, as readable Python."""
     if program.fused is None or program.schedule is None:
         raise PassError("the program was not emitted; run all passes first")
     imports: dict[str, Any] = {}
@@ -24,7 +25,10 @@ def program_code(program: Program, mean: bool) -> str:
         parts.append(
             function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
         )
-    parts.append(StepWriter(program, program.schedule, mean).source())
+    refusal = without_step(program)
+    parts.append(
+        f"# no training step: {refusal}\n" if refusal else StepWriter(program, program.schedule, mean).source()
+    )
     text = "\n\n".join(parts)
     return f"{import_block(imports, text)}\n\n{text}"
 

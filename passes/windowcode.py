@@ -9,7 +9,7 @@ from dnifx.errors import PassError
 from dnifx.ir import Action, Kind, Program, Recurrence, Schedule
 from dnifx.passes.capture import captured
 from dnifx.passes.recurrent import described, flat_output
-from dnifx.passes.windows import locked
+from dnifx.passes.windows import joined
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,17 @@ class Lines:
     title: str
     lines: tuple[str, ...]
     defines: tuple[str, ...] = ()
+
+
+def without_step(program: Program) -> str:
+    """Say why there is no training step of one window, where there is none; empty where there is one."""
+    waiting = next((each for each in program.recurrences if joined(each)), None)
+    if waiting is None:
+        return ""
+    return (
+        f"boundary {waiting.name!r} waits for the gradients of later windows, which one training step does not see: train the "
+        "fused module, with one loss over all windows"
+    )
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,8 @@ class WindowLines:
         tensors: list[str] = []
         gradients: list[str] = []
         for each in self.left(partition):
-            if locked(each):
-                raise PassError(
-                    f"boundary {each.name!r} waits for the gradients of later windows, which one training step does not see: "
-                    "train the fused module, with one loss over all windows"
-                )
+            if joined(each):
+                raise PassError(without_step(self.program))
             values = [self.leaving(name) if last else self.local(name) for name in each.values]
             weight = f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}"
             lines += [

@@ -83,10 +83,10 @@ class WindowWriter:
         with self.graph.inserting_before(self.nodes["examples"].next):
             fitted: set[str] = set()
             for each in self.program.recurrences:
-                if each.interface is not None and each.interface.fits:
+                if each.interface is not None and (each.interface.fits or each.interface.mix):
                     self.start_boundary(each, reset)
                     fitted |= set(each.inputs)
-            kept = {name for each in self.program.recurrences if locked(each) for name in each.inputs}
+            kept = {name for each in self.program.recurrences if joined(each) for name in each.inputs}
             for carry in self.program.carries:
                 if carry.input not in fitted:
                     state = self.nodes[carry.input]
@@ -97,12 +97,13 @@ class WindowWriter:
         """Write the node at the start of one boundary's window."""
         states = [self.nodes[name] for name in each.inputs]
         left = tuple(self.call("detach", state) for state in states)
-        estimates = self.estimates(each, left)
+        given = [tuple(states) if joined(each) else left, self.estimates(each, left), reset, each.dims]
+        back = (mix_of(each) * each.cut.scale,) if joined(each) else ()
         started = self.function(
-            start_window, left, estimates, reset, each.dims, self.nodes["examples"], self.mean, name=f"start_{each.key}"
+            start_window, *given, self.nodes["examples"], self.mean, *back, name=f"start_{each.key}"
         )
         for index, state in enumerate(states):
-            self.take_place(state, self.function(operator.getitem, started, index), set(left))
+            self.take_place(state, self.function(operator.getitem, started, index), {*left, started})
 
     def take_place(self, state: fx.Node, value: fx.Node, own: set[fx.Node]) -> None:
         """Let all that read a state read what the window starts from."""
@@ -114,9 +115,9 @@ class WindowWriter:
         alone, output, flat = state_positions(self.program), output_of(self.graph), list(flat_output(self.graph))
         with self.graph.inserting_before(output):
             for each in self.program.recurrences:
-                if not locked(each):
+                if not joined(each) or mix_of(each):
                     flat = self.end_boundary(each, flat, alone)
-            held = {name for each in self.program.recurrences if locked(each) for name in each.values}
+            held = {name for each in self.program.recurrences if joined(each) for name in each.values}
             for position in alone:
                 if flat[position].name not in held:
                     flat[position] = self.call("detach", flat[position])
@@ -167,6 +168,11 @@ class WindowWriter:
         return self.graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
 
 
-def locked(each: Recurrence) -> bool:
-    """Whether the windows before wait for the true gradient, so that states stay attached."""
+def joined(each: Recurrence) -> bool:
+    """Whether the windows before wait for the gradient of those behind, so that states stay attached."""
     return each.interface is not None and each.interface.locked
+
+
+def mix_of(each: Recurrence) -> float:
+    """Return the share of what arrives from the next window in what a window receives, where its estimate is used too."""
+    return each.interface.mix if each.interface is not None else 0.0

@@ -162,6 +162,11 @@ def window_by_hand(case: Case, index: int, state: Any, given: Sequence[Tensor] |
     return WindowByHand(value.detach(), list(found[:count]), arrived, pytree.tree_map(Tensor.detach, left))
 
 
+def as_state(rows: Tensor, value: Tensor) -> Tensor:
+    """Return what ``by_rows`` gave in the shape of the state's tensor."""
+    return rows.reshape(value.transpose(0, 1).shape).transpose(0, 1) if value.dim() == 3 else rows
+
+
 def by_rows(value: Tensor) -> Tensor:
     """Return a state's tensor as estimators see it, [batch, features]."""
     return (value.transpose(0, 1) if value.dim() == 3 else value).reshape(value.size(1 if value.dim() == 3 else 0), -1)

@@ -19,6 +19,7 @@ from dnifx.estimators import BoundarySpec, GradientEstimator, SyntheticState
 from tests.recurrent_models import (
     Case,
     Stacked,
+    as_state,
     by_rows,
     floating,
     loss,
@@ -165,8 +166,7 @@ def test_each_side_of_a_boundary_is_counted_once(case: Case, data: st.DataObject
     ended = floating(window_by_hand(case, 1, begins).left)
     answers = [answer.detach() for answer in estimator(tuple(map(by_rows, ended)))]
     given_back = [
-        case.cut.scale / case.batch * (a.reshape(v.transpose(0, 1).shape).transpose(0, 1) if v.dim() == 3 else a)
-        for a, v in zip(answers, ended, strict=True)
+        case.cut.scale / case.batch * as_state(answer, value) for answer, value in zip(answers, ended, strict=True)
     ]
     expected = window_by_hand(case, 1, begins, given_back)
     targets = [case.batch * by_rows(value) * ~start[:, None] for value in expected.arrived]
@@ -357,11 +357,7 @@ def error_in_second_window(case: Case, learners: tuple[nn.Module, nn.Module | No
     ended = tuple(answer.detach() for answer in estimator(tuple(map(by_rows, last))))
     if option == "auxiliary" and head is not None:
         return sum_of_squares(head(start), ended) / case.batch
-    shaped = [
-        a.reshape(v.transpose(0, 1).shape).transpose(0, 1) if v.dim() == 3 else a
-        for a, v in zip(ended, last, strict=True)
-    ]
-    given_back = [case.cut.scale / case.batch * gradient for gradient in shaped]
+    given_back = [case.cut.scale / case.batch * as_state(each, value) for each, value in zip(ended, last, strict=True)]
     targets = [case.batch * by_rows(value) for value in window_by_hand(case, 1, first, given_back).arrived]
     return sum_of_squares(estimator(start), targets) / case.batch
 

@@ -276,18 +276,19 @@ def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str,
 class WindowStart(torch.autograd.Function):
     """Passes a window's first state forward, rows that begin an episode zeroed; backward, fits the estimator to what arrives.
 
-    The state is detached by whoever calls; nothing flows back to it. With per-example estimates g of the state as it was left,
-    and arriving gradients t of n examples, the estimates receive the gradient of the mean over examples of ||g - t / scale||^2,
-    in which t is exactly 0 where a row begins an episode: no loss lies beyond the state that was left there.
+    With per-example estimates g of the state as it was left, and arriving gradients t of n examples, the estimates receive the
+    gradient of the mean over examples of ||g - t / scale||^2, in which t is exactly 0 where a row begins an episode: no loss
+    lies beyond the state that was left there. The state receives ``back * (t - g * scale)``: nothing where ``back`` is 0 (whoever
+    calls has detached it); else what turns ``back`` of the estimate that the window before gave it into what arrived.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, reset: Tensor | None, dims: tuple[int, ...], examples: int, mean: bool, *tensors: Tensor
+        ctx: Any, reset: Tensor | None, dims: tuple[int, ...], examples: int, mean: bool, back: float, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Take the state's values and as many estimates; return the values."""
         count = len(tensors) // 2
-        ctx.reset, ctx.dims, ctx.examples, ctx.mean = reset, dims, examples, mean
+        ctx.reset, ctx.dims, ctx.examples, ctx.mean, ctx.back = reset, dims, examples, mean, back
         ctx.save_for_backward(*tensors[count:])
         return tuple(
             without_rows(value, reset, dim).view_as(value) for value, dim in zip(tensors[:count], dims, strict=True)
@@ -296,15 +297,20 @@ class WindowStart(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
-        """Turn the arriving gradients into the estimates' fit gradients."""
+        """Turn the arriving gradients into the estimates' fit gradients, and into what the window before still lacks."""
         estimates = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4 + len(estimates) :]
-        targets = window_targets(arriving, ctx.reset, ctx.dims, 1.0 / ctx.examples if ctx.mean else 1.0)
+        wanted = ctx.needs_input_grad[5 + len(estimates) :]
+        scale = 1.0 / ctx.examples if ctx.mean else 1.0
+        targets = window_targets(arriving, ctx.reset, ctx.dims, scale)
         fits = [
             fit_gradient(estimate, target, ctx.examples) if want else None
             for estimate, target, want in zip(estimates, targets, wanted, strict=True)
         ]
-        return None, None, None, None, *(None for _ in estimates), *fits
+        lacking = [
+            like_state((target - estimate) * (ctx.back * scale), gradient, dim) if ctx.back else None
+            for estimate, target, gradient, dim in zip(estimates, targets, arriving, ctx.dims, strict=True)
+        ]
+        return None, None, None, None, None, *lacking, *fits
 
 
 class WindowEnd(torch.autograd.Function):
@@ -336,18 +342,20 @@ def start_window(
     dims: Sequence[int],
     examples: int,
     mean: bool = True,
+    back: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """Return the state that a window starts from; in the backward pass what arrives there fits the estimator.
 
     Args:
-        values: The state as the last window left it, detached.
+        values: The state as the last window left it, detached where ``back`` is 0.
         estimates: The estimator's answer to it, [batch, ...] each.
         reset: Which rows begin an episode, [batch], or None.
         dims: The dimension of each value that counts examples.
         examples: Number of examples.
         mean: Whether the loss averages over examples.
+        back: Share of what arrives that the state receives in place of the estimate.
     """
-    started: tuple[Tensor, ...] = WindowStart.apply(reset, tuple(dims), examples, mean, *values, *estimates)  # type: ignore[no-untyped-call]
+    started: tuple[Tensor, ...] = WindowStart.apply(reset, tuple(dims), examples, mean, back, *values, *estimates)  # type: ignore[no-untyped-call]
     return started
 
 
