@@ -27,6 +27,8 @@ BRIEF: Mapping[str, Any] = {
     "batch": 32,
     "seeds": 1,
     "evaluate_every": 6,
+    "diagnose_every": 1,
+    "probe_every": 4,
 }
 PAPER = ("table1", "single", "sparse", "unlock", "deep", "stale", "estimators")
 
@@ -105,6 +107,8 @@ def test_an_experiment_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatc
         [one.curve for one in arm.runs] for arm in whole.arms
     ]
     assert [arm.mean for arm in parts.arms] == [arm.mean for arm in whole.arms]
+    looks = [[(one.looks, one.probes) for one in arm.runs] for arm in parts.arms]
+    assert looks == [[(one.looks, one.probes) for one in arm.runs] for arm in whole.arms]
     assert (tmp_path / "curves.png").exists()
 
 
@@ -144,7 +148,7 @@ class Counting:
         return self.learner.compute(inputs, targets)
 
 
-def test_the_fastest_way_is_found_while_training() -> None:
+def test_the_fastest_way_is_found_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = complete(brief("fcn"))
     batch = (torch.rand(32, 64), torch.arange(32) % 10)
 
@@ -154,10 +158,21 @@ def test_the_fastest_way_is_found_while_training() -> None:
 
     plain, tried = fresh(), fresh()
     ways = {"slow": Counting(tried, 2.0), "fast": Counting(tried, 1.0), "slower": Counting(tried, 3.0)}
-    fastest = Fastest(tried, ways, lambda: sum(way.steps * way.seconds for way in ways.values()))
-    for _ in range(3 * (WARM + TIMED) + 5):
+    looked = [0]
+    fastest = Fastest(tried, ways, lambda: sum(way.steps * way.seconds for way in ways.values()) + 100.0 * looked[0])
+
+    def diagnosed(*batch: Tensor) -> tuple[Tensor | None, Mapping[str, Mapping[str, Tensor]]]:
+        looked[0] += 1
+        return tried.step(*batch), {}
+
+    monkeypatch.setattr(tried, "diagnosed", diagnosed)
+    for step in range(3 * (WARM + TIMED) + 5):
         plain.step(*batch)
         fastest.step(*batch)
+        if step % 40 == 30:
+            plain.step(*batch)
+            fastest.diagnosed(*batch)
+    assert looked == [4]
     assert fastest.way == "fast"
     assert fastest.seconds == {"slow": 2.0, "fast": 1.0, "slower": 3.0}
     assert ways["fast"].steps == WARM + TIMED + 5

@@ -74,7 +74,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("target", ["scheduled", "fused"])
 @pytest.mark.parametrize("net", ["fcn", "cnn"])
 def test_an_interrupted_run_goes_on_bit_for_bit(net: str, target: str, tmp_path: Path, interrupted: Any) -> None:
-    options = brief(net=net, target=target, layers=(3,))
+    options = brief(net=net, target=target, layers=(3,), diagnose_every=1, probe_every=2)
     whole = run(replace(options, out=tmp_path / "whole"))
     for arm in arms(complete(options)):
         alone = replace(options, gradient=(arm.gradient,), context=(arm.context,), out=tmp_path / "parts")
@@ -85,6 +85,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(net: str, target: str, tmp_path:
     assert len(saved(tmp_path / "parts")) == 6
     for ours, theirs in zip(parts.arms, whole.arms, strict=True):
         assert [one.curve for one in ours.runs] == [one.curve for one in theirs.runs]
+        assert [(one.looks, one.probes) for one in ours.runs] == [(one.looks, one.probes) for one in theirs.runs]
         assert ours.mean == theirs.mean
 
 

@@ -11,6 +11,16 @@ from dnifx.errors import HarmWarning, OptionError, StateError
 
 SHOWN = ("cosine", "relative_error", "wrong_signs")
 
+ALWAYS = "or fit before use (schedules.warm_up), or mix in the true gradient (estimators.BPLambda)"
+REMEDIES = {
+    "direction": (
+        "give it the label (context='label'), more capacity (Synthetic(hidden=2)) or a higher estimator_optimizer rate; "
+        + ALWAYS
+    ),
+    "norm": "lower the estimator_optimizer rate, or use Adam there; " + ALWAYS,
+}
+"""What helps against each harm."""
+
 
 @dataclass
 class Watch:
@@ -55,6 +65,16 @@ class Watch:
         Warns:
             HarmWarning: Once for each boundary.
         """
+        for name, harm in self.notice(diagnostics):
+            warnings.warn(HarmWarning(f"{self.fault(name, harm)}; {REMEDIES[harm]}"), stacklevel=2)
+
+    def notice(self, diagnostics: Mapping[str, Mapping[str, Tensor]]) -> list[tuple[str, str]]:
+        """Take in the diagnostics of a step as ``see`` does, and return what it would warn of, for whoever shows it otherwise.
+
+        Returns:
+            Pairs of a boundary and its harm, ``direction`` or ``norm``; each boundary once and no more.
+        """
+        found = []
         for name, numbers in diagnostics.items():
             self.average(name, {key: float(number) for key, number in numbers.items()})
             for harm, present in self.harms(self.averages[name]).items():
@@ -62,7 +82,8 @@ class Watch:
                 self.streaks[name, harm] = streak
                 if streak >= self.patience and name not in self.warned:
                     self.warned.add(name)
-                    warnings.warn(HarmWarning(self.remedy(name, harm)), stacklevel=2)
+                    found.append((name, harm))
+        return found
 
     def average(self, name: str, numbers: Mapping[str, float]) -> None:
         """Take a look's numbers into the running averages; those that are not numbers, as 0/0, leave them as they are."""
@@ -77,20 +98,15 @@ class Watch:
         runaway = averages["estimate_norm"] > self.growth * averages["target_norm"]
         return {"direction": averages["cosine"] < self.cosine, "norm": runaway}
 
-    def remedy(self, name: str, harm: str) -> str:
-        """Say what a synthetic gradient does wrong, and what helps."""
+    def fault(self, name: str, harm: str) -> str:
+        """Say what the synthetic gradient of a boundary does wrong."""
         found = self.averages[name]
         if harm == "direction":
-            text = f"points away from its target: an average cosine of {found['cosine']:.2f} over {self.patience} looks and more"
-            help_ = "give it the label (context='label'), more capacity (Synthetic(hidden=2)) or a higher estimator_optimizer rate"
+            text = f"points away from its target: an average cosine of {found['cosine']:.2f}"
         else:
             ratio = found["estimate_norm"] / max(found["target_norm"], 1e-30)
-            text = f"has run away: its norm is {ratio:.3g} times its target's over {self.patience} looks and more"
-            help_ = "lower the estimator_optimizer rate, or use Adam there"
-        return (
-            f"the synthetic gradient of boundary {name!r} {text}; {help_}; or fit before use (schedules.warm_up), or mix in the true "
-            "gradient (estimators.BPLambda)"
-        )
+            text = f"has run away: its norm is {ratio:.3g} times its target's"
+        return f"the synthetic gradient of boundary {name!r} {text} over {self.patience} looks and more"
 
     def state_dict(self) -> dict[str, object]:
         """Return what it has seen, in plain types, for JSON and for a later ``load_state_dict``."""

@@ -77,6 +77,11 @@ class Arm:
         """Whether its estimators learn."""
         return self.gradient in LABELLED | CONTEXTUAL
 
+    @property
+    def guesses(self) -> bool:
+        """Whether its hidden layers learn from anything that can be compared with the gradient it stands for."""
+        return self.gradient not in {"backprop", "zero", "oracle"}
+
 
 def arms(settings: Settings) -> tuple[Arm, ...]:
     """Return the arms that the settings ask for, what is tuned left open.

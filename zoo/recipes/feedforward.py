@@ -16,6 +16,7 @@ from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes.accelerated import accelerated
 from dnifx.zoo.recipes.arms import CONTEXTUAL, Arm, arms, candidates, named
 from dnifx.zoo.recipes.base import Recipe
+from dnifx.zoo.recipes.diagnosis import Diagnosis
 from dnifx.zoo.recipes.learners import decoupled, learner, network
 from dnifx.zoo.recipes.live import Line, live
 from dnifx.zoo.recipes.results import ArmResult, Results, Run, device_name, versions
@@ -26,6 +27,7 @@ from dnifx.zoo.recipes.training import Progress, error_rate, train
 _NOT_OF_A_RUN = frozenset(
     {
         *("gradient", "context", "layers", "position", "p", "seeds", "seed", "out", "step"),
+        *("diagnose_every", "probe_every"),
         *("hidden", "lr", "estimator_lr", "plain_hidden", "plain_lr", "plain_estimator_lr", "decay"),
     }
 )
@@ -62,8 +64,8 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
         results = _measure(options, settings, trained, _read(settings, "test").to(device), device)
     console.print(results)
     if settings.out is not None:
-        results.to_folder(settings.out)
-        console.print(f"results.json and curves.png are in {settings.out}")
+        *files, last = results.to_folder(settings.out)
+        console.print(f"{', '.join(files)} and {last} are in {settings.out}")
     return results
 
 
@@ -75,11 +77,13 @@ class Trained:
         arm: The arm, with everything chosen.
         model: The network.
         progress: How its training went.
+        diagnosis: How good its synthetic gradients were.
     """
 
     arm: Arm
     model: nn.Module
     progress: Progress
+    diagnosis: Diagnosis
 
     @property
     def error(self) -> float:
@@ -120,6 +124,9 @@ def _train(settings: Settings, arm: Arm, seed: int, examples: Split, validation:
     batches = Batches(examples, settings.batch, seed)
     device = examples.inputs.device
     trainee = learner(settings, arm, examples.inputs[: settings.batch], seed)
+    sample = (validation.inputs[: settings.batch], validation.targets[: settings.batch])
+    every = (settings.diagnose_every, settings.probe_every) if arm.guesses else (0, 0)
+    diagnosis = Diagnosis(sample, *every)
     progress = train(
         accelerated(trainee, settings.step, arm.p is not None, device),
         batches,
@@ -127,9 +134,10 @@ def _train(settings: Settings, arm: Arm, seed: int, examples: Split, validation:
         steps=settings.steps,
         every=settings.evaluate_every,
         watcher=line,
+        diagnosis=diagnosis,
         checkpoint=_checkpoint(settings, arm, seed),
     )
-    return Trained(arm, trainee.model, progress)
+    return Trained(arm, trainee.model, progress, diagnosis)
 
 
 def _measure(options: Feedforward, settings: Settings, runs: Runs, test: Split, device: torch.device) -> Results:
@@ -150,8 +158,18 @@ def _arm_result(settings: Settings, arm: Arm, runs: Runs, test: Split) -> ArmRes
     found = []
     for seed in settings.all_seeds:
         best = _best(runs[arm, seed])
-        progress = best.progress
-        found.append(Run(seed, error_rate(best.model, test), best.error, progress.seconds, progress.curve))
+        found.append(
+            Run(
+                seed,
+                test_error=error_rate(best.model, test),
+                validation_error=best.error,
+                seconds=best.progress.seconds,
+                curve=best.progress.curve,
+                looks=tuple(best.diagnosis.looks),
+                probes=tuple(best.diagnosis.probes),
+                harms=tuple(best.diagnosis.harms),
+            )
+        )
     tried = runs[arm, settings.seed]
     choices = tuple((asdict(one.arm), one.error) for one in tried) if len(tried) > 1 else ()
     return ArmResult(named(arm, settings), arm.gradient, arm.context, tuple(found), asdict(_best(tried).arm), choices)

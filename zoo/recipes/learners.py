@@ -16,6 +16,7 @@ from dnifx.zoo.cnn import CNN
 from dnifx.zoo.data import DATASETS
 from dnifx.zoo.fcn import FCN
 from dnifx.zoo.recipes.arms import Arm
+from dnifx.zoo.recipes.diagnosis import Comparison
 from dnifx.zoo.recipes.settings import Settings
 from dnifx.zoo.recipes.training import Learner
 
@@ -87,7 +88,9 @@ def learner(settings: Settings, arm: Arm, example: Tensor, seed: int = 0) -> Lea
         return LoopLearner(model, model, optimizer, scheduler)
     net = decoupled(settings, arm, model, example)
     if settings.target == "fused":
-        return LoopLearner(model, net, optimizer, scheduler, estimator_optimizer.keywords["lr"], arm.context == "label")
+        interface_lr = estimator_optimizer.keywords["lr"]
+        prober = net.trainer(optimizer)
+        return LoopLearner(model, net, optimizer, scheduler, interface_lr, arm.context == "label", prober)
     schedule = "sequential" if arm.p is None else f"{settings.schedule}{{p={arm.p!r},seed={seed}}}"
     trainer = net.trainer(optimizer, schedule, lr_scheduler=scheduler, estimator_optimizer=estimator_optimizer)
     return TrainerLearner(model, trainer)
@@ -103,6 +106,7 @@ class LoopLearner(Learner):
         scheduler: Builds the learning rate's schedule.
         interface_lr: Learning rate of what the module has beside the network's parameters.
         labelled: Whether the module takes the label as its context.
+        prober: A trainer of the fused module, which only compares; None where there are no synthetic gradients.
     """
 
     def __init__(
@@ -113,8 +117,10 @@ class LoopLearner(Learner):
         scheduler: MakeScheduler,
         interface_lr: float = 0.0,
         labelled: bool = False,
+        prober: dnifx.Trainer | None = None,
     ) -> None:
         self.model = model
+        self._prober = prober
         self._module = module
         own = list(model.parameters())
         known = {id(parameter) for parameter in own}
@@ -131,6 +137,15 @@ class LoopLearner(Learner):
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return loss.detach()
+
+    def diagnosed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Comparison]:
+        """Compare, then train on the batch: in the fused module the gradients that arrive are seen by nobody."""
+        found = {} if self._prober is None else self._prober.probe(inputs, target=targets).bootstrapped
+        return self.step(inputs, targets), found
+
+    def probe(self, inputs: Tensor, targets: Tensor) -> Comparison:
+        """Compare with the true gradient, and change nothing."""
+        return {} if self._prober is None else self._prober.probe(inputs, target=targets).true
 
     def advance(self) -> None:
         """Let the learning rate go on by a step."""
@@ -181,6 +196,15 @@ class TrainerLearner(Learner):
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
         """Train on a batch and return its mean loss, where the schedule came to it."""
         return self._trainer.step(inputs, target=targets).loss
+
+    def diagnosed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Comparison]:
+        """Train on a batch, and compare the synthetic gradients with those that arrive in this step."""
+        result = self._trainer.step(inputs, target=targets, diagnose=True)
+        return result.loss, result.diagnostics
+
+    def probe(self, inputs: Tensor, targets: Tensor) -> Comparison:
+        """Compare with the true gradient, and change nothing."""
+        return self._trainer.probe(inputs, target=targets).true
 
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
         """Do the same but for what ``advance`` does."""

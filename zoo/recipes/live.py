@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
+from dnifx.zoo.recipes.diagnosis import Look
 from dnifx.zoo.recipes.results import Point
 
 
@@ -17,12 +19,14 @@ class Line:
     Attributes:
         progress: What shows it.
         task: The arm's task there.
+        name: The arm's name.
         before: Steps of the runs that the arm has finished.
         seed: The seed of this run.
     """
 
     progress: Progress
     task: TaskID
+    name: str
     before: int
     seed: int
 
@@ -35,6 +39,14 @@ class Line:
         """Show the run's newest place on its curve."""
         state = f"seed {self.seed}  loss {point.loss:.4f}  error {point.error:.2f}%"
         self.progress.update(self.task, state=state)
+
+    def look(self, look: Look) -> None:
+        """Show the worst of the run's synthetic gradients."""
+        self.progress.update(self.task, look=str(look))
+
+    def harm(self, text: str) -> None:
+        """Say that a synthetic gradient does harm, and what helps."""
+        self.progress.console.print(f"{self.name}, seed {self.seed}, {text}", style="yellow")
 
 
 class Live:
@@ -51,14 +63,15 @@ class Live:
         self._steps = steps
         self._begun = dict.fromkeys(runs, 0)
         self._tasks = {
-            name: progress.add_task(name, start=False, total=steps * count, state="") for name, count in runs.items()
+            name: progress.add_task(name, start=False, total=steps * count, state="", look="")
+            for name, count in runs.items()
         }
 
     def line(self, name: str, seed: int) -> Line:
         """Return the line of the arm ``name`` for its next run, which is of ``seed``."""
         before = self._begun[name] * self._steps
         self._begun[name] += 1
-        return Line(self._progress, self._tasks[name], before, seed)
+        return Line(self._progress, self._tasks[name], name, before, seed)
 
 
 @contextmanager
@@ -66,9 +79,9 @@ def live(console: Console, runs: Mapping[str, int], steps: int) -> Iterator[Live
     """Show the progress of an experiment on ``console`` while the context lasts."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}  {task.fields[look]}", table_column=Column()),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:

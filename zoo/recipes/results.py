@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from dnifx.errors import DataError
+from dnifx.zoo.recipes.diagnosis import Look, Row, draw_looks
 from dnifx.zoo.recipes.store import write_whole
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Run:
         validation_error: Validation error in percent, after the last step.
         seconds: Time that its training steps took.
         curve: Its learning curve.
+        looks: How good its synthetic gradients were, against the gradients that they are fitted to.
+        probes: The same against the true gradient, on validation examples.
+        harms: What was warned of.
     """
 
     seed: int
@@ -51,6 +55,9 @@ class Run:
     validation_error: float
     seconds: float
     curve: tuple[Point, ...]
+    looks: tuple[Look, ...] = ()
+    probes: tuple[Look, ...] = ()
+    harms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,14 +138,22 @@ class Results:
             saved["test_error"] = {"mean": arm.mean, "standard_deviation": arm.spread, "unit": "percent"}
         return json.dumps(content, indent=2, default=str) + "\n"
 
-    def to_folder(self, folder: Path) -> None:
-        """Write ``results.json`` and ``curves.png`` into ``folder``.
+    def to_folder(self, folder: Path) -> tuple[str, ...]:
+        """Write ``results.json``, ``curves.png`` and, where synthetic gradients were looked at, ``diagnostics.png``.
+
+        Returns:
+            The names of the files in ``folder``.
 
         Raises:
             DataError: Where matplotlib, which draws the picture, is absent; the JSON is written first.
         """
         write_whole(folder / "results.json", lambda part: part.write_text(self.to_json()))
         write_whole(folder / "curves.png", self._draw)
+        rows = [Row(arm.name, *zip(*((run.looks, run.probes) for run in arm.runs), strict=True)) for arm in self.arms]
+        seen = [row for row in rows if row.boundaries]
+        if seen:
+            draw_looks(self.title, seen, folder / "diagnostics.png")
+        return ("results.json", "curves.png", *["diagnostics.png"][: len(seen)])
 
     def _draw(self, path: Path) -> None:
         try:

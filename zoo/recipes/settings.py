@@ -63,6 +63,13 @@ class Feedforward:
     seed: int = option(0, "the first seed; the others follow it")
     validation: int | None = option(None, "training examples held out for the validation error")
     evaluate_every: int | None = option(None, "steps from one validation (and checkpoint) to the next")
+    diagnose_every: int | None = option(
+        None,
+        "steps from one look at the synthetic gradients, beside the gradients they are fitted to, to the next; 0: none",
+    )
+    probe_every: int = option(
+        0, "steps from one comparison with the true gradient, on a validation batch, to the next; 0: none"
+    )
     target: str = option(
         "scheduled", "what is compiled: one fused module, or a scheduled trainer", ("fused", "scheduled")
     )
@@ -188,6 +195,8 @@ class Settings:
     seed: int
     validation: int
     evaluate_every: int
+    diagnose_every: int
+    probe_every: int
     target: str
     device: str
     step: str
@@ -233,6 +242,7 @@ def _chosen(options: Feedforward) -> dict[str, Any]:
         "steps": steps,
         "lr_drops": (0.6, 0.8),
         "evaluate_every": max(1, (options.steps or steps) // 20),
+        "diagnose_every": max(10, (options.steps or steps) // 200),
     }
 
 
@@ -253,7 +263,7 @@ def _preset(options: Feedforward) -> Preset:
     )
 
 
-_LEAST = {"layers": 2, "batch": 2, "hidden": 0, "threads": 0}
+_LEAST = {"layers": 2, "batch": 2, "hidden": 0, "diagnose_every": 0, "probe_every": 0, "threads": 0}
 _COUNTS = (
     "layers",
     "position",
@@ -265,6 +275,8 @@ _COUNTS = (
     "seeds",
     "validation",
     "evaluate_every",
+    "diagnose_every",
+    "probe_every",
     "threads",
 )
 
