@@ -45,7 +45,7 @@ class CaptureGraph(Pass):
         notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
         return replace(
             program,
-            graph=with_own_reads(without_dead_reads(copied(found.graph))),
+            graph=with_own_reads(without_dead_reads(found.graph)),
             signature=found.signature,
             constants=found.constants,
             capture=Capture(rung, found.kept, climb.verified, climb.tried, found.guards),

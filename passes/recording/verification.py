@@ -39,7 +39,9 @@ class SideBySide:
     ) -> None:
         self._model = model
         self._replay = replay(model, graph, constants, signature)
-        self._parameters = dict(model.named_parameters())
+        named = list(model.named_parameters())
+        self._parameters = [parameter for _, parameter in named]
+        self._titles = [f"gradient of {path}" for path, _ in named]
         self._snapshot = Snapshot(model)
 
     def expected(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Outcome:
@@ -73,10 +75,10 @@ class SideBySide:
     ) -> Outcome:
         """Run a program forward and backward from a seed and return what it shows."""
         own_args, own_kwargs = copied(args, kwargs)
-        gradients = [(parameter, parameter.grad) for parameter in self._parameters.values()]
+        gradients = [parameter.grad for parameter in self._parameters]
         with self._snapshot.watching():
             try:
-                for parameter, _ in gradients:
+                for parameter in self._parameters:
                     parameter.grad = None
                 seed(number)
                 with torch.enable_grad():
@@ -84,14 +86,14 @@ class SideBySide:
                     _backward(result)
                 values = {
                     **_outputs(result),
-                    **{f"gradient of {path}": parameter.grad for path, parameter in self._parameters.items()},
+                    **dict(zip(self._titles, [parameter.grad for parameter in self._parameters], strict=True)),
                     **_input_gradients((own_args, own_kwargs)),
                     **_buffers(self._model),
                     **_generators(),
                 }
                 return Outcome(values, _structure(result))
             finally:
-                for parameter, gradient in gradients:
+                for parameter, gradient in zip(self._parameters, gradients, strict=True):
                     parameter.grad = gradient
                 self._snapshot.restore()
 
