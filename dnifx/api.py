@@ -34,9 +34,9 @@ from dnifx.passes.split import SplitPartitions
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.windows import EmitWindows
 from dnifx.report.terminal import ProgramReport, render
+from dnifx.runtime.losses import Loss
 from dnifx.runtime.module import DecoupledModule, Emitters
 from dnifx.runtime.situation import owners
-from dnifx.runtime.trainer import Loss
 
 
 def decouple(

@@ -43,9 +43,15 @@ class TreeSignature:
     model: str
     modules: tuple[nn.Module, ...] = ()
 
+    def straight(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call's arguments are the inputs as they stand, with nothing to be bound or taken apart."""
+        return (
+            self.plain and not kwargs and len(args) == len(self.inputs) and all(isinstance(arg, Tensor) for arg in args)
+        )
+
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the tensors among the arguments, in the order of ``inputs``."""
-        if self.plain and not kwargs and len(args) == len(self.inputs) and all(isinstance(arg, Tensor) for arg in args):
+        if self.straight(args, kwargs):
             return args
         bound = bind(self.call, args, kwargs, self.model)
         leaves = in_order(self.spec, bound)
@@ -69,8 +75,10 @@ class TreeSignature:
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         """Identify the situation that a call is: its structure and its fixed values."""
-        leaves, spec = pytree.tree_flatten(bind(self.call, args, kwargs, self.model))
         flags = tuple(module.training for module in self.modules)
+        if self.straight(args, kwargs):
+            return self.spec, flags, ("tensor",) * len(args)
+        leaves, spec = pytree.tree_flatten(bind(self.call, args, kwargs, self.model))
         return spec, flags, tuple("tensor" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from dnifx.ir import Program
 from dnifx.passes import emit, legalize, partition, stepcode
-from dnifx.runtime import interface, trainer
+from dnifx.runtime import interface, steps, trainer
 from tests import contracts
 from tests.contracts import Case
 from tests.strategies import Line, Model, Op, Value
@@ -147,7 +147,7 @@ def leak_scheduled(patch: Patch) -> None:
 def batch_mean_target(patch: Patch) -> None:
     wrong = {"per_example": lambda gradient, scale: gradient}
     patch.setattr(interface, "per_example", wrong["per_example"])
-    patch.setattr(trainer, "STEP_GLOBALS", {**trainer.STEP_GLOBALS, **wrong})
+    patch.setattr(steps, "STEP_GLOBALS", {**steps.STEP_GLOBALS, **wrong})
 
 
 def unscaled_estimate_fused(patch: Patch) -> None:
@@ -219,7 +219,7 @@ def task_reaches_the_estimator_scheduled(patch: Patch) -> None:
     wrong = {
         "fit_gradient": lambda estimate, target, examples: interface.fit_gradient(estimate, target, examples) + target
     }
-    patch.setattr(trainer, "STEP_GLOBALS", {**trainer.STEP_GLOBALS, **wrong})
+    patch.setattr(steps, "STEP_GLOBALS", {**steps.STEP_GLOBALS, **wrong})
 
 
 def perturbed_forward(patch: Patch) -> None:
@@ -264,7 +264,7 @@ def oracle_that_detaches_fused(patch: Patch) -> None:
 
 def oracle_that_scales_scheduled(patch: Patch) -> None:
     wrong = {"arrived": lambda leaf: interface.arrived(leaf) * 1.001}
-    patch.setattr(trainer, "STEP_GLOBALS", {**trainer.STEP_GLOBALS, **wrong})
+    patch.setattr(steps, "STEP_GLOBALS", {**steps.STEP_GLOBALS, **wrong})
 
 
 def update_twice(patch: Patch) -> None:

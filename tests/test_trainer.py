@@ -141,6 +141,24 @@ def test_learning_rates_follow_their_schedulers_after_every_step() -> None:
     assert trainer.estimator_optimizers["cut_1"].param_groups[0]["lr"] == 0.025
 
 
+def test_a_step_is_its_computation_and_its_advance() -> None:
+    def halve(optimizer: torch.optim.Optimizer) -> StepLR:
+        return StepLR(optimizer, 2, gamma=0.5)
+
+    one, other = make_net(), make_net()
+    other.load_state_dict(one.state_dict())
+    schedule = "random_order{p=0.5,seed=3}"
+    whole, halves = (net.trainer(adam, schedule, lr_scheduler=halve) for net in (one, other))
+    for _ in range(5):
+        wanted, found = whole.step(X, target=Y), halves.compute(X, target=Y)
+        assert halves.steps == whole.steps - 1
+        halves.advance()
+        assert (found.loss is None) == (wanted.loss is None)
+    assert halves.steps == whole.steps
+    assert halves.optimizers["submod_0"].param_groups[0]["lr"] == 0.0025
+    assert same(weights(one), weights(other))
+
+
 def test_a_mapping_of_schedulers_names_partitions_and_estimators_if_it_likes() -> None:
     def halve(optimizer: torch.optim.Optimizer) -> StepLR:
         return StepLR(optimizer, 1, gamma=0.5)

@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 from dnifx.errors import ContextError, EstimatorError, InputError, LossError, PassError
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
+from dnifx.runtime.losses import Loss
 from dnifx.runtime.ops import GuardError
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.recurrent import refuse_core_errors, with_own_tensors, without_episodes
 from dnifx.runtime.situation import Situation, Undo, hold_constants
-from dnifx.runtime.trainer import Loss, Trainer
+from dnifx.runtime.trainer import Trainer
 
 
 @dataclass(frozen=True)

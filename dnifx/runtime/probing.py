@@ -1,6 +1,6 @@
 """Probes: how good synthetic gradients are on a batch, with nothing changed by looking."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,9 @@ def run_probe(
     trainer: "Trainer", situation: Situation, inputs: tuple[Any, ...], target: Any, context: Any, true: bool
 ) -> tuple[Tensor, Diagnostics]:
     """Run one of the two steps of a probe."""
-    step: Callable[..., Any] = trainer.compile_probe(situation, true)
+    step = trainer.functions.probing(situation, true)
     with untouched(trainer.net), torch.enable_grad():
-        loss, _, diagnostics = step(trainer.bound(situation), *inputs, target, context)
+        loss, _, diagnostics = step(trainer.functions.parts(situation), *inputs, target, context)
     names = [boundary.name for boundary in trainer.net.boundaries]
     return loss, {name: diagnostics[name] for name in names if name in diagnostics}
 

@@ -193,10 +193,6 @@ class TrainerLearner(Learner):
         self.model = model
         self._trainer = trainer
 
-    def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Train on a batch and return its mean loss, where the schedule came to it."""
-        return self._trainer.step(inputs, target=targets).loss
-
     def diagnosed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Comparison]:
         """Train on a batch, and compare the synthetic gradients with those that arrive in this step."""
         result = self._trainer.step(inputs, target=targets, diagnose=True)
@@ -207,15 +203,12 @@ class TrainerLearner(Learner):
         return self._trainer.probe(inputs, target=targets).true
 
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Do the same but for what ``advance`` does."""
-        loss, _, _ = self._trainer.run((inputs,), {}, targets, targets, diagnose=False)
-        return None if loss is None else loss.detach()
+        """Do all of a step that runs on the device; return its mean loss, where the schedule came to it."""
+        return self._trainer.compute(inputs, target=targets).loss
 
     def advance(self) -> None:
         """Let the learning rates and the schedule go on by a step."""
-        for scheduler in self._trainer.lr_schedulers.values():
-            scheduler.step()
-        self._trainer.steps += 1
+        self._trainer.advance()
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
