@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnifx
-from dnifx.errors import ContextError, LossError
+from dnifx.errors import ContextError, InputError, LossError
 from dnifx.runtime.module import DecoupledModule
 from tests.programs import Tied, mlp
 
@@ -308,3 +308,41 @@ def test_hooks_of_the_models_layers_run() -> None:
     seen.clear()
     net(X)
     assert seen == [(4, 6)]
+
+
+class Auxiliary(nn.Module):
+    """In training it also gives what a second head makes of the first layer, as GoogLeNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.aside = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        h = torch.relu(self.first(x))
+        result: Tensor = self.last(torch.relu(self.middle(h)))
+        return (result, self.aside(h)) if self.training else result
+
+
+def test_evaluation_runs_the_model_itself_where_other_values_cross_than_in_training() -> None:
+    model = Auxiliary()
+    net = dnifx.decouple(model, ["middle"], args=(X,), gradient="zero")
+    assert len(net.boundaries[0].values) == 2
+    net.eval()
+    with pytest.warns(UserWarning, match="in this mode Auxiliary runs without its interfaces"):
+        found = net(X)
+    torch.autograd.backward(F.cross_entropy(found, Y))
+    assert torch.equal(found, model(X))
+    assert model.first.weight.grad is not None
+    assert torch.equal(net(X), found), "told once"
+    net.train()
+    assert isinstance(net(X), tuple)
+    assert len(net.situations) == 1
+
+
+def test_training_on_other_values_than_those_of_evaluation_is_refused() -> None:
+    net = dnifx.decouple(Auxiliary().eval(), ["middle"], args=(X,), gradient="zero")
+    net.train()
+    with pytest.raises(InputError, match="decouple the model again with an example of this call"):
+        net(X)

@@ -1,14 +1,15 @@
 """The decoupled module: the user's model with interfaces, to be used in anybody's training loop."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.errors import ContextError, EstimatorError, InputError, LossError, PassError
+from dnifx.errors import ContextError, CutError, EstimatorError, InputError, LossError, PassError
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
 from dnifx.runtime.losses import Loss
@@ -53,7 +54,8 @@ class DecoupledModule(nn.Module):
     It holds the model's own children, parameters and buffers under their own names, and the estimators beside them. Outside
     ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
     synthetic gradient and its estimator the target. Under ``torch.no_grad()`` the original model runs; so it does in
-    evaluation mode where there are synthetic inputs, which serve training alone.
+    evaluation mode where there are synthetic inputs, which serve training alone, or where (with a warning) other values cross
+    the cuts than in training.
 
     Args:
         program: A program that went through all passes.
@@ -94,7 +96,7 @@ class DecoupledModule(nn.Module):
         self.imagines = bool(imagined)
         self.training = program.model.training
         self.__dict__.update(loss=loss, mean=mean, emitters=emitters, recompile=recompile)
-        self.__dict__["situations"] = [self.situation_of(program)]
+        self.__dict__.update(situations=[self.situation_of(program)], uncut=set())
 
     original: nn.Module
     program: Program
@@ -103,6 +105,7 @@ class DecoupledModule(nn.Module):
     emitters: Emitters
     recompile: Recompile
     situations: list[Situation]
+    uncut: set[Hashable]
 
     def situation_of(self, program: Program) -> Situation:
         """Give the graphs of a program this module's parameters, buffers and children."""
@@ -194,6 +197,32 @@ class DecoupledModule(nn.Module):
             seen = (*seen, reset)
             if not torch.compiler.is_compiling():
                 args, kwargs = with_own_tensors(self.program, args, kwargs)
+        if self.training or self.program.recurrences or torch.compiler.is_compiling():
+            return self.run(args, kwargs, seen)
+        return self.evaluate(args, kwargs, seen)
+
+    def evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
+        """Run in evaluation mode: the model itself, where other values cross its cuts than in training (auxiliary heads)."""
+        key = self.situations[0].signature.key(args, kwargs)
+        if key not in self.uncut:
+            try:
+                return self.run(args, kwargs, seen)
+            except (CutError, InputError) as error:
+                self.uncut.add(key)
+                warnings.warn(
+                    f"in this mode {type(self.original).__name__} runs without its interfaces, and gradients are backpropagation's; "
+                    f"to train it in evaluation mode, decouple it in that mode: {error}",
+                    stacklevel=4,
+                )
+        return self.original(*args, **kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
+        """Run the fused graph of the situation that a call is in; ``seen`` is what its estimators see beside the inputs.
+
+        Raises:
+            InputError: No graph holds for these inputs, and the cuts cannot be found again in a new one.
+            CutError: The same.
+        """
         for situation in self.matching(args, kwargs):
             inputs = (*situation.signature.flatten(args, kwargs), *seen)
             if not situation.guarded:
