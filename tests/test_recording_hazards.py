@@ -679,6 +679,54 @@ def test_numbers_read_from_inputs_are_guarded() -> None:
     assert not holds_for(recording, Items(), torch.randn(5, 2), torch.tensor([2, 2]))
 
 
+class Truncated(nn.Module):
+    """Takes of a tensor's content what Python makes of it: how often to halve, and whether."""
+
+    def __init__(self, item: bool) -> None:
+        super().__init__()
+        self.item = item
+
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        if count:
+            for _ in range(int(count.item() if self.item else count)):
+                x = x / 2
+        return x
+
+
+@pytest.mark.parametrize("item", [True, False])
+def test_a_guard_compares_what_python_made_of_the_content(item: bool) -> None:
+    recording = recorded(Truncated(item), torch.randn(2), torch.tensor(2.7))
+    assert holds_for(recording, Truncated(item), torch.randn(2), torch.tensor(2.2))
+    assert not holds_for(recording, Truncated(item), torch.randn(2), torch.tensor(3.2))
+    assert not holds_for(recording, Truncated(item), torch.randn(2), torch.tensor(0.0))
+
+
+class ReadAfterWrite(nn.Module):
+    """Reads a view before and after its base is written."""
+
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        held = x.new_zeros(3)
+        view = held[0]
+        before = int(view)
+        held.add_(count)
+        return x * (before + int(view))
+
+
+def test_a_guard_reads_a_tensor_when_the_model_did() -> None:
+    recording = recorded(ReadAfterWrite(), torch.randn(2), torch.tensor(0.0))
+    assert not holds_for(recording, ReadAfterWrite(), torch.randn(2), torch.tensor(2.0))
+
+
+class FloatOfNaN(nn.Module):
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x * (0.0 if float(weight) != float(weight) else 1.0)
+
+
+def test_a_guard_on_a_value_that_is_no_number_holds_for_it() -> None:
+    recording = recorded(FloatOfNaN(), torch.randn(2), torch.tensor(math.nan))
+    assert not holds_for(recording, FloatOfNaN(), torch.randn(2), torch.tensor(1.0))
+
+
 class Symbolic(nn.Module):
     def forward(self, x: Tensor, count: Tensor) -> Tensor:
         return torch.arange(count.item()).sum() + x

@@ -23,7 +23,7 @@ class GuardError(RuntimeError):
 def guard(value: Any, expected: Any, where: str = "") -> None:
     """Raise GuardError where ``value`` (a tensor's content, or a number) is not ``expected``, as it was at capture."""
     got = value.tolist() if isinstance(value, Tensor) else value
-    if got != expected:
+    if got != expected and not (got != got and expected != expected):  # NaN is NaN here
         raise GuardError(
             f"{where or 'a guard'}: the model's Python saw {expected!r} when it was captured and now sees {got!r}"
         )

@@ -16,6 +16,11 @@ from dnifx.passes.recording.writer import Writer
 from dnifx.runtime import ops
 
 _LARGEST_GUARD = 4096
+_CONVERSIONS: dict[str, Callable[..., Any]] = {
+    **{"__bool__": bool, "is_nonzero": bool, "__int__": int, "__float__": float, "__complex__": complex},
+    "__index__": operator.index,
+}
+"""What Python makes of a tensor of one element, by the method that it calls."""
 
 
 class Run(Owner, Protocol):
@@ -93,16 +98,27 @@ class Checks:
             )
             self._guard(node, result, f"{name} of tensors")
             return result
-        source = self._writer.tensor(tensor)
         if name == "item" and isinstance(result, int | float) and not isinstance(result, bool):
-            return self._item(source, result)
+            return self._item(self._writer.tensor(tensor), result)
         if tensor.numel() > _LARGEST_GUARD:
             self._run.hazard(f"{name}() of a tensor with {tensor.numel()} elements", hard=True)
             return result
-        with self._run.paused():
-            seen = result if isinstance(result, bool | int | float | list) else tensor.tolist()
-        self._guard(source, seen, f"{name.strip('_')}() of a tensor")
+        construct = f"{name.strip('_')}() of a tensor"
+        if name in _CONVERSIONS:
+            self._read(tensor, "call_function", _CONVERSIONS[name], result, construct)
+        else:
+            with self._run.paused():
+                seen = result if isinstance(result, list) else tensor.tolist()
+            self._read(tensor, "call_method", "tolist", seen, construct)
         return result
+
+    def _read(self, tensor: Tensor, op: str, target: Any, value: Any, construct: str) -> None:
+        """Guard what Python made of a tensor; the graph reads it where the model did, since it may be written before and after."""
+        source = self._writer.tensor(tensor)
+        key = (target, source, tensor._version)
+        if key not in self._guarded:
+            self._guarded.add(key)
+            self._guard(self._writer.add(op, target, (source,)), value, construct)
 
     def _item(self, source: fx.Node, result: float) -> Any:
         if source in self._writer.tainted or isinstance(result, float):

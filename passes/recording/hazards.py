@@ -44,7 +44,7 @@ def model_line() -> str:
         path = frame.f_code.co_filename
         if path.endswith(_START):
             break
-        if _is_models(path):
+        if _is_models(path, frame.f_lineno):
             return describe(path, frame.f_lineno)
         if not fallback and path.startswith(_TORCH) and "modules" in path:
             fallback = describe(path, frame.f_lineno)
@@ -55,7 +55,7 @@ def model_line() -> str:
 def close_to_line(error: BaseException) -> str:
     """Return the innermost line of the model's own source in an error's traceback, as ``file.py:12: source``."""
     lines = traceback.extract_tb(error.__traceback__)
-    own = [line for line in lines if _is_models(line.filename)] or list(lines)
+    own = [line for line in lines if _is_models(line.filename, line.lineno or 0)] or list(lines)
     return describe(own[-1].filename, own[-1].lineno or 0) if own else ""
 
 
@@ -65,7 +65,9 @@ def describe(path: str, number: int) -> str:
     return f"{Path(path).name}:{number}: {source}" if source else f"{Path(path).name}:{number}"
 
 
-def _is_models(path: str) -> bool:
-    """Whether a source file belongs to the model rather than to torch or to the recorder."""
+def _is_models(path: str, number: int) -> bool:
+    """Whether a line belongs to the model rather than to torch, to the recorder, or to code of which no source is known."""
+    if path.startswith("<"):
+        return bool(linecache.getline(path, number))
     ours = path.startswith(_OURS) or "/passes/recording/" in path or path.endswith(_OPS)
-    return not ours and not path.startswith((_TORCH, "<"))
+    return not ours and not path.startswith(_TORCH)

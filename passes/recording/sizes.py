@@ -141,9 +141,13 @@ def _truth(self: Number) -> bool:
 
 def _conversion(kind: type) -> Callable[[Any], Any]:
     def method(self: Number) -> Any:
+        value = kind(plain_number(self))
         if self.expression.owner.active:
-            self.expression.owner.consumed(self)
-        return kind(plain_number(self))
+            if kind is int and isinstance(self, SymbolicFloat):
+                self.expression.owner.compared(int, (self,), value)  # Python sees no more than the truncated value
+            else:
+                self.expression.owner.consumed(self)
+        return value
 
     return method
 
