@@ -350,8 +350,16 @@ def _torchvision() -> dict[str, Factory]:
     table["googlenet"] = lambda: torchvision_model("googlenet", init_weights=False)
     table["inception_v3"] = lambda: torchvision_model("inception_v3", size=128, init_weights=False, aux_logits=False)
     table["vit_b_32"] = lambda: torchvision_model("vit_b_32", image_size=64)
-    table["maxvit_t"] = lambda: torchvision_model("maxvit_t", size=224)
+    table["maxvit"] = _maxvit
     return table
+
+
+def _maxvit() -> Example:
+    shim()
+    models = importlib.import_module("torchvision.models")
+    blocks: dict[str, Any] = {"block_channels": [16, 32], "block_layers": [1, 2], "head_dim": 8, "num_classes": 10}
+    made = models.MaxVit((64, 64), stem_channels=16, partition_size=4, stochastic_depth_prob=0.2, **blocks)
+    return made, (images(),), {}
 
 
 def _segmentation_and_detection() -> dict[str, Factory]:
@@ -388,10 +396,18 @@ def _timm_attention() -> dict[str, Factory]:
     table: dict[str, Factory] = {
         name: partial(timm_model, name, special.get(name, 64), **options) for name, options in sized.items()
     }
-    free = "mobilevit_xxs edgenext_xx_small poolformer_s12 caformer_s18 pvt_v2_b0 efficientformerv2_s0 hiera_tiny_224 convmixer_768_32"
-    for name in free.split():
-        table[name] = partial(timm_model, name, 224 if name.startswith(("hiera", "efficientformer")) else 64)
+    for name in "mobilevit_xxs edgenext_xx_small poolformer_s12 caformer_s18 pvt_v2_b0".split():
+        table[name] = partial(timm_model, name)
+    table["efficientformerv2_s0"] = lambda: timm_model("efficientformerv2_s0", 224)
+    hiera: dict[str, Any] = {"embed_dim": 16, "stages": (1, 2, 2, 1), "num_classes": 10, "drop_path_rate": 0.1}
+    table["hiera"] = lambda: (_timm("hiera").Hiera((64, 64), **hiera), (images(),), {})
+    table["convmixer"] = lambda: (_timm("convmixer").ConvMixer(32, 6, num_classes=10), (images(),), {})
     return table
+
+
+def _timm(module: str) -> Any:
+    shim()
+    return importlib.import_module(f"timm.models.{module}")
 
 
 def _torch_geometric() -> dict[str, Factory]:
