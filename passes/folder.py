@@ -123,7 +123,7 @@ def write_folder(net: "DecoupledModule", path: str | os.PathLike[str], overwrite
     Raises:
         DnifxError: The folder is there already, or a part of the program cannot be written.
     """
-    refuse_core_errors(net.program)
+    refuse_kept_windows(net.program)
     place = Path(path)
     if place.exists() and not overwrite:
         raise DnifxError(f"{place} is there already; give another path, or overwrite=True")
@@ -153,13 +153,13 @@ def write_files(net: "DecoupledModule", folder: Path) -> None:
     save_modules(net, [*(graph for graph in graphs if graph is not None), *models.values()], folder / "modules.pt")
 
 
-def refuse_core_errors(program: Program) -> None:
-    """Raise DnifxError where a step computes the last window again, which takes the original model."""
+def refuse_kept_windows(program: Program) -> None:
+    """Raise DnifxError where a step needs more of the windows before it than the state."""
     for cut in program.recurrents:
-        if cut.into_core or cut.auxiliary:
+        if cut.into_core or cut.auxiliary or cut.trace is not None:
             raise DnifxError(
                 f"{cut!r} cannot be written to a folder: into_core and auxiliary compute the last window again by the original "
-                "model, which the folder does not hold; decouple without them"
+                "model, and trace goes on from it, which the folder does not hold; decouple without them"
             )
 
 

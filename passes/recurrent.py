@@ -20,6 +20,7 @@ from dnifx.passes.capture import captured, output_of
 from dnifx.passes.cuts import CutSpec
 from dnifx.passes.insert import Choice, Choices, assign, make_interface
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.traces import check_traced
 from dnifx.runtime.interface import by_example
 from dnifx.runtime.recurrent import bound_arguments, follow, model_name, state_in, state_out, with_state
 
@@ -273,9 +274,10 @@ class InsertRecurrences(Pass):
         choices = assign(self.gradient, every)
         found = []
         for index, each in enumerate(program.recurrences):
+            check_options(each, program)
             before = existing.get(each.name)
             made = chosen(each, index, choices[each.name], program) if before is None else before.interface
-            head = before.head if before is not None else head_of(each, program)
+            head = before.head if before is not None else head_of(each)
             found.append(replace(each, interface=made, head=head))
         notes = tuple(described(each) for each in found)
         return replace(program, recurrences=tuple(found), notes=program.notes + notes)
@@ -295,20 +297,36 @@ def chosen(each: Recurrence, index: int, choice: Choice, program: Program) -> In
             f"boundary {each.name!r} is a cut in time, and {interface.description} needs what the window itself does not "
             "see; give an estimator that learns from the target, as dnifx.estimators.SyntheticState()"
         )
+    if each.cut.trace is not None and interface.fits:
+        check_traced(each, interface)
     return interface
 
 
-def head_of(each: Recurrence, program: Program) -> nn.Module | None:
-    """Build what predicts the next synthetic gradient, for the auxiliary task.
-
-    Raises:
-        CutError: The estimator's error should reach the core, but the core is cut into partitions.
-    """
-    if (each.cut.into_core or each.cut.auxiliary) and len(program.partitions) > 1:
+def check_options(each: Recurrence, program: Program) -> None:
+    """Raise CutError where the options of a cut in time do not go together, or not with the other cuts."""
+    cut = each.cut
+    if (cut.into_core or cut.auxiliary or cut.trace is not None) and len(program.partitions) > 1:
         raise CutError(
-            f"{each.cut!r}: into_core and auxiliary need the window in one partition, but there are {len(program.partitions)}; "
+            f"{cut!r}: into_core, auxiliary and trace need the window in one partition, but there are {len(program.partitions)}; "
             "leave the other cuts out, or the options"
         )
+    if cut.trace is None:
+        return
+    if not 0 <= cut.trace <= 1:
+        raise CutError(f"{cut!r}: trace is lambda, from 0 (the target of one window) to 1 (all windows of the episode)")
+    if cut.into_core:
+        raise CutError(
+            f"{cut!r}: with a trace the estimator has no error of one window that could reach the core; leave one out"
+        )
+    if len(program.recurrences) > 1:
+        raise CutError(
+            f"{cut!r}: a trace follows the whole state from window to window, but {len(program.recurrences)} cuts in time share it; "
+            "put the state into one structure, and cut that"
+        )
+
+
+def head_of(each: Recurrence) -> nn.Module | None:
+    """Build what predicts the next synthetic gradient, for the auxiliary task."""
     if not each.cut.auxiliary:
         return None
     spec = BoundarySpec(each.name, each.specs)
@@ -349,4 +367,5 @@ def described(recurrence: Recurrence) -> str:
     return (
         f"cut in time at {recurrence.name} ({shapes}, submod_{recurrence.producer} to the next window): estimator "
         f"{recurrence.interface.description}, {count:,} parameters, scale {recurrence.cut.scale}"
+        + (f", trace {recurrence.cut.trace}" if recurrence.cut.trace is not None else "")
     )

@@ -48,6 +48,11 @@ PREFIXES = (
     "without_rows",
     "auxiliary_fit",
     "window_",
+    "jacobian_",
+    "trace_",
+    "extend_trace",
+    "fit_by_trace",
+    "pass_on",
 )
 
 
@@ -231,7 +236,12 @@ class StepWriter:
         if not tensors:
             return Block(title, ("pass",))
         listed = f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"
-        defines = tuple(f"end_{each.key}" for each in self.windows.left(action.index))
+        left = self.windows.left(action.index)
+        defines = tuple(
+            f"{kind}_{each.key}"
+            for each in left
+            for kind in ("end", *(("jacobian",) if self.windows.traced(each) else ()))
+        )
         call = "torch.autograd.backward" if self.carries_surely(action.index) else "backpropagate"
         return Block(title, (*lines, f"{call}({listed[0]}, {listed[1]})"), defines)
 

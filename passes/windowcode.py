@@ -125,9 +125,25 @@ class WindowLines:
                 f"# {described(each)}",
                 f"end_{each.key} = window_gradients(self.estimate_{each.key}, ({', '.join(values)},), {each.dims}, {weight})",
             ]
+            if self.traced(each):
+                leaves = ", ".join(f"leaf_{name}" for name in each.inputs)
+                lines.append(f"jacobian_{each.key} = window_jacobian(({', '.join(values)},), ({leaves},), {each.dims})")
             tensors += values
             gradients += [f"end_{each.key}[{place}]" for place in range(len(values))]
         return lines, tensors, gradients
+
+    def traced(self, each: Recurrence) -> bool:
+        """Whether the estimator of a boundary is fitted by its trace in this step."""
+        return each.cut.trace is not None and each in self.fitted()
+
+    def trace(self, each: Recurrence) -> list[str]:
+        """Write the fit by the trace, which goes on from the last window's and is left to the next."""
+        key, weight = each.key, f"{each.cut.scale} * {each.cut.trace}"
+        return [
+            f"trace_{key} = extend_trace(self.window.traces.get({key!r}), self.estimate_{key}, seen_start_{key}, {weight})",
+            f"fit_by_trace(self.estimate_{key}, trace_{key}, estimate_start_{key}, target_start_{key}, examples)",
+            f"self.window.passed[{key!r}] = pass_on(trace_{key}, jacobian_{key}, reset)",
+        ]
 
     def is_last_backward(self, action: Action, each: Recurrence) -> bool:
         """Whether an action is the last backward pass of those that leave or take a state."""
@@ -159,10 +175,11 @@ class WindowLines:
                     f"    auxiliary_fit(self.head_{each.key}, self.estimate_{each.key}, seen_start_{each.key}, ({values},), "
                     f"{each.dims}, reset, examples)",
                 ]
-            lines += lesson(*pair)
+            lines += self.trace(each) if self.traced(each) else lesson(*pair)
             lines += [
                 f"self.estimator_optimizers[{each.key!r}].step()",
                 f"self.estimator_optimizers[{each.key!r}].zero_grad()",
             ]
-            found.append(Lines(f"fit what stands in time at {each.name}", tuple(lines), (pair[1],)))
+            defines = pair[1:] + ((f"trace_{each.key}",) if self.traced(each) else ())
+            found.append(Lines(f"fit what stands in time at {each.name}", tuple(lines), defines))
         return found

@@ -15,7 +15,7 @@ from dnifx.runtime.attach import attach
 from dnifx.runtime.losses import Loss
 from dnifx.runtime.ops import GuardError
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
-from dnifx.runtime.recurrent import refuse_core_errors, with_own_tensors, without_episodes
+from dnifx.runtime.recurrent import refuse_without_trainer, with_own_tensors, without_episodes
 from dnifx.runtime.situation import Situation, Undo, hold_constants
 from dnifx.runtime.trainer import Trainer
 
@@ -193,7 +193,7 @@ class DecoupledModule(nn.Module):
                 )
             seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
         if self.program.recurrences:
-            refuse_core_errors(self.program)
+            refuse_without_trainer(self.program)
             seen = (*seen, reset)
             if not torch.compiler.is_compiling():
                 args, kwargs = with_own_tensors(self.program, args, kwargs)

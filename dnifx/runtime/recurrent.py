@@ -158,17 +158,17 @@ def without_episodes(
     return arguments, keywords
 
 
-def refuse_core_errors(program: Program) -> None:
-    """Raise InputError where the estimator's own error reaches the core, which takes the window before.
+def refuse_without_trainer(program: Program) -> None:
+    """Raise InputError where a cut in time needs what was kept of the windows before.
 
     Raises:
         InputError: Some cut in time asks for it.
     """
     for cut in program.recurrents:
-        if cut.into_core or cut.auxiliary:
+        if cut.into_core or cut.auxiliary or cut.trace is not None:
             raise InputError(
-                f"{cut!r}: into_core and auxiliary compute the last window again, which a trainer alone keeps: train with "
-                "net.trainer(...).step(...), and evaluate under torch.no_grad()"
+                f"{cut!r}: into_core and auxiliary compute the last window again, and trace goes on from it, which a trainer alone "
+                "keeps: train with net.trainer(...).step(...), and evaluate under torch.no_grad()"
             )
 
 
@@ -177,6 +177,13 @@ class Window:
 
     Args:
         program: A compiled program; its example inputs say what an empty state looks like.
+
+    Attributes:
+        states: What the last window left, by the number of the cut in time.
+        mask: Which examples begin an episode in the next window.
+        past: The inputs of the last window, where it is computed again.
+        traces: By boundary, the trace that a window takes up; none after a step that did not pass one on.
+        passed: What the step that runs passes on.
     """
 
     def __init__(self, program: Program) -> None:
@@ -185,6 +192,8 @@ class Window:
         self.mask: Tensor | None = None
         self.others: list[int] | None = None
         self.past: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.traces: dict[str, Tensor] = {}
+        self.passed: dict[str, Tensor] = {}
 
     def filled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a call's arguments with the carried state in them; what is given by the caller stands.
@@ -217,6 +226,7 @@ class Window:
             self.past = without_episodes(self.program, args, kwargs, self.mask)
         for index, cut in enumerate(self.program.recurrents):
             self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
+        self.traces, self.passed = self.passed, {}
         self.mask = None
 
     def again(self) -> list[Tensor] | None:
@@ -266,8 +276,8 @@ class Window:
         return size
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the carried states and the rows to reset."""
-        return {"states": dict(self.states), "mask": self.mask, "past": self.past}
+        """Return the carried states and traces, and the rows to reset."""
+        return {"states": dict(self.states), "mask": self.mask, "past": self.past, "traces": dict(self.traces)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up saved states.
@@ -282,6 +292,7 @@ class Window:
         self.states = dict(state["states"])
         self.mask = state["mask"]
         self.past = state.get("past")
+        self.traces = dict(state.get("traces", {}))
 
 
 def other_leaves(output: Any, cuts: Sequence[Recurrent]) -> list[int]:
