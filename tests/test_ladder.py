@@ -1,5 +1,6 @@
 """The ladder of capture: which rung is taken, what is verified, what is refused, and situations that are captured anew."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -211,3 +212,47 @@ def test_a_guard_that_fires_at_twice_the_batch_does_not_refuse_the_rung() -> Non
     for size in (4, 2):
         x = torch.randn(size, 3)
         assert torch.equal(net(x), model(x))
+
+
+class Late(nn.Module):
+    """Branches on a value that stands behind the cut, and counts its calls."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head, self.other = (
+            nn.Linear(3, 3),
+            nn.BatchNorm1d(3),
+            nn.Linear(3, 2),
+            nn.Linear(3, 2),
+        )
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores of one head or the other."""
+        self.calls += 1
+        h = torch.relu(self.norm(self.body(x)) + x.mean())
+        scores: Tensor = self.head(h) if h.sum() > 9 else self.head(h) + self.other(h)
+        return scores
+
+
+def test_a_guard_behind_the_cut_is_asked_before_anything_is_updated() -> None:
+    def decoupled(model: nn.Module, x: Tensor) -> dnifx.DecoupledModule:
+        return dnifx.decouple(model, "norm", args=(x,), loss=nn.CrossEntropyLoss(), gradient="zero")
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    torch.manual_seed(0)
+    model, x, target = Late(), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    single = copy.deepcopy(model)
+    trainer = decoupled(model, x).trainer(sgd)
+    for batch in (x, x + 5, x - 3, x + 5):
+        given = trainer.step(batch, target=target)
+        alone = decoupled(single, batch).trainer(sgd).step(batch, target=target)
+        assert torch.equal(given.output, alone.output)
+    assert len(trainer.net.situations) == 2
+    assert any(situation.guarded_late for situation in trainer.net.situations)
+    for (name, one), other in zip(model.state_dict().items(), single.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name

@@ -122,21 +122,6 @@ def test_an_error_that_is_not_our_own_counts_as_wrong(monkeypatch: pytest.Monkey
     assert dict(tally.refused) == {"DnifxError: refused": 1}
 
 
-def test_what_no_optimizer_holds_is_not_trained_in_silence() -> None:
-    branch = "        if mask is not None:\n            held = self.third(held)\n"
-    text = WRITES.replace("        if mask is not None:\n", f"{branch}        if mask is not None:\n")
-    text = text.replace(
-        "        self.second.weight", "        self.third = nn.Linear(4, 4)\n        self.second.weight"
-    )
-    program = replace(written(text), masked=False)
-    net = decoupled(program, "oracle")
-    args, kwargs = program.call(masked=True)
-    with pytest.raises(InputError, match=r"third\.bias, third\.weight"):
-        scheduled(net, args, kwargs)
-    assert all(item.grad is None for item in net.original.parameters())
-    assert fused(net, args, kwargs)[1]["third.weight"] is not None
-
-
 def test_parameters_keep_their_partitions_where_another_rung_captures() -> None:
     program = replace(wild(4), cuts=["m9"])
     assert "if x.shape[0] > 2" in program.source

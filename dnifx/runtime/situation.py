@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dnifx.ir import CONSTANTS, Program, Signature
+from dnifx.runtime.ops import GuardError, guard, guard_length
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,31 @@ class Situation:
     def guarded(self) -> bool:
         """Whether the graph may find at run time that it does not hold for these inputs."""
         return self.program.capture is not None and self.program.capture.guards > 0
+
+    @cached_property
+    def guarded_late(self) -> bool:
+        """Whether a guard stands behind the first partition, which a schedule may have updated before that guard speaks."""
+        return any(
+            self.program.homes[node.name] > 0
+            for node in (self.program.graph.nodes if self.program.graph is not None else ())
+            if node.op == "call_function" and node.target in (guard, guard_length)
+        )
+
+    def holds(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.
+
+        It writes to buffers and draws random numbers as any forward pass does; see ``Undo``.
+        """
+        own = (value.clone() if isinstance(value, Tensor) else value for value in inputs)
+        values = dict(zip(self.signature.inputs, own, strict=True))
+        try:
+            with torch.no_grad():
+                for partition, module in zip(self.program.partitions, self.submodules, strict=True):
+                    made = module(*(values[name] for name in partition.inputs))
+                    values.update(zip(partition.outputs, made, strict=False))
+        except GuardError:
+            return False
+        return True
 
 
 class Undo:

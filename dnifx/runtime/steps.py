@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dnifx.errors import InputError
-from dnifx.ir import Program, Schedule
+from dnifx.ir import Schedule
+from dnifx.runtime.adoption import Adoption
 from dnifx.runtime.interface import (
     arrived,
     auxiliary_fit,
@@ -25,9 +25,7 @@ from dnifx.runtime.interface import (
     window_targets,
     without_rows,
 )
-from dnifx.runtime.ops import guard, guard_length
-from dnifx.runtime.situation import Situation, owners
-from dnifx.runtime.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
+from dnifx.runtime.situation import Situation
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -41,15 +39,11 @@ STEP_GLOBALS = {
     "by_example": by_example,
     "compare": compare,
     "count_only": count_only,
-    "extend_trace": extend_trace,
-    "fit_by_trace": fit_by_trace,
     "fit_gradient": fit_gradient,
     "output_error": output_error,
-    "pass_on": pass_on,
     "per_example": per_example,
     "propagated": propagated,
     "window_gradients": window_gradients,
-    "window_jacobian": window_jacobian,
     "window_targets": window_targets,
     "without_rows": without_rows,
 }
@@ -63,10 +57,12 @@ class Steps:
     Attributes:
         net: The decoupled module.
         shared: What the steps of all situations call by name: optimizers, the loss, the context's features.
+        adoption: Lets the optimizers update what only another situation trains.
     """
 
     net: "DecoupledModule"
     shared: Mapping[str, Any]
+    adoption: Adoption
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
     _parts: dict[int, SimpleNamespace] = field(default_factory=dict)
@@ -76,14 +72,14 @@ class Steps:
         """Return the function of a schedule in a situation, generated once.
 
         Raises:
-            InputError: It would train parameters that no optimizer of their partition holds.
+            InputError: It would train parameters that no optimizer of their partition can hold.
         """
         latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
         if latest and latest[0] is situation and latest[1] is schedule and latest[2] is diagnose:
             return latest[3]
         key = (id(situation), schedule, diagnose)
         if key not in self._functions:
-            refuse_strays(self.net.program, situation.program)
+            self.adoption.admit(situation.program)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
             source = self.net.emitters.step(situation.program, schedule, self.net.mean, diagnose)
@@ -117,26 +113,6 @@ def gathered(net: "DecoupledModule", situation: Situation, shared: Mapping[str, 
         setattr(parts, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
         setattr(parts, f"head_{each.key}", each.head)
     return parts
-
-
-def refuse_strays(first: Program, program: Program) -> None:
-    """Raise InputError where a situation trains parameters that no optimizer of their partition holds: they would stay as they are."""
-    held = owners(first)
-    strays = sorted(name for name, index in owners(program).items() if held.get(name) != index)
-    if strays:
-        raise InputError(
-            f"for these inputs the model also trains {', '.join(strays)}, which the partitions of this trainer do not update: decouple "
-            "it with an example (args=, kwargs=) for which it uses them, or freeze them"
-        )
-
-
-def guards_first(program: Program) -> bool:
-    """Whether every guard runs in the first partition, before anything is updated."""
-    return all(
-        program.homes[node.name] == 0
-        for node in (program.graph.nodes if program.graph is not None else ())
-        if node.op == "call_function" and node.target in (guard, guard_length)
-    )
 
 
 def compile_step(source: str) -> Step:

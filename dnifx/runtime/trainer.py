@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dnifx.errors import ContextError, InputError, StateError, nearest
 from dnifx.ir import Program
+from dnifx.runtime.adoption import Adoption
 from dnifx.runtime.interface import losses_of
 from dnifx.runtime.losses import Loss, TaskLoss
 from dnifx.runtime.ops import GuardError
@@ -25,7 +26,7 @@ from dnifx.runtime.optimizers import (
 from dnifx.runtime.probing import Probe, probe
 from dnifx.runtime.recurrent import Window
 from dnifx.runtime.situation import Undo
-from dnifx.runtime.steps import Steps, guards_first
+from dnifx.runtime.steps import Steps
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -100,7 +101,8 @@ class Trainer:
             "compute_losses": self.compute_losses,
             "window": self.window,
         }
-        self.functions = Steps(net, shared)
+        self.adoption = Adoption(net.program, self.optimizers)
+        self.functions = Steps(net, shared, self.adoption)
 
     def step(self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any) -> StepResult:
         """Train on one batch.
@@ -187,6 +189,11 @@ class Trainer:
             step = self.functions.training(situation, schedule, diagnose)
             inputs = situation.signature.flatten(args, kwargs)
             before = Undo(self.net.original) if situation.guarded else None
+            if before is not None and situation.guarded_late and not situation.program.recurrences:
+                holds = situation.holds(inputs)
+                before.restore()
+                if not holds:
+                    continue
             try:
                 with torch.enable_grad():
                     found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
@@ -195,7 +202,7 @@ class Trainer:
                 return found
             except GuardError as error:
                 self.forget()
-                if before is None or not guards_first(situation.program):
+                if before is None or situation.guarded_late:
                     raise InputError(f"a later partition met inputs that it was not captured for: {error}") from error
                 before.restore()
             except BaseException:
@@ -225,6 +232,7 @@ class Trainer:
         return {
             "steps": self.steps,
             "net": self.net.state_dict(),
+            "adopted": self.adoption.state_dict(),
             "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
             "estimator_optimizers": {name: item.state_dict() for name, item in self.estimator_optimizers.items()},
             "lr_schedulers": {name: item.state_dict() for name, item in self.lr_schedulers.items()},
@@ -258,6 +266,7 @@ class Trainer:
             raise StateError(f"the saved weights do not fit this module: {error}") from error
         self.source.load_state_dict(state["schedule"])
         self.window.load_state_dict(state.get("window", {"states": {}, "mask": None}))
+        self.adoption.load_state_dict(state.get("adopted", {}))
         for group, items in groups.items():
             for name, item in items.items():
                 item.load_state_dict(state[group][name])
