@@ -281,6 +281,8 @@ class Recurrent:
         into_core: Whether the estimator's own error reaches the core: the trainer computes the last window again for it.
         auxiliary: Whether a head predicts, from the window's start, the synthetic gradient at its end; its error reaches the
             core in the same way.
+        trace: Lambda, from 0 to 1, of an eligibility trace by which a trainer fits the estimator to the lambda-return over all
+            windows of the episode so far, discounted by ``scale``; None: to the target of one window.
     """
 
     state: str
@@ -291,6 +293,7 @@ class Recurrent:
     batch_dim: int | None = None
     into_core: bool = False
     auxiliary: bool = False
+    trace: float | None = None
 
     def __str__(self) -> str:
         return f"{self.next_state or 'output'} ~> {self.state}"
