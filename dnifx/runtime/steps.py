@@ -26,6 +26,7 @@ from dnifx.runtime.interface import (
     without_rows,
 )
 from dnifx.runtime.situation import Situation
+from dnifx.runtime.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
@@ -39,11 +40,15 @@ STEP_GLOBALS = {
     "by_example": by_example,
     "compare": compare,
     "count_only": count_only,
+    "extend_trace": extend_trace,
+    "fit_by_trace": fit_by_trace,
     "fit_gradient": fit_gradient,
     "output_error": output_error,
+    "pass_on": pass_on,
     "per_example": per_example,
     "propagated": propagated,
     "window_gradients": window_gradients,
+    "window_jacobian": window_jacobian,
     "window_targets": window_targets,
     "without_rows": without_rows,
 }
