@@ -17,7 +17,9 @@ from torch.utils import _pytree as pytree
 import dnifx
 from dnifx import Watch
 from dnifx.zoo import FCN
-from dnifx.zoo.recipes.arms import Arm, arms
+from dnifx.zoo.batches import Batches
+from dnifx.zoo.data import load
+from dnifx.zoo.recipes.arms import Arm, arms, candidates
 from dnifx.zoo.recipes.diagnosis import Look, Row, draw_looks
 from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.learners import learner
@@ -93,10 +95,14 @@ def test_both_targets_see_the_same() -> None:
     for _ in range(3):
         for name, numbers in fused.probe(*BATCH).items():
             torch.testing.assert_close(numbers, scheduled.probe(*BATCH)[name])
+        true = scheduled.probe(*BATCH)
         (_, ours), (_, theirs) = fused.diagnosed(*BATCH), scheduled.diagnosed(*BATCH)
         assert set(ours) == set(theirs) == {"hidden.0", "hidden.1"}
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5, equal_nan=True)
+        # The last boundary's target is the true gradient, and no other's is.
+        torch.testing.assert_close(true["hidden.1"], theirs["hidden.1"], rtol=1e-3, atol=1e-5, equal_nan=True)
+        assert true["hidden.0"]["target_norm"] != theirs["hidden.0"]["target_norm"]
 
 
 @pytest.mark.parametrize("target", ["fused", "scheduled"])
@@ -119,14 +125,17 @@ def test_a_run_is_looked_at_and_drawn(target: str, tmp_path: Path) -> None:
     assert str(plain.runs[1].looks[-1]) in text
 
 
-def test_a_run_probes_validation_examples_against_the_true_gradient() -> None:
+def test_a_run_probes_validation_examples_after_a_step() -> None:
     options = brief(gradient=("synthetic",), context=("label",), probe_every=12)
     (arm,) = run(options).arms
-    found = arm.runs[0].probes[0].boundaries
-    looks = arm.runs[0].looks[-1].boundaries
-    assert set(found) == set(looks)
-    assert all(-1 <= numbers["cosine"] <= 1 and 0 <= numbers["wrong_signs"] <= 1 for numbers in found.values())
-    assert found != looks
+    settings, train, validation = complete(options), load("digits").flat(), load("digits", "validation").flat()
+    torch.manual_seed(0)
+    trained = learner(settings, candidates(arms(settings)[0], settings)[0], train.inputs[:32])
+    batches = Batches(train, 32, seed=0)
+    for _ in range(12):
+        trained.step(*batches.next())
+    expected = trained.probe(validation.inputs[:32], validation.targets[:32])
+    assert arm.runs[0].probes == (Look.at(12, expected),)
 
 
 def test_nothing_is_looked_at_where_it_is_not_asked_for(tmp_path: Path) -> None:
