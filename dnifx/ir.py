@@ -287,8 +287,6 @@ class Recurrent:
 
     state: str
     next_state: str
-        trace: Lambda, from 0 to 1, of an eligibility trace by which a trainer fits the estimator to the lambda-return over all
-            windows of the episode so far, discounted by ``scale``; None: to the target of one window.
     scale: float = 0.1
     batch_dim: int | None = None
     into_core: bool = False
@@ -298,7 +296,6 @@ class Recurrent:
     def __str__(self) -> str:
         return f"{self.next_state or 'output'} ~> {self.state}"
 
-    trace: float | None = None
 
 @dataclass(frozen=True)
 class Carry:
