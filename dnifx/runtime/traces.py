@@ -9,10 +9,10 @@ which in sum, weights fixed, is the fit of every g(h) to its lambda-return. J is
 window each; e takes batch x state x parameters numbers. Nothing is sampled or projected.
 
 References:
-    Pemberton & Costa 2024, "Backpropagation through time with synthetic gradients: BP(lambda)", TMLR (arXiv 2401.07044).
+    Pemberton & Costa 2024, "BP(lambda): Online Learning via Synthetic Gradients", TMLR (arXiv 2401.07044).
 
-Differs from the paper in: a window may have several steps, the paper's has one; gamma is the scale that the core uses too; any
-estimator that answers for each example by itself, the paper's is linear.
+Differs from the paper in: a window may have several steps; gamma is the scale that the core uses too; the estimator is any that
+answers for each example by itself.
 """
 
 from collections.abc import Sequence
