@@ -17,6 +17,7 @@ from dnifx.passes.folder import write_folder
 from dnifx.passes.homes import SameHomes
 from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces
 from dnifx.passes.legalize import Legalize
+from dnifx.passes.likeness import REMEDY, same_owners, same_shape
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.partition import FormPartitions
 from dnifx.passes.pipeline import Callback, Pass, run_passes
@@ -36,7 +37,6 @@ from dnifx.passes.windows import EmitWindows
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.losses import Loss
 from dnifx.runtime.module import DecoupledModule, Emitters
-from dnifx.runtime.situation import owners
 
 
 def decouple(
@@ -160,7 +160,12 @@ class CompileOptions:
             except (CutError, InputError, PassError, LegalizeError):
                 pass
         cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.inside)
-        return same_shape(first, run_passes(given, self.whole(capture, cuts, first)))
+        try:
+            return same_shape(first, run_passes(given, self.whole(capture, cuts, first)))
+        except (CutError, LegalizeError) as error:
+            raise InputError(
+                f"{type(first.model).__name__} computes something else for these inputs, and cannot be cut as before: {error}\n{REMEDY}"
+            ) from error
 
     def whole(self, capture: Pass, cuts: Pass, first: Program | None = None) -> tuple[Pass, ...]:
         """Return all passes; those that cuts in time need stand among the others, and interfaces of ``first`` are used again."""
@@ -188,41 +193,6 @@ class CompileOptions:
     def in_time(self, step: Pass) -> tuple[Pass, ...]:
         """Return a pass that cuts in time need, where there are any."""
         return (step,) if self.recurrents else ()
-
-
-def same_shape(first: Program, program: Program) -> Program:
-    """Return a program of another situation whose interfaces are those of the first one.
-
-    Raises:
-        InputError: They are not.
-    """
-    expected, found = shape_of(first), shape_of(program)
-    if expected != found:
-        raise InputError(
-            f"{type(first.model).__name__} computes something else for these inputs, and the cuts fall elsewhere:\n  expected "
-            f"{expected}\n  got      {found}\ndecouple the model again with an example of this call"
-        )
-    return program
-
-
-def same_owners(first: Program, program: Program) -> Program:
-    """Return a program of another situation in which each parameter that both train is trained by the same partition.
-
-    Raises:
-        InputError: One is not: the other situation has other nodes, and they were given to the wrong partitions.
-    """
-    before, now = owners(first), owners(program)
-    moved = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-    if moved:
-        raise InputError(f"the parameters {', '.join(moved)} would move to another partition for these inputs")
-    return program
-
-
-def shape_of(program: Program) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """Return what all situations of a module share: the number of partitions, each boundary's name and number of values."""
-    inside = ((boundary.name, len(boundary.values)) for boundary in program.boundaries)
-    in_time = ((recurrence.name, len(recurrence.values)) for recurrence in program.recurrences)
-    return len(program.partitions), (*inside, *in_time)
 
 
 def is_mean(loss: Loss | None, reduction: str | None) -> bool:

@@ -256,3 +256,48 @@ def test_a_guard_behind_the_cut_is_asked_before_anything_is_updated() -> None:
     assert any(situation.guarded_late for situation in trainer.net.situations)
     for (name, one), other in zip(model.state_dict().items(), single.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
+
+
+class Scale(nn.Module):
+    """Multiplies by a learned number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product."""
+        return self.factor * x
+
+
+class AnyWidth(nn.Module):
+    """Takes [batch, ..., any width], and another layer where that is 6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.extra, self.head = Scale(), Scale(), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        h = self.scale(x)
+        if x.shape[1] == 6:
+            h = h * self.extra(x).tanh().mean(-1, keepdim=True)
+        scores: Tensor = self.head(h.flatten(1).mean(1, keepdim=True))
+        return scores
+
+
+def test_values_of_sizes_that_an_estimator_does_not_take_are_refused() -> None:
+    net = dnifx.decouple(AnyWidth(), "scale", args=(torch.randn(3, 5),))
+    net(torch.randn(7, 5))
+    with pytest.raises(InputError, match=r"\[3, 6\].*'scale'.*\[3, 5\]: Synthetic.*torch.no_grad"):
+        net(torch.randn(3, 6))
+    tokens = dnifx.decouple(AnyWidth(), "scale", args=(torch.randn(3, 5, 2),))
+    for length in (4, 6):
+        assert tokens(torch.randn(3, length, 2)).shape == (3, 2)
+
+
+def test_what_crosses_elsewhere_is_named() -> None:
+    for cuts, text in ((["scale", "extra"], "no cut 'extra'"), ("each", "nothing crosses at 'extra'")):
+        net = dnifx.decouple(AnyWidth(), cuts, args=(torch.randn(3, 6),))
+        with pytest.raises(InputError, match=rf"{text}(.|\n)*example of this call.*torch.no_grad"):
+            net(torch.randn(3, 5))
