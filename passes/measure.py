@@ -1,9 +1,6 @@
 """Measure: shapes, dtypes, FLOPs, bytes, aliases and in-place writes of every node, by a run on fake tensors."""
 
-import contextlib
-import copy
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
@@ -25,8 +22,8 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Measure, Program, TensorSpec
 from dnifx.passes.capture import captured, copied, module_path
 from dnifx.passes.pipeline import Pass
-from dnifx.passes.recording import state as snapshot
 from dnifx.passes.recording.rounds import copied as copied_arguments
+from dnifx.passes.recording.state import preserved, seed
 from dnifx.passes.recording.structure import tensors_in
 from dnifx.passes.silence import silent
 
@@ -115,13 +112,11 @@ def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
     """Measure by fake tensors: no memory and no arithmetic."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with (
-        snapshot.preserved(program.model),
         preserved(program.model),
         silent("torch._subclasses.fake_tensor"),
         mode,
-        torch.random.fork_rng(devices=[]),
     ):
-        snapshot.seed(0)
+        seed(0)
         return run_measured(program, mode.from_tensor)
 
 
@@ -134,8 +129,8 @@ def holds_no_values(program: Program) -> bool:
 def measure_for_real(program: Program) -> Mapping[str, Measure]:
     """Measure by running copies of the example inputs from one seed; parameters, buffers, attributes and random state are put back."""
     args, kwargs = copied_arguments(program.args, program.kwargs)
-    with snapshot.preserved(program.model) as kept, kept.watching():
-        snapshot.seed(0)
+    with preserved(program.model) as kept, kept.watching():
+        seed(0)
         return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
 
 
@@ -157,26 +152,6 @@ def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
             f"{node.name if node else '?'} in module {module_path(node) if node else '?'!r}: {type(error).__name__}: {error}"
         ) from error
     return meter.measures
-
-
-@contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back the attributes of all modules and Python's random state afterwards."""
-    state = random.getstate()
-    saved = [
-        (module, dict(module.__dict__), {key: copy.copy(module.__dict__[key]) for key in ("_buffers", "_parameters")})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, tensors in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for key, contents in tensors.items():
-                module.__dict__[key].clear()
-                module.__dict__[key].update(contents)
-        random.setstate(state)
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
 """What a run of the model changes: taken down before, put back after."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,11 @@ def python_draws() -> tuple[Any, ...]:
     return words[-1], words[:2], gauss, numpy_state["state"]["pos"], numpy_state["state"]["key"][:2].tobytes()
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 class Snapshot:
-    """A model's buffers, attributes and training flags, and the states of all generators."""
+    """A model's parameters, buffers, attributes and training flags, and the states of all generators."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
@@ -62,10 +66,10 @@ class Snapshot:
         self._contents = [
             (item, _copy(item)) for held in self._attributes for item in held.values() if type(item) in _FILLED
         ]
-        self._buffers = [(module._buffers, dict(module._buffers)) for module in self._modules]
-        self._persistence = [set(module._non_persistent_buffers_set) for module in self._modules]
-        values = {id(buffer): buffer for _, named in self._buffers for buffer in named.values() if buffer is not None}
-        self._values = [(buffer, buffer.detach().clone()) for buffer in values.values()]
+        registries = [held for module in self._modules for held in (module._parameters, module._buffers)]
+        self._registries: list[tuple[Any, Any]] = [(held, dict(held) if held else _NOTHING) for held in registries]
+        self._persistence = [frozenset(module._non_persistent_buffers_set) for module in self._modules]
+        self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
         self._parameters = {_storage(parameter): parameter for parameter in model.parameters()}
         self._generators = generators()
@@ -80,10 +84,13 @@ class Snapshot:
             _restore_attributes(module, attributes)
         for item, content in self._contents:
             _refill(item, content)
-        for (buffers, named), persistence, module in zip(self._buffers, self._persistence, self._modules, strict=True):
-            buffers.clear()
-            buffers.update(named)
-            module._non_persistent_buffers_set = persistence.copy()
+        for held, named in self._registries:
+            if held or named:
+                held.clear()
+                held.update(named)
+        for persistence, module in zip(self._persistence, self._modules, strict=True):
+            if module._non_persistent_buffers_set != persistence:
+                module._non_persistent_buffers_set = set(persistence)
         with torch.no_grad():
             for tensor, value in (*self._values, *self._written.values()):
                 if tensor.shape != value.shape:
