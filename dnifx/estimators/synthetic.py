@@ -129,6 +129,9 @@ class SyntheticGradient(GradientEstimator):
 
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return one estimate for each value."""
+        if len(self.groups) == 1:
+            together: tuple[Tensor, ...] = self.networks[0](values, context)
+            return together
         answers: dict[int, Tensor] = {}
         for group, network in zip(self.groups, self.networks, strict=True):
             estimates = network([values[index] for index in group], context)

@@ -119,21 +119,25 @@ class RecordedSignature:
     modules: tuple[nn.Module, ...] = ()
     probe: Tensor | None = None
 
+    def straight(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call's arguments are the inputs as they stand, each a tensor of its own: nothing has to be bound."""
+        return (
+            self.plain
+            and not kwargs
+            and len(args) == len(self.inputs) == len(set(map(id, args)))
+            and all(
+                isinstance(arg, Tensor) and arg.dim() == spec.dimensions
+                for arg, spec in zip(args, self.fields, strict=False)
+            )
+        )
+
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return one tensor for each of ``inputs``.
 
         Raises:
             InputError: The arguments have another structure than the example's, or other values that are no tensors.
         """
-        if (
-            self.plain
-            and not kwargs
-            and len(args) == len(self.inputs)
-            and all(
-                isinstance(arg, Tensor) and arg.dim() == spec.dimensions
-                for arg, spec in zip(args, self.fields, strict=False)
-            )
-        ):
+        if self.straight(args, kwargs):
             return args
         bound = self.call.bind(args, kwargs)
         found = fields_of(bound)
@@ -151,9 +155,12 @@ class RecordedSignature:
         It holds the structure of the arguments, the dtypes of the tensors, the values of everything else, the training flags
         of the opened modules, the model's dtype and the autocast state.
         """
-        bound = self.call.bind(args, kwargs)
-        found = fields_of(bound)
-        dtypes = tuple(follow(bound, field.path).dtype for field in found if field.dimensions is not None)
+        if self.straight(args, kwargs):
+            found, dtypes = self.fields, tuple(arg.dtype for arg in args)
+        else:
+            bound = self.call.bind(args, kwargs)
+            found = fields_of(bound)
+            dtypes = tuple(follow(bound, field.path).dtype for field in found if field.dimensions is not None)
         flags = tuple(module.training for module in self.modules)
         kind = "cpu" if self.probe is None else self.probe.device.type
         casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
