@@ -346,3 +346,38 @@ def test_training_on_other_values_than_those_of_evaluation_is_refused() -> None:
     net.train()
     with pytest.raises(InputError, match="decouple the model again with an example of this call"):
         net(X)
+
+
+class Counting(nn.Sequential):
+    """Keeps a count beside its parameters."""
+
+    count = 0
+
+    def get_extra_state(self) -> int:
+        """Return the count."""
+        return self.count
+
+    def set_extra_state(self, state: int) -> None:
+        """Put the count back."""
+        self.count = state
+
+
+def test_the_extra_state_of_the_model_is_saved_and_loaded() -> None:
+    nets = [
+        dnifx.decouple(Counting(nn.Linear(3, 3), nn.Linear(3, 2)), ["0"], args=(torch.randn(2, 3),)) for _ in range(2)
+    ]
+    nets[0].original.set_extra_state(5)
+    state = nets[0].state_dict()
+    assert set(nets[0].original.state_dict()) <= set(state)
+    assert nets[1].load_state_dict(state).missing_keys == []
+    assert nets[1].original.get_extra_state() == 5
+    whole = nn.ModuleDict({"net": nets[1]})
+    assert whole.state_dict()["net._extra_state"] == 5
+    whole.load_state_dict({**whole.state_dict(), "net._extra_state": 7})
+    assert nets[1].original.get_extra_state() == 7
+    del state["_extra_state"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"_extra_state"'):
+        nets[1].load_state_dict(state)
+    plain = dnifx.decouple(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), ["0"], args=(torch.randn(2, 3),))
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"_extra_state"'):
+        plain.load_state_dict({**plain.state_dict(), "_extra_state": 1})

@@ -43,6 +43,8 @@ class Emitters:
     schedule: Callable[[Any, Program], Any]
 
 
+EXTRA_STATE = "_extra_state"
+"""The name under which torch saves what a module's ``get_extra_state`` gives."""
 Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
 MOST_SITUATIONS = 16
 """How many kinds of inputs one module captures before it says that something changes that should not."""
@@ -234,6 +236,34 @@ class DecoupledModule(nn.Module):
                 before.restore()
         raise InputError("no captured graph holds for these inputs")
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save what the module itself holds, and the extra state of the model, whose place it takes."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if has_extra_state(self.original):
+            destination[prefix + EXTRA_STATE] = self.original.get_extra_state()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
+    ) -> None:
+        """Load what the module itself holds, and the extra state of the model."""
+        given = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(*given)
+        key = prefix + EXTRA_STATE
+        if not has_extra_state(self.original):
+            return
+        if key in state_dict:
+            self.original.set_extra_state(state_dict[key])
+            unexpected_keys[:] = [each for each in unexpected_keys if each != key]
+        elif strict:
+            missing_keys.append(key)
+
     def blind(self) -> Boundary | None:
         """Return the first boundary whose estimator needs what the fused graph does not see."""
         interfaces = self.program.interfaces
@@ -308,3 +338,8 @@ class DecoupledModule(nn.Module):
 
     def __rich__(self) -> Any:
         return self.emitters.rich(self.program)
+
+
+def has_extra_state(model: nn.Module) -> bool:
+    """Whether a model saves more than its parameters and buffers."""
+    return type(model).get_extra_state is not nn.Module.get_extra_state
