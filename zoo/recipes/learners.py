@@ -34,7 +34,8 @@ def network(settings: Settings, layers: int) -> nn.Module:
     """Return the network that the options ask for, with fresh weights."""
     dataset = DATASETS[settings.data]
     if settings.net == "cnn":
-        return CNN(dataset.shape, dataset.classes, layers, settings.width)
+        # Convolutions and pools of a CPU take a fifth to a third less time with the channels innermost.
+        return CNN(dataset.shape, dataset.classes, layers, settings.width).to(memory_format=torch.channels_last)
     return FCN(torch.Size(dataset.shape).numel(), dataset.classes, layers, settings.width)
 
 

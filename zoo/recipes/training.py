@@ -137,7 +137,7 @@ def train(
     return progress
 
 
-def error_rate(model: nn.Module, split: Split, batch: int = 1000) -> float:
+def error_rate(model: nn.Module, split: Split, batch: int = 250) -> float:
     """Return the share of a split, in percent, that the model, in evaluation mode, classifies wrongly."""
     was_training = model.training
     model.eval()
