@@ -32,6 +32,7 @@ FILES = ("interface", "ops", "gradients")
 """Modules of the runtime that generated code may call; they import torch alone and are copied along."""
 
 STEP_NAMES = (
+    "apply_gradients",
     "arrived",
     "backpropagate",
     "by_example",

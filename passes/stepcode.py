@@ -38,6 +38,7 @@ PREFIXES = (
     "propagated",
     "output_error",
     "submod_",
+    "apply_gradients",
     "arrived",
     "backpropagate",
     "fit_gradient",
@@ -334,17 +335,13 @@ class StepWriter:
         if any(Action(Kind.INPUT, index) in actions for index in boundary.consumers) and self.imagines(boundary):
             values = "".join(f"leaf_{name}.detach(), " for name in boundary.values).rstrip()
             lines += fit_lines(f"imagined_{key}", f"({values})")
-        lines += [
-            f"self.estimator_optimizers[{key!r}].step()",
-            f"self.estimator_optimizers[{key!r}].zero_grad()",
-        ]
+        lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
         return Block(f"{action}: fit what stands on {boundary.name}", tuple(lines))
 
     def update(self, action: Action) -> Block:
         """Update a partition's own parameters."""
         name = self.program.partitions[action.index].name
-        lines = (f"self.optimizers[{name!r}].step()", f"self.optimizers[{name!r}].zero_grad()")
-        return Block(f"{action}: update {name}", lines)
+        return Block(f"{action}: update {name}", (f"apply_gradients(self.optimizers[{name!r}])",))
 
     def reads(self, name: str, imagined: bool) -> str:
         """Return what a partition reads for a value: the leaf of a boundary value, anything else as it is."""

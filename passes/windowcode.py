@@ -177,8 +177,7 @@ class WindowLines:
                 ]
             lines += self.trace(each) if self.traced(each) else lesson(*pair)
             lines += [
-                f"self.estimator_optimizers[{each.key!r}].step()",
-                f"self.estimator_optimizers[{each.key!r}].zero_grad()",
+                f"apply_gradients(self.estimator_optimizers[{each.key!r}])",
             ]
             defines = pair[1:] + ((f"trace_{each.key}",) if self.traced(each) else ())
             found.append(Lines(f"fit what stands in time at {each.name}", tuple(lines), defines))

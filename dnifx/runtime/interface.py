@@ -159,7 +159,7 @@ def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
         target: Per-example target gradient of the same shape.
         examples: Number of examples that the mean runs over.
     """
-    return ((estimate - target) * (2.0 / examples)).to(estimate.dtype)
+    return (estimate - target).mul_(2.0 / examples).to(estimate.dtype)
 
 
 def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -167,6 +167,14 @@ def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None])
     pairs = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if tensor.requires_grad]
     if pairs:
         torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer use the gradients that are there, and drop them: ``zero_grad`` without its profiling."""
+    optimizer.step()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def per_example(gradient: Tensor, scale: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from dnifx.ir import Schedule
 from dnifx.runtime.adoption import Adoption
 from dnifx.runtime.interface import (
+    apply_gradients,
     arrived,
     auxiliary_fit,
     backpropagate,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Step = Callable[..., Any]
 STEP_GLOBALS = {
     "torch": torch,
+    "apply_gradients": apply_gradients,
     "arrived": arrived,
     "auxiliary_fit": auxiliary_fit,
     "backpropagate": backpropagate,
