@@ -539,7 +539,11 @@ class Checkpointed(nn.Module):
 def test_checkpoints(reentrant: bool) -> None:
     recording = recorded(Checkpointed(reentrant), torch.randn(3, 4))
     assert "block.0" in [node.target for node in recording.graph.nodes]
-    assert bool(recording.notes) == reentrant
+    (note,) = recording.notes
+    assert "checkpoint(self.block, x" in note
+    assert "recorded without recomputation" in note
+    whole = record(Wrapped(Checkpointed(reentrant)), (torch.randn(3, 4),), {}, keep_whole=("inner",))
+    assert whole.notes == ()
 
 
 def test_forward_hooks_run_as_they_do_in_the_model() -> None:

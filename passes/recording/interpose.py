@@ -37,6 +37,9 @@ class Observer(Protocol):
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function under ``torch.vmap`` is called."""
 
+    def called_checkpoint(self) -> None:
+        """A function is run under a checkpoint that is not reentrant."""
+
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region."""
 
@@ -98,10 +101,19 @@ def _calls(observer: Observer) -> list[Patch]:
     def vmap_call(*args: Any, **kwargs: Any) -> Any:
         return observer.called_vmap(vmap, args, kwargs) if observer.active else vmap(*args, **kwargs)
 
+    checkpoints: Any = import_module("torch.utils.checkpoint")
+    region = checkpoints._checkpoint_without_reentrant_generator
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if observer.active:
+            observer.called_checkpoint()
+        return region(*args, **kwargs)
+
     return [
         (nn.Module, "__call__", module_call),
         (Function, "apply", classmethod(function_apply)),
         (apis, "vmap_impl", vmap_call),
+        (checkpoints, "_checkpoint_without_reentrant_generator", checkpointed),
     ]
 
 

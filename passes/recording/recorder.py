@@ -389,10 +389,15 @@ class Recorder(TorchFunctionMode):
 
     def _dissolve_checkpoint(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         """Record what a reentrant checkpoint runs; it passes gradient only where an argument asks for one."""
-        self.notes[f"the checkpoint at {model_line()} is recorded without recomputation"] = None
+        self.called_checkpoint()
         needed = any(isinstance(item, Tensor) and item.requires_grad for item in args)
         with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
             return function(*args)
+
+    def called_checkpoint(self) -> None:
+        """A function is run under a checkpoint; see ``interpose.Observer``."""
+        note = f"the checkpoint at {model_line()} is recorded without recomputation: its activations stay in memory until the backward pass"
+        self.notes[note] = None
 
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A vmapped function is called; see ``interpose.Observer``."""
