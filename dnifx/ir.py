@@ -175,6 +175,7 @@ class Partition:
         parameter_bytes: Bytes of the parameters that it reads.
         activation_bytes: Bytes of the tensors that its forward makes.
         device: The device its parameters live on.
+        every: Windows from one of its firings to the next; 1 in what is no system of several rates.
     """
 
     index: int
@@ -187,6 +188,7 @@ class Partition:
     parameter_bytes: int = 0
     activation_bytes: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    every: int = 1
 
     @property
     def name(self) -> str:
@@ -212,6 +214,7 @@ class Boundary:
         consumers: Indices of the partitions that take any of them, in order.
         values: Names of the values.
         specs: Their tensor specs.
+        messages: How many firings of the producer its consumers take at once.
     """
 
     index: int
@@ -220,6 +223,7 @@ class Boundary:
     consumers: tuple[int, ...]
     values: tuple[str, ...]
     specs: tuple[TensorSpec, ...]
+    messages: int = 1
 
     @property
     def key(self) -> str:
@@ -243,6 +247,7 @@ class Interface:
         needs_target: Whether the estimator learns from the target gradient, so that the target has to be computed.
         needs_loss: Whether it learns from the loss of each example, which it predicts.
         needs_error: Whether it answers from the gradient of the loss with respect to the model's output.
+        needs_mask: Whether it takes the mask of tokens where there is one.
     """
 
     boundary: int
@@ -256,6 +261,7 @@ class Interface:
     needs_target: bool = True
     needs_loss: bool = False
     needs_error: bool = False
+    needs_mask: bool = False
 
     @property
     def blends(self) -> bool:
@@ -295,6 +301,19 @@ class Recurrent:
 
     def __str__(self) -> str:
         return f"{self.next_state or 'output'} ~> {self.state}"
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often a part of a system fires, and what stands on the messages that it takes.
+
+    Attributes:
+        windows: Windows from one firing to the next.
+        scale: What the synthetic gradient of a message is multiplied by.
+    """
+
+    windows: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -401,6 +420,21 @@ class Schedule:
         return " ".join(map(str, self.actions))
 
 
+BAR = "|"
+"""What stands between the windows of a period."""
+
+
+@dataclass(frozen=True)
+class Period:
+    """What the windows of a period run, in turn; ``str`` prints it and ``dnifx.schedules.parse_period`` reads it back."""
+
+    name: str
+    windows: tuple[Schedule, ...]
+
+    def __str__(self) -> str:
+        return f" {BAR} ".join(map(str, self.windows))
+
+
 @dataclass(frozen=True)
 class Context:
     """What estimators may see beside the activation.
@@ -446,6 +480,7 @@ class Program:
         recurrents: The cuts in time that were asked for.
         carries: Every tensor that a window leaves to the next, differentiable or not (states).
         recurrences: The boundaries in time (recurrences, insert).
+        batch_dim: The dimension of the inputs that counts examples, where no state says so.
     """
 
     model: nn.Module
@@ -471,3 +506,4 @@ class Program:
     recurrents: tuple[Recurrent, ...] = ()
     carries: tuple[Carry, ...] = ()
     recurrences: tuple[Recurrence, ...] = ()
+    batch_dim: int = 0

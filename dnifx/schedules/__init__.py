@@ -4,12 +4,14 @@
 ``M1`` fit.
 """
 
+from dnifx.ir import Period
 from dnifx.schedules.chance import random_order, unlocked
 from dnifx.schedules.dependencies import Answer, answers
 from dnifx.schedules.drawing import Grid, grid
-from dnifx.schedules.language import parse
+from dnifx.schedules.language import parse, parse_period
 from dnifx.schedules.locking import Lock, locks
 from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, without_fits
+from dnifx.schedules.periods import resolve_period, sequential_period, validate_period
 from dnifx.schedules.probing import probing
 from dnifx.schedules.registry import resolve
 from dnifx.schedules.simulation import Simulation, Span, simulate
@@ -20,6 +22,7 @@ __all__ = [
     "Answer",
     "Grid",
     "Lock",
+    "Period",
     "ScheduleSource",
     "Simulation",
     "Span",
@@ -32,14 +35,18 @@ __all__ = [
     "grid",
     "locks",
     "parse",
+    "parse_period",
     "placed",
     "probing",
     "random_order",
     "resolve",
+    "resolve_period",
     "sequential",
+    "sequential_period",
     "simulate",
     "unlocked",
     "validate",
+    "validate_period",
     "warm_up",
     "without_fits",
 ]

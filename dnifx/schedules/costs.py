@@ -21,7 +21,7 @@ def measured_costs(program: Program) -> dict[Action, float]:
     Forward: the FLOPs measured, and one for each element made. Backward: twice that. An estimator or input model: two
     FLOPs for each parameter and position (an example, a token, a pixel), which is what linear and size-preserving
     convolutional layers do; fitting: twice that, and its update. An update: ten FLOPs a parameter, as Adam's. A target
-    costs nothing.
+    costs nothing. Where consumers take several messages at once, the fit asks the estimator again, for all of them.
 
     Args:
         program: A program with partitions, boundaries and interfaces.
@@ -56,10 +56,8 @@ def _interface_cost(kind: Kind, boundary: Boundary, interface: Interface) -> flo
         return 0.0
     learners = [interface.estimator] if interface.fits else []
     learners += [] if interface.input_model is None else [interface.input_model]
-    return sum(
-        BACKWARD_TO_FORWARD * _run(learner, boundary.specs) + UPDATE_FLOPS * _parameters(learner)
-        for learner in learners
-    )
+    passes = BACKWARD_TO_FORWARD if boundary.messages == 1 else boundary.messages * (1 + BACKWARD_TO_FORWARD)
+    return sum(passes * _run(learner, boundary.specs) + UPDATE_FLOPS * _parameters(learner) for learner in learners)
 
 
 def _run(model: nn.Module, specs: Iterable[TensorSpec]) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
-from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.ir import BAR, Action, Kind, Period, Program, Schedule
 from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
 from dnifx.schedules.language import on_partition, unplaced
 
@@ -56,11 +56,13 @@ class Grid:
         title: What is shown.
         rows: Name of each row.
         cells: The actions.
+        bars: Numbers of the columns in which one window of a period ends and the next begins.
     """
 
     title: str
     rows: tuple[str, ...]
     cells: tuple[Cell, ...]
+    bars: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return self.plain(PLAIN_WIDTH)
@@ -71,7 +73,8 @@ class Grid:
 
     def around(self, slot: int, reach: int = 8) -> "Grid":
         """Return the part of the picture that is at most ``reach`` columns from ``slot``."""
-        return Grid(self.title, self.rows, tuple(cell for cell in self.cells if abs(cell.slot - slot) <= reach))
+        near = tuple(cell for cell in self.cells if abs(cell.slot - slot) <= reach)
+        return Grid(self.title, self.rows, near, self.bars)
 
     def drawn(self, width: int) -> Text:
         """Return the picture as styled text of at most ``width`` characters a line."""
@@ -88,8 +91,10 @@ class Grid:
     def _block(self, slots: range, first: int, width: int) -> Text:
         here = {(cell.row, cell.slot): cell for cell in self.cells if cell.slot in slots}
         shown = sorted({row for row, _ in here})
-        head = Text("time".ljust(first) + "".join(f"{slot} ".rjust(width) for slot in slots).rstrip(), style="dim")
-        lines = [_line(self.rows[row], [here.get((row, slot)) for slot in slots], first, width) for row in shown]
+        times = ("" if slot in self.bars else f"{slot} " for slot in slots)
+        head = Text("time".ljust(first) + "".join(time.rjust(width) for time in times).rstrip(), style="dim")
+        bars = [slot in self.bars for slot in slots]
+        lines = [_line(self.rows[row], [here.get((row, slot)) for slot in slots], bars, first, width) for row in shown]
         return Text("\n").join([head, *lines])
 
     def __rich__(self) -> RenderableType:
@@ -106,28 +111,40 @@ class _Fitted:
         yield self.grid.drawn(options.max_width)
 
 
-def _line(name: str, cells: Sequence[Cell | None], first: int, width: int) -> Text:
+def _line(name: str, cells: Sequence[Cell | None], bars: Sequence[bool], first: int, width: int) -> Text:
     line = Text(name.ljust(first), no_wrap=True)
-    for cell in cells:
+    for cell, bar in zip(cells, bars, strict=True):
         style = "" if cell is None else "bold white on red" if cell.marked else _STYLES[cell.action.kind]
-        text = "" if cell is None else cell.text
+        text = (f"{BAR} " if bar else "") if cell is None else cell.text
         line.append(" " * (width - len(text)))
         line.append(text, style=style)
     line.rstrip()
     return line
 
 
-def grid(schedule: Schedule, program: Program) -> Grid:
+def grid(schedule: Schedule | Period, program: Program) -> Grid:
     """Return a schedule as partitions by time, to be printed by rich or as text.
 
     Actions of one device and stream stand one after the other; those of others may stand above each other, as soon as
-    what they need is there.
+    what they need is there. Windows of a period stand one after the other.
 
     Args:
-        schedule: A schedule of the program; it need not be valid.
+        schedule: A schedule of the program, or a period of such; it need not be valid.
         program: The program.
     """
-    return marked_grid(schedule, program, None)
+    if isinstance(schedule, Schedule):
+        return marked_grid(schedule, program, None)
+    wholes = [marked_grid(window, program, None) for window in schedule.windows]
+    rows = tuple(sorted({row for whole in wholes for row in whole.rows}))
+    cells: list[Cell] = []
+    bars: list[int] = []
+    for whole in wholes:
+        start = bars[-1] + 1 if bars else 0
+        moved = [Cell(each.action, rows.index(whole.rows[each.row]), each.slot + start) for each in whole.cells]
+        cells += moved
+        bars.append(max((each.slot for each in moved), default=start) + 1)
+    title = f"{schedule.name}: {len(cells)} actions in {len(wholes)} windows"
+    return Grid(title, rows, tuple(cells), frozenset(bars[:-1]))
 
 
 def marked_grid(schedule: Schedule, program: Program, wrong: int | None) -> Grid:

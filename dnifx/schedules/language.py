@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Schedule
+from dnifx.ir import BAR, Action, Kind, Period, Schedule
 
 _WORD = re.compile(r"(?P<kind>[A-Z])(?P<index>\d+)(?:@(?P<device>[^\s/]+))?(?:/(?P<stream>\d+))?")
 _COMMENT = re.compile(r"#.*")
@@ -66,6 +66,15 @@ def parse(text: str, name: str = "text") -> Schedule:
         ScheduleError: A word is not an action.
     """
     return Schedule(name, tuple(_action(word, place) for place, word in enumerate(_words(text))))
+
+
+def parse_period(text: str, name: str = "text") -> Period:
+    """Read a period as ``str`` prints it: schedules with bars between them.
+
+    Raises:
+        ScheduleError: A word is not an action.
+    """
+    return Period(name, tuple(parse(part, name) for part in text.split(BAR)))
 
 
 def _words(text: str) -> Iterator[str]:

@@ -8,12 +8,13 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.ir import Action, Kind, Period, Program, Schedule
 from dnifx.schedules.costs import given_costs, measured_costs
 from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
 from dnifx.schedules.drawing import device_of
 from dnifx.schedules.language import unplaced
 from dnifx.schedules.locking import Lock
+from dnifx.schedules.periods import validate_period
 from dnifx.schedules.validation import validate
 
 _PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE})
@@ -97,7 +98,7 @@ class Simulation:
 
 
 def simulate(
-    schedule: Schedule, program: Program, costs: Mapping[str, float] | None = None, steps: int = 1
+    schedule: Schedule | Period, program: Program, costs: Mapping[str, float] | None = None, steps: int = 1
 ) -> Simulation:
     """Say when each action would run.
 
@@ -107,28 +108,33 @@ def simulate(
     cost.
 
     Args:
-        schedule: A schedule of the program, whole or partial.
+        schedule: A schedule of the program, whole or partial; or a period, of which all windows run one after the other.
         program: The program.
         costs: Seconds of each action by its name (``{"F0": 0.1, ...}``); by default FLOPs, as measured.
-        steps: Number of steps to run; unlocked partitions of several devices overlap from one step to the next.
+        steps: Number of steps (or periods) to run; unlocked partitions of several devices overlap from one step to the next.
 
     Raises:
         ScheduleError: The schedule is not valid, or the costs do not fit it.
     """
     if steps < 1:
         raise ScheduleError(f"Cannot simulate {steps=}; expected one or more.")
-    validate(schedule, program, partial=True)
-    known = measured_costs(program) if costs is None else given_costs(costs, schedule.actions)
-    clock = _Clock(schedule, program, known)
-    for step in range(steps):
-        clock.run(step)
+    windows = schedule.windows if isinstance(schedule, Period) else (schedule,)
+    if isinstance(schedule, Period):
+        validate_period(schedule, program)
+    else:
+        validate(schedule, program, partial=True)
+    actions = [action for window in windows for action in window.actions]
+    known = measured_costs(program) if costs is None else given_costs(costs, actions)
+    clock = _Clock(program, known)
+    for step in range(steps * len(windows)):
+        clock.run(step, windows[step % len(windows)])
     spans = tuple(clock.spans)
     makespan = max((span.end for span in spans), default=0.0)
     critical = _critical(spans)
     return Simulation(
         name=schedule.name,
         unit="flop" if costs is None else "s",
-        steps=steps,
+        steps=steps * len(windows),
         spans=spans,
         makespan=makespan,
         bubble=_bubbles(spans, makespan),
@@ -142,23 +148,22 @@ def simulate(
 class _Clock:
     """Issues the actions of one step after another."""
 
-    schedule: Schedule
     program: Program
     costs: Mapping[Action, float]
     spans: list[Span] = field(default_factory=list)
     _last: dict[Action, int] = field(default_factory=dict)
     _streams: dict[tuple[str, int], int] = field(default_factory=dict)
+    _needs: dict[Action, tuple[Action, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._links = links(self.program)
-        bare = tuple(map(unplaced, self.schedule.actions))
+
+    def run(self, step: int, schedule: Schedule) -> None:
+        """Issue one step."""
+        before, bare = dict(self._last), tuple(map(unplaced, schedule.actions))
         answered = answers_by_order(bare, self._links)
         self._needs = {action: needs(action, frozenset(bare), self._links, answered) for action in bare}
-
-    def run(self, step: int) -> None:
-        """Issue one step."""
-        before = dict(self._last)
-        for action in self.schedule.actions:
+        for action in schedule.actions:
             self._issue(action, step, before)
 
     def _issue(self, action: Action, step: int, before: Mapping[Action, int]) -> None:
