@@ -3,10 +3,12 @@
 from dnifx import errors, estimators, schedules
 from dnifx.api import decouple
 from dnifx.errors import DnifxError
-from dnifx.ir import Edge, Recurrent
+from dnifx.ir import Edge, Every, Recurrent
 from dnifx.passes.unroll import unroll
 from dnifx.runtime.module import DecoupledModule
 from dnifx.runtime.probing import Probe
+from dnifx.runtime.system import DecoupledSystem
+from dnifx.runtime.system_trainer import SystemResult, SystemTrainer
 from dnifx.runtime.trainer import StepResult, Trainer
 from dnifx.runtime.watch import Watch
 
@@ -14,11 +16,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DecoupledModule",
+    "DecoupledSystem",
     "DnifxError",
     "Edge",
+    "Every",
     "Probe",
     "Recurrent",
     "StepResult",
+    "SystemResult",
+    "SystemTrainer",
     "Trainer",
     "Watch",
     "decouple",

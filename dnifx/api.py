@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from dnifx.passes.likeness import REMEDY, same_owners, same_shape
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.partition import FormPartitions
 from dnifx.passes.pipeline import Callback, Pass, run_passes
+from dnifx.passes.rates import Rates
 from dnifx.passes.recurrent import (
     FormRecurrences,
     InsertRecurrences,
@@ -33,10 +34,52 @@ from dnifx.passes.recurrent import (
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.split import SplitPartitions
 from dnifx.passes.stepcode import StepWriter
+from dnifx.passes.systems import SystemCompiler, part_named
 from dnifx.passes.windows import EmitWindows
+from dnifx.report.system import render_system
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.losses import Loss
 from dnifx.runtime.module import DecoupledModule, Emitters
+from dnifx.runtime.part_loss import PartLoss
+from dnifx.runtime.parts import System
+from dnifx.runtime.system import DecoupledSystem
+
+Reduction = Literal["mean", "sum"]
+
+
+@overload
+def decouple(
+    model: nn.Module,
+    cuts: CutSpec,
+    *,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    gradient: Choices = "synthetic",
+    loss: Loss | Mapping[str, Loss] | None = None,
+    reduction: Reduction | None = None,
+    verify: bool = True,
+    callback: Callback | None = None,
+    every: Rates,
+) -> DecoupledSystem: ...
+
+
+@overload
+def decouple(
+    model: nn.Module,
+    cuts: CutSpec,
+    *,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    gradient: Choices = "synthetic",
+    inputs: InputChoices = None,
+    context: Literal["label"] | Callable[[Any], Tensor] | None = None,
+    num_classes: int | None = None,
+    mask: str | None = None,
+    loss: Loss | None = None,
+    reduction: Reduction | None = None,
+    verify: bool = True,
+    callback: Callback | None = None,
+) -> DecoupledModule: ...
 
 
 def decouple(
@@ -50,11 +93,12 @@ def decouple(
     context: Literal["label"] | Callable[[Any], Tensor] | None = None,
     num_classes: int | None = None,
     mask: str | None = None,
-    loss: Loss | None = None,
-    reduction: Literal["mean", "sum"] | None = None,
+    loss: Loss | Mapping[str, Loss] | None = None,
+    reduction: Reduction | None = None,
     verify: bool = True,
     callback: Callback | None = None,
-) -> DecoupledModule:
+    every: Rates | None = None,
+) -> DecoupledModule | DecoupledSystem:
     """Cut a model and put a Decoupled Neural Interface on every cut.
 
     Args:
@@ -73,13 +117,17 @@ def decouple(
         num_classes: Number of classes of the label; width of a callable's features.
         mask: Name of a tensor input [batch, length] that is non-zero for tokens that count; padding then neither trains an
             estimator nor receives a synthetic gradient.
-        loss: (output, target) to a scalar or to one loss an example; a trainer needs it.
+        loss: (output, target) to a scalar or to one loss an example; a trainer needs it. With ``every``, also one for each part
+            that computes outputs, by the path of a module in it; it sees that part's outputs.
         reduction: Whether the loss is a ``"mean"`` or a ``"sum"`` over examples; by default what ``loss.reduction`` says, else mean.
         verify: Compare what is captured with the model (outputs, gradients, buffers, random state) before it is taken.
         callback: Told of each pass: its name, seconds and result.
+        every: In a system of several rates, the windows from one firing to the next of what is not fast, by module path or
+            partition name: ``{"slow": 4}``, or ``dnifx.Every(4, scale=10.0)``. Inputs lead with time, messages with windows
+            (``docs/architecture.md``).
 
     Returns:
-        The decoupled module.
+        The decoupled module; with ``every``, the decoupled system.
 
     Raises:
         DnifxError: A child that says what cannot be done, where, and what to do instead.
@@ -89,6 +137,16 @@ def decouple(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
+    if every is not None:
+        refuse_with_rates(inputs=inputs, context=context, num_classes=num_classes, mask=mask)
+        system = SystemCompiler(*inside_and_time(cuts), every, gradient, verify, callback)
+        try:
+            return decoupled_system(system.compile(model, tuple(args), dict(kwargs or {})), loss, reduction)
+        except DnifxError as error:
+            error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}, every={dict(every)!r}")
+            raise
+    if isinstance(loss, Mapping):
+        raise LossError("loss= is a mapping, which goes with every=; give one callable (output, target)")
     mean = is_mean(loss, reduction)
     options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mask, mean, verify)
     try:
@@ -98,6 +156,52 @@ def decouple(
         raise
     roots = interface_root(model), interface_root(model, INPUT_MODELS)
     return DecoupledModule(program, loss, mean, roots, EMITTERS, options.again)
+
+
+def decoupled_system(
+    system: System, loss: Loss | Mapping[str, Loss] | None, reduction: Reduction | None
+) -> DecoupledSystem:
+    """Return a compiled system as a module.
+
+    Raises:
+        LossError: A loss names no part with outputs, or one callable is given where several parts have them.
+    """
+    losses: dict[int, PartLoss] = {}
+    ends = [plan.index for plan in system.plans if plan.results]
+    if isinstance(loss, Mapping):
+        for name, each in loss.items():
+            other = losses.setdefault(part_named(system, name), PartLoss(name, each, is_mean(each, reduction)))
+            if other.name != name:
+                raise LossError(f"loss= names {other.name!r} and {name!r}, which fire together; give one loss for both")
+    elif loss is not None:
+        if len(ends) != 1:
+            raise LossError(
+                f"{len(ends)} parts of the system compute outputs, so that one loss cannot be called with all of them in one step; give "
+                'loss={"fast": ..., "slow": ...}, by the path of a module in each part that has one'
+            )
+        losses[ends[0]] = PartLoss(None, loss, is_mean(loss, reduction))
+    root = interface_root(system.whole.model)
+    mean = reduction != "sum" if reduction else all(each.mean for each in losses.values())
+    return DecoupledSystem(system, losses, mean, root, EMITTERS, render_system, schedules.resolve_period)
+
+
+def inside_and_time(cuts: CutSpec) -> tuple[CutSpec, tuple[Recurrent, ...]]:
+    """Return the cuts inside a system and those in time.
+
+    Raises:
+        CutError: There is none inside, or it is a number, which would fall elsewhere for several windows.
+    """
+    inside, in_time = split_cuts(cuts)
+    if inside is None or isinstance(inside, int):
+        raise CutError(f"cuts={cuts!r} with every=: name the modules after which to cut, the last fast one among them")
+    return inside, in_time
+
+
+def refuse_with_rates(**given: Any) -> None:
+    """Raise CutError where an option does not go together with ``every``."""
+    for name, value in given.items():
+        if value is not None:
+            raise CutError(f"{name}= does not go together with every=: leave it out")
 
 
 def default_passes(

@@ -51,6 +51,7 @@ class InsertInterfaces(Pass):
         """Build one interface a boundary."""
         context = make_context(self.context, self.num_classes)
         check_mask(self.mask, program)
+        program = replace(program, context=context, mask=self.mask)
         choices = assign(self.gradient, program.boundaries)
         models = assign_inputs(self.inputs, program.boundaries)
         interfaces = tuple(
@@ -64,7 +65,7 @@ class InsertInterfaces(Pass):
             )
             for boundary in program.boundaries
         )
-        return replace(program, context=context, mask=self.mask, interfaces=interfaces)
+        return replace(program, interfaces=interfaces)
 
 
 def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int | None) -> Context | None:
@@ -183,7 +184,7 @@ def make_interface(boundary: Boundary, choice: Choice, context: Context | None, 
     """Build and check the estimator of one boundary."""
     width, classes = (context.width, context.classes) if context else (None, None)
     batch = batch_input(program)
-    examples = program.measures[batch].tensors[0].shape[0] if batch else None
+    examples = program.measures[batch].tensors[0].shape[program.batch_dim] if batch else None
     spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)
@@ -200,10 +201,16 @@ def make_interface(boundary: Boundary, choice: Choice, context: Context | None, 
             needs_target=estimator.needs_target,
             needs_loss=estimator.needs_loss,
             needs_error=estimator.needs_error,
+            needs_mask=estimator.needs_mask,
         )
     if interface.blends or not interface.locked:
-        check_estimates(interface, spec, context)
+        check_estimates(interface, spec, context, mask_spec(program) if interface.needs_mask else None)
     return interface
+
+
+def mask_spec(program: Program) -> TensorSpec | None:
+    """Return the spec of the mask of tokens, where there is one."""
+    return None if program.mask is None else program.measures[program.mask].tensors[0]
 
 
 def output_spec(program: Program) -> TensorSpec | None:
@@ -243,7 +250,9 @@ def build(factory: Factory, spec: BoundarySpec) -> nn.Module:
     return estimator.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
 
 
-def check_estimates(interface: Interface, spec: BoundarySpec, context: Context | None) -> None:
+def check_estimates(
+    interface: Interface, spec: BoundarySpec, context: Context | None, mask: TensorSpec | None = None
+) -> None:
     """Ask the estimator once, on fake tensors, and compare its answer with the boundary.
 
     Raises:
@@ -263,13 +272,15 @@ def check_estimates(interface: Interface, spec: BoundarySpec, context: Context |
             features = None if context is None else example_features(spec, values[0])
             if interface.needs_error and spec.output is not None:
                 features = torch.empty(spec.output.shape, dtype=spec.output.dtype, device=spec.output.device)
-            answer = torch.func.functional_call(estimator.eval(), state, (values, features))
+            more = () if mask is None else (torch.empty(mask.shape, dtype=mask.dtype, device=mask.device),)
+            answer = torch.func.functional_call(estimator.eval(), state, (values, features, *more))
     except NEEDS_VALUES:
         return
     except Exception as error:
         raise EstimatorError(
             f"the estimator {type(estimator).__name__} of boundary {spec.name!r} cannot be asked: {type(error).__name__}: {error}\n"
             f"its forward takes (values, context): a tuple of {spread_specs(spec.values)} and the context's features"
+            + ("; of a masked model (mask=) the mask too, and so does the head that it asks" if mask else "")
         ) from error
     finally:
         for module, flag in flags:

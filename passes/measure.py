@@ -305,7 +305,7 @@ def examples_of(program: Program) -> tuple[str, int] | None:
     if program.carries:
         return program.carries[0].input, program.carries[0].dim
     name = batch_input(program)
-    return None if name is None else (name, 0)
+    return None if name is None else (name, program.batch_dim)
 
 
 def data_inputs(program: Program) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The delayed cue: a task whose answer lies beyond the window, so that only a gradient from later windows can teach it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def answer_loss(logits: Tensor, target: tuple[Tensor, bool]) -> Tensor:
     return functional.cross_entropy(logits[:, 0], cues) if asks else 0 * logits.sum()
 
 
-def learn(gradient: object, seed: int, episodes: int, task: DelayedCue | None = None) -> list[float]:
+def learn(gradient: Any, seed: int, episodes: int, task: DelayedCue | None = None) -> list[float]:
     """Train from a seed and return the share of right answers in each episode.
 
     Args:
@@ -91,7 +92,7 @@ def learn(gradient: object, seed: int, episodes: int, task: DelayedCue | None = 
         zero = torch.zeros(1, task.batch, model.core.hidden_size)
         inputs, _ = task.episode(generator)
         cut = dnifx.Recurrent("state", "1", scale=0.5)
-        net = dnifx.decouple(model, cut, args=(inputs[0], (zero, zero)), gradient=gradient, loss=answer_loss)  # type: ignore[arg-type]
+        net = dnifx.decouple(model, cut, args=(inputs[0], (zero, zero)), gradient=gradient, loss=answer_loss)
     trainer = net.trainer(
         lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
         estimator_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),

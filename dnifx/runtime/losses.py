@@ -24,11 +24,13 @@ class TaskLoss:
         function: (output, target) to a scalar or one loss an example.
         mean: Whether it averages over examples (else it sums).
         teaches: Whether something learns from it, so that it has to carry a gradient.
+        batch_first: Whether outputs and targets lead with the examples, so that a loss that sums can be found out.
     """
 
     function: Loss
     mean: bool
     teaches: bool
+    batch_first: bool = True
 
     def raw(self, output: Any, target: Any, step: int) -> Tensor:
         """Return the loss as the function gives it; that of step 0 is computed with care."""
@@ -72,7 +74,7 @@ class TaskLoss:
                 "the loss carries no gradient, so nothing can learn from it: compute it from the output by differentiable operations "
                 "(no argmax, no detach, no .item())"
             )
-        if self.mean and loss.dim() == 0 and sums(self.function, loss, output, target):
+        if self.mean and self.batch_first and loss.dim() == 0 and sums(self.function, loss, output, target):
             raise LossError(
                 "the loss sums over examples, but the interfaces were made for a mean: synthetic gradients would be too small by "
                 "the batch size; give dnifx.decouple(..., reduction='sum')"

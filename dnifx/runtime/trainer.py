@@ -92,7 +92,8 @@ class Trainer:
         self.lr_schedulers = make_schedulers(
             lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
         )
-        self.task = TaskLoss(loss, net.mean, teaches=net.partitions[-1].name in self.optimizers)
+        teaches = net.partitions[-1].name in self.optimizers
+        self.task = TaskLoss(loss, net.mean, teaches, batch_first=net.program.batch_dim == 0)
         shared = {
             "optimizers": self.optimizers,
             "estimator_optimizers": self.estimator_optimizers,

@@ -1,0 +1,108 @@
+"""What is kept for a part that does not fire at every window: the messages of the faster parts, and inputs of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnifx.errors import InputError, StateError
+from dnifx.runtime.interface import without_rows
+from dnifx.runtime.parts import PartPlan
+
+BATCH = 1
+"""The dimension of messages that counts examples."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One tensor that was kept.
+
+    Attributes:
+        value: [messages, batch, ...], detached.
+        lost: Which examples began an episode since, [batch]: for them the part sees zeros, and the target is 0. Or None.
+    """
+
+    value: Tensor
+    lost: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """What the part sees."""
+        return self.value if self.lost is None else without_rows(self.value, self.lost, BATCH)
+
+    def without(self, mask: Tensor | None) -> "Kept":
+        """Return the same, the given examples lost; all of them without a mask.
+
+        Raises:
+            InputError: The mask does not fit.
+        """
+        if self.value.dim() <= BATCH:
+            return self
+        examples = self.value.size(BATCH)
+        rows = torch.ones(examples, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+        if rows.dtype != torch.bool or rows.shape != (examples,):
+            raise InputError(
+                f"reset(mask): got {tuple(rows.shape)} of {rows.dtype}; give one boolean for each of the {examples} examples"
+            )
+        rows = rows.to(self.value.device)
+        return Kept(self.value, rows if self.lost is None else self.lost | rows)
+
+
+class Mail:
+    """What is kept for one part until it fires.
+
+    Args:
+        plan: The part.
+    """
+
+    def __init__(self, plan: PartPlan) -> None:
+        self.plan = plan
+        self.kept: list[tuple[Kept, ...]] = [() for _ in plan.takes]
+
+    def add(self, source: int | None, values: Sequence[Tensor]) -> None:
+        """Keep what a part gave, or, from None, what the system's inputs of this window are."""
+        for number, take in enumerate(self.plan.takes):
+            if take.source == source:
+                value = values[take.place].detach()
+                before = self.kept[number] if value.dim() else ()
+                self.kept[number] = (*before, Kept(value))
+
+    def laid_out(self) -> tuple[Tensor, ...]:
+        """Return what the part takes, as it sees it: all messages end to end."""
+        return tuple(end_to_end([each.seen for each in kept]) for kept in self.kept)
+
+    def letters(self, number: int) -> tuple[Kept, ...]:
+        """Return what was kept of one thing that the part takes."""
+        return self.kept[number]
+
+    def empty(self) -> None:
+        """Begin anew, after the part fired."""
+        self.kept = [() for _ in self.plan.takes]
+
+    def reset(self, mask: Tensor | None) -> None:
+        """Let episodes begin: what was kept of these examples is lost."""
+        self.kept = [tuple(each.without(mask) for each in kept) for kept in self.kept]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept."""
+        return {"kept": [[(each.value, each.lost) for each in kept] for kept in self.kept]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what was saved.
+
+        Raises:
+            StateError: It is another part's.
+        """
+        if len(state["kept"]) != len(self.plan.takes):
+            raise StateError(
+                f"the saved part takes {len(state['kept'])} values, this one {len(self.plan.takes)}; make the trainer with the same "
+                "system and cuts"
+            )
+        self.kept = [tuple(Kept(value, lost) for value, lost in kept) for kept in state["kept"]]
+
+
+def end_to_end(values: Sequence[Tensor]) -> Tensor:
+    """Join tensors along their first dimension."""
+    return values[0] if len(values) == 1 else torch.cat(list(values))
