@@ -5,17 +5,15 @@ from dataclasses import dataclass, replace
 from keyword import iskeyword
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from dnifx.errors import CaptureError
 from dnifx.ir import CONSTANTS, Kept, Program, Signature
 from dnifx.passes.exported import export_model
-from dnifx.passes.recording import SideBySide, record, under_seeds
+from dnifx.passes.proving import Proof, prove, tensors_of
+from dnifx.passes.recording import record
 from dnifx.passes.recording.state import preserved
 from dnifx.passes.symbolic import trace_symbolically
-from dnifx.runtime.ops import GuardError
 
 SHOWN = 3
 GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
@@ -111,8 +109,12 @@ def climb_ladder(
             tried.append((rung, str(error)))
             continue
         refuse_names(found.graph, type(program.model).__name__)
-        differences = verified(program, found) if check and not blind else []
+        proof = Proof([])
+        if check and not blind:
+            proof = prove(program, found.graph, found.constants, found.signature, found.guards > 0)
+        differences = proof.differences
         if not differences:
+            found = replace(found, guards=found.guards + proof.guards)
             return Climb(rung, found, check and not blind, tuple(tried), notes)
         more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         tried.append((rung, f"it differs from the model: {'; '.join(differences[:SHOWN])}{more}"))
@@ -132,64 +134,6 @@ def refuse_names(graph: fx.Graph, model: str) -> None:
                 f"{model} reads {node.target!r}, and {wrong!r} is a name that generated code cannot use (a Python keyword, or an "
                 "attribute of torch.fx's GraphModule); give that attribute of the model another name"
             )
-
-
-def tensors_of(program: Program) -> list[Tensor]:
-    """Return the tensors among the example inputs."""
-    leaves = pytree.tree_leaves((program.args, dict(program.kwargs)))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def verified(program: Program, found: Found) -> list[str]:
-    """Compare a captured graph with the model under two seeds, one of them on twice the batch where the model takes that.
-
-    A guard may fire under one seed, so that a graph that holds guards meets both with the example inputs.
-    """
-    model, args, kwargs = program.model, program.args, program.kwargs
-    both = SideBySide(model, found.graph, found.constants, found.signature)
-    try:
-        differences = under_seeds(both, args, kwargs, (0, 1) if found.guards else (0,))
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise CaptureError(
-            f"{type(model).__name__} itself fails on the example inputs, forward or backward: {type(error).__name__}: {error}\n"
-            "give args= and kwargs= that it trains on"
-        ) from error
-    if differences:
-        return differences
-    return at_twice_the_batch(both, program, found.guards > 0)
-
-
-def at_twice_the_batch(both: SideBySide, program: Program, guarded: bool) -> list[str]:
-    """Compare on every example twice; where the model does not take that, under another seed."""
-    args, kwargs = twice(program)
-    try:
-        expected = both.expected(args, kwargs, 1)
-    except Exception:  # noqa: BLE001 - any failure of the model means that it does not take them
-        return [] if guarded else under_seeds(both, program.args, program.kwargs, (1,))
-    try:
-        return [f"at twice the batch size, {text}" for text in both.differences(expected, args, kwargs, 1)]
-    except GuardError:
-        return []
-
-
-def twice(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the example inputs with every example there twice; a tensor that is given twice stays one."""
-    sizes = [tensor.shape[0] for tensor in tensors_of(program) if tensor.dim()]
-    batch = sizes[0] if sizes else 0
-
-    made: dict[int, Tensor] = {}
-
-    def double(value: Tensor) -> Tensor:
-        if not value.dim() or value.shape[0] != batch:
-            return value
-        if id(value) not in made:
-            made[id(value)] = torch.cat([value.detach(), value.detach()]).requires_grad_(value.requires_grad)
-        return made[id(value)]
-
-    doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-        Tensor, double, (program.args, dict(program.kwargs))
-    )
-    return doubled
 
 
 def named_apart(found: Found, situation: int) -> Found:

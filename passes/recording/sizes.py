@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
 
 class Owner(Protocol):
@@ -108,8 +108,10 @@ def _binary(function: Callable[..., Any], reverse: bool) -> Callable[[Any, Any],
     def method(self: Number, other: Any) -> Any:
         if isinstance(other, bool | int | float):
             return _compute(function, (other, self) if reverse else (self, other), self)
-        if isinstance(other, list | tuple | str) and self.expression.owner.active:
-            self.expression.owner.consumed(self)  # [0] * n unrolls to n items
+        if isinstance(other, Tensor):
+            return NotImplemented  # the tensor's own operation is recorded, with this number as it is
+        if self.expression.owner.active:
+            self.expression.owner.consumed(self)  # [0] * n unrolls to n items, NumPy takes the value
         pair = (other, plain_number(self)) if reverse else (plain_number(self), other)
         return function(*pair)
 
