@@ -131,9 +131,10 @@ def interface_nodes(
     if interface.scheduled_only:
         alone = graph.create_node("call_function", scheduled_alone, (tuple(values), boundary.name))
         return list(items(graph, alone, len(values)))
-    seen = tuple(seen_node(graph, value, interface, examples, mean) for value in values)
+    seen = masked(graph, program, tuple(seen_node(graph, value, interface, examples, mean) for value in values))
     target = f"{interface_root(program.model)}.{boundary.key}"
-    estimates = graph.create_node("call_module", target, (seen, features), name=f"estimate_{boundary.key}")
+    asked = (seen, features, *mask_nodes(graph, program)) if interface.needs_mask else (seen, features)
+    estimates = graph.create_node("call_module", target, asked, name=f"estimate_{boundary.key}")
     estimates.meta["provenance"] = provenance(boundary, interface)
     each = masked(graph, program, items(graph, estimates, len(values)))
     swap: Any = swap_gradients
@@ -162,12 +163,16 @@ def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
     return tuple(graph.create_node("call_function", operator.getitem, (node, index)) for index in range(count))
 
 
-def masked(graph: fx.Graph, program: Program, estimates: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+def mask_nodes(graph: fx.Graph, program: Program) -> list[fx.Node]:
+    """Return the node of the mask, where there is one."""
+    return [node for node in graph.nodes if node.op == "placeholder" and node.name == program.mask]
+
+
+def masked(graph: fx.Graph, program: Program, tensors: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
     """Add the nodes that leave out tokens that do not count, where there is a mask."""
-    if program.mask is None:
-        return estimates
-    mask = next(node for node in graph.nodes if node.op == "placeholder" and node.name == program.mask)
-    return tuple(graph.create_node("call_function", count_only, (estimate, mask)) for estimate in estimates)
+    for mask in mask_nodes(graph, program):
+        tensors = tuple(graph.create_node("call_function", count_only, (tensor, mask)) for tensor in tensors)
+    return tensors
 
 
 def imagined_node(graph: fx.Graph, program: Program, boundary: Boundary, features: fx.Node | None) -> fx.Node:

@@ -294,7 +294,8 @@ def written_models(net: "DecoupledModule") -> dict[str, fx.Graph]:
         if interface.blends or not interface.locked:
             path = f"{roots[0]}.{boundary.key}"
             sees = program.context is not None or interface.needs_error
-            models[f"estimate_{boundary.key}"] = traced_model(interface.estimator, path, boundary.specs, sees)
+            masked = interface.needs_mask and program.mask is not None
+            models[f"estimate_{boundary.key}"] = traced_model(interface.estimator, path, boundary.specs, sees, masked)
         if interface.input_model is not None:
             path = f"{roots[1]}.{boundary.key}"
             sees = program.context is not None
@@ -306,12 +307,15 @@ def written_models(net: "DecoupledModule") -> dict[str, fx.Graph]:
     return models
 
 
-def traced_model(model: nn.Module, path: str, specs: tuple[TensorSpec, ...], sees: bool) -> fx.Graph:
+def traced_model(
+    model: nn.Module, path: str, specs: tuple[TensorSpec, ...], sees: bool, masked: bool = False
+) -> fx.Graph:
     """Return an estimator or input model as a graph over the paths that it has in the decoupled module."""
     values = tuple(torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in specs)
     features = torch.empty(1, device="meta") if sees else None
+    given = (values, features, torch.empty(1, device="meta")) if masked else (values, features)
     try:
-        graph = PathTracer(model, (values, features), {}, {}).trace(model)
+        graph = PathTracer(model, given, {}, {}).trace(model)
     except Exception as error:
         raise CaptureError(
             f"{path} ({type(model).__name__}) cannot be written to a folder, since torch.fx cannot trace its forward: "
@@ -324,14 +328,14 @@ def traced_model(model: nn.Module, path: str, specs: tuple[TensorSpec, ...], see
 
 
 def interface_code(program: Program, name: str, graph: fx.Graph, imports: dict[str, Any]) -> str:
-    """Return an estimator or input model as a method of (values, context)."""
+    """Return an estimator or input model as a method of (values, context), and of the mask where it takes that."""
     title = (
         "answers with one gradient a value" if name.startswith("estimate") else "predicts the values from the inputs"
     )
     _, docstring, *body = function_code(graph, name, title, program, imports).splitlines()
     inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    values = "".join(f"{each}, " for each in inputs if each != "context").rstrip()
-    head = f"def {name}(self, values, context=None):"
+    values = "".join(f"{each}, " for each in inputs if each not in ("context", "mask")).rstrip()
+    head = f"def {name}(self, values, context=None{', mask=None' if 'mask' in inputs else ''}):"
     return "\n".join([head, docstring, f"    {values} = values", *body]) + "\n"
 
 

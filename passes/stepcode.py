@@ -212,11 +212,15 @@ class StepWriter:
             lines.append(f"seen_{key} = {seen}")
             defines.append(f"seen_{key}")
             seen = f"seen_{key}"
-        made = f"*estimate_{key}, predicted_{key}" if interface.needs_loss else f"estimate_{key}"
-        defines += [f"predicted_{key}"] if interface.needs_loss else []
-        lines.append(f"{made} = self.estimate_{key}({seen}, {'error' if interface.needs_error else 'features'})")
+        asked = [seen, "error" if interface.needs_error else "features"]
         if self.program.mask is not None:
             mask = local(self.program.mask)
+            asked[0] = f"tuple(count_only(value, {mask}) for value in {seen})"
+            asked += [mask] if interface.needs_mask else []
+        made = f"*estimate_{key}, predicted_{key}" if interface.needs_loss else f"estimate_{key}"
+        defines += [f"predicted_{key}"] if interface.needs_loss else []
+        lines.append(f"{made} = self.estimate_{key}({', '.join(asked)})")
+        if self.program.mask is not None:
             lines.append(f"estimate_{key} = tuple(count_only(estimate, {mask}) for estimate in estimate_{key})")
         title = f"{action}: {provenance(boundary, interface)}"
         return Block(title, (*lines, *self.both(action)), (*defines, *self.both_define(action)))
@@ -293,8 +297,10 @@ class StepWriter:
         if Action(Kind.SYNTHESISE, action.index) not in self.plain_actions():
             return Block(title, ("pass",))
         leaf = self.leaf(boundary)
-        items = "".join(f"per_example(arrived({leaf}{name}), scale), " for name in boundary.values).rstrip()
-        lines = (f"target_{boundary.key} = ({items})", *self.both(action))
+        items = [f"per_example(arrived({leaf}{name}), scale)" for name in boundary.values]
+        if self.program.mask is not None:
+            items = [f"count_only({item}, {local(self.program.mask)})" for item in items]
+        lines = (f"target_{boundary.key} = ({', '.join(items)},)", *self.both(action))
         return Block(title, lines, (f"target_{boundary.key}", *self.both_define(action)))
 
     def both(self, action: Action) -> tuple[str, ...]:

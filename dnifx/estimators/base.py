@@ -60,12 +60,16 @@ class GradientEstimator(nn.Module, ABC):
     """Whether it answers from the error: its context is then the gradient [batch, ...] of each example's loss with respect to
     the model's output, for which the producer waits."""
 
+    needs_mask: bool = False
+    """Whether it looks at the tokens of an example together: where there is a mask, ``forward`` takes it as a third argument,
+    [batch, length]. Any other sees zeros where padding stands."""
+
     @abstractmethod
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return one estimate for each value, of the value's shape.
 
         Args:
-            values: The boundary's values, detached; [batch, ...] each.
+            values: The boundary's values, detached; [batch, ...] each, zero where a mask says that a token does not count.
             context: Context features [batch, width] or [batch, length, width], where there is a context.
         """
 

@@ -35,8 +35,11 @@ class BlendedGradient(GradientEstimator):
             self.needs_target = inner.needs_target
             self.needs_loss = inner.needs_loss
             self.needs_error = inner.needs_error
+            self.needs_mask = inner.needs_mask
 
-    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, values: tuple[Tensor, ...], context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Answer as the estimator does."""
-        answer: tuple[Tensor, ...] = self.inner(values, context)
+        answer: tuple[Tensor, ...] = self.inner(values, context) if mask is None else self.inner(values, context, mask)
         return answer

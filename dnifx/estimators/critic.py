@@ -4,13 +4,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
 
-from dnifx.errors import EstimatorError
-from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
+from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
-from dnifx.estimators.local_loss import ExampleLoss, label_loss, need_context
-from dnifx.runtime.gradients import absolute_fit, leaf, predicted_gradients
+from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context
+from dnifx.runtime.gradients import absolute_fit, predicted_gradients
 
-fx.wrap("leaf")
 fx.wrap("predicted_gradients")
 fx.wrap("absolute_fit")
 
@@ -27,7 +25,7 @@ class Critic:
     fused forward does not see the loss and refuses to train.
 
     Args:
-        head: Builds p from the boundary's spec: values -> logits [batch, classes].
+        head: Builds p from the boundary's spec: values, and the mask where there is one -> logits [batch, classes].
         loss: l, from logits and one-hot labels, both [batch, classes], to one loss an example, [batch].
 
     Raises:
@@ -59,11 +57,11 @@ class Critic:
         return CriticGradient(self.head(spec), self.loss)
 
 
-class CriticGradient(GradientEstimator):
+class CriticGradient(LabelledGradient):
     """Differentiates a predicted loss.
 
     Args:
-        head: From values to logits.
+        head: From values, and the mask of tokens where there is one, to logits.
         loss: From logits and labels to the predicted loss of each example.
         sobolev: Weight of the fit of the gradients to the target, beside that of the loss; 0 fits the loss alone.
     """
@@ -71,18 +69,15 @@ class CriticGradient(GradientEstimator):
     needs_loss = True
 
     def __init__(self, head: nn.Module, loss: ExampleLoss, sobolev: float = 0.0) -> None:
-        super().__init__()
-        self.head = head
-        self.loss = loss
+        super().__init__(head, loss)
         self.sobolev = sobolev
         self.needs_target = sobolev > 0
 
-    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, values: tuple[Tensor, ...], context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the gradient of the predicted loss with respect to each value, and the predicted losses, [batch]."""
-        if context is None:
-            raise EstimatorError("a critic was asked without labels")
-        leaves = tuple(leaf(value) for value in values)
-        predicted = self.loss(self.head(leaves), context)
+        leaves, predicted = self.losses(values, context, mask)
         found = predicted_gradients(predicted, leaves, self.needs_target)
         gradients = tuple(found[index] for index in range(len(leaves)))
         if self.needs_target:

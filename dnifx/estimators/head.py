@@ -3,18 +3,21 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec
 from dnifx.ir import TensorSpec
+from dnifx.runtime.interface import token_mean
+
+fx.wrap("token_mean")
 
 
 @dataclass(frozen=True)
 class Head:
     """Classifies the values of a boundary: images are averaged down, then an MLP over all features at once.
 
-    Vectors [batch, features] are taken as they are, tokens [batch, length, features] averaged over their length, images
+    Vectors [batch, features] are taken as they are, tokens [batch, length, features] averaged over those that count, images
     averaged down to ``pool`` x ``pool``. The last layer starts at zero, so that all classes are as likely and the first
     gradients with respect to the values are exactly 0.
 
@@ -72,15 +75,15 @@ class PooledHead(nn.Module):
         self.dims = dims
         self.pool = nn.AdaptiveAvgPool2d(pool)
 
-    def forward(self, values: tuple[Tensor, ...]) -> Tensor:
-        """Return logits, [batch, classes]."""
-        seen = [self.pooled(value, dims) for value, dims in zip(values, self.dims, strict=True)]
+    def forward(self, values: tuple[Tensor, ...], mask: Tensor | None = None) -> Tensor:
+        """Return logits, [batch, classes]; tokens that the mask [batch, length] leaves out do not count."""
+        seen = [self.pooled(value, dims, mask) for value, dims in zip(values, self.dims, strict=True)]
         logits: Tensor = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
         return logits
 
-    def pooled(self, value: Tensor, dims: int) -> Tensor:
+    def pooled(self, value: Tensor, dims: int, mask: Tensor | None) -> Tensor:
         """Return a value as a vector an example."""
         if dims == 4:
             flat: Tensor = self.pool(value).flatten(1)
             return flat
-        return value.mean(1) if dims == 3 else value
+        return token_mean(value, mask) if dims == 3 else value

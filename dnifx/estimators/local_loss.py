@@ -1,26 +1,15 @@
 """Decoupled greedy learning: the true gradient of a loss of one's own."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
-from dnifx.errors import EstimatorError
-from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
+from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
-from dnifx.runtime.gradients import leaf, own_gradients
+from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context
+from dnifx.runtime.gradients import own_gradients
 
-fx.wrap("leaf")
 fx.wrap("own_gradients")
-
-ExampleLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [batch, classes] and one-hot labels [batch, classes] to one loss an example, [batch]."""
-
-
-def label_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the cross entropy of each example, [batch], between logits and one-hot labels, both [batch, classes]."""
-    return functional.cross_entropy(logits, label.to(logits.dtype), reduction="none")
 
 
 @dataclass(frozen=True)
@@ -31,7 +20,7 @@ class LocalLoss:
     Nothing is asked of the partitions behind: no target is computed, so a producer and its head learn without any of them.
 
     Args:
-        head: Builds the classifier from the boundary's spec: values -> logits [batch, classes].
+        head: Builds the classifier from the boundary's spec: values, and the mask where there is one -> logits [batch, classes].
         loss: From logits and one-hot labels, both [batch, classes], to one loss an example, [batch].
 
     Raises:
@@ -63,28 +52,15 @@ class LocalLoss:
         return LocalGradient(self.head(spec), self.loss)
 
 
-def need_context(name: str, spec: BoundarySpec) -> None:
-    """Raise EstimatorError where a boundary's estimator would see no label."""
-    if spec.context is None:
-        raise EstimatorError(
-            f"boundary {spec.name!r}: {name} learns from labels; give dnifx.decouple(..., context='label', num_classes=...)"
-        )
-
-
-class LocalGradient(GradientEstimator):
-    """Differentiates the loss of a head."""
+class LocalGradient(LabelledGradient):
+    """Answers with the gradient of a head's own loss."""
 
     needs_target = False
 
-    def __init__(self, head: nn.Module, loss: ExampleLoss) -> None:
-        super().__init__()
-        self.head = head
-        self.loss = loss
-
-    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, values: tuple[Tensor, ...], context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the gradient of each example's own loss with respect to each value."""
-        if context is None:
-            raise EstimatorError("a local loss was asked without labels")
-        leaves = tuple(leaf(value) for value in values)
-        gradients = own_gradients(self.loss(self.head(leaves), context), leaves)
+        leaves, losses = self.losses(values, context, mask)
+        gradients = own_gradients(losses, leaves)
         return tuple(gradients[index] for index in range(len(leaves)))

@@ -8,7 +8,7 @@ from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.critic import CriticGradient
 from dnifx.estimators.head import Head
-from dnifx.estimators.local_loss import ExampleLoss, label_loss, need_context
+from dnifx.estimators.labelled import ExampleLoss, label_loss, need_context
 
 
 @dataclass(frozen=True)

@@ -233,13 +233,20 @@ def count_only(estimate: Tensor, mask: Tensor) -> Tensor:
     """Return an estimate with zeros where the mask says that a token does not count; its fit there is zero too.
 
     Args:
-        estimate: Per-token estimate [batch, length, ...]; any other shape is returned as it is.
+        estimate: Per-token estimate or value [batch, length, ...]; any other shape is returned as it is.
         mask: [batch, length], non-zero for tokens that count.
     """
     if estimate.dim() <= mask.dim() or estimate.shape[: mask.dim()] != mask.shape:
         return estimate
     counts = (mask != 0).reshape(*mask.shape, *[1] * (estimate.dim() - mask.dim()))
     return torch.where(counts, estimate, torch.zeros_like(estimate))
+
+
+def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean over the tokens of a value [batch, length, features]: of those that count, where there is a mask of them."""
+    if mask is None or value.shape[:2] != mask.shape:
+        return value.mean(1)
+    return count_only(value, mask).sum(1) / (mask != 0).sum(1, keepdim=True).clamp(min=1)
 
 
 def detached(value: Any) -> Any:

@@ -1,0 +1,60 @@
+"""What estimators that classify have in common: a head, labels, and a loss of each example."""
+
+from collections.abc import Callable
+
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from dnifx.errors import EstimatorError
+from dnifx.estimators.base import BoundarySpec, GradientEstimator
+from dnifx.runtime.gradients import leaf
+
+fx.wrap("leaf")
+
+ExampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""From logits [batch, classes] and one-hot labels [batch, classes] to one loss an example, [batch]."""
+
+
+def label_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the cross entropy of each example, [batch], between logits and one-hot labels, both [batch, classes]."""
+    return functional.cross_entropy(logits, label.to(logits.dtype), reduction="none")
+
+
+def need_context(name: str, spec: BoundarySpec) -> None:
+    """Raise EstimatorError where a boundary's estimator would see no label."""
+    if spec.context is None:
+        raise EstimatorError(
+            f"boundary {spec.name!r}: {name} learns from labels; give dnifx.decouple(..., context='label', num_classes=...)"
+        )
+
+
+class LabelledGradient(GradientEstimator):
+    """Differentiates the loss that a head has on its own.
+
+    Args:
+        head: From values, and the mask of tokens where there is one, to logits [batch, classes].
+        loss: From logits and labels to the loss of each example, [batch].
+    """
+
+    needs_mask = True
+
+    def __init__(self, head: nn.Module, loss: ExampleLoss) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = loss
+
+    def losses(
+        self, values: tuple[Tensor, ...], context: Tensor | None, mask: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the values to differentiate with respect to, and the loss of each example, [batch].
+
+        Raises:
+            EstimatorError: There are no labels.
+        """
+        if context is None:
+            raise EstimatorError(
+                f"{type(self).__name__} was asked without labels; give dnifx.decouple(..., context='label')"
+            )
+        leaves = tuple(leaf(value) for value in values)
+        logits = self.head(leaves) if mask is None else self.head(leaves, mask)
+        return leaves, self.loss(logits, context)

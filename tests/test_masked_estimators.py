@@ -1,0 +1,161 @@
+"""Padding neither trains nor counts, whatever estimates the gradient: what is padded may be anything, and as long as it likes."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import dnifx
+from dnifx.errors import EstimatorError
+from dnifx.estimators import BoundarySpec, BPLambda, Critic, Head, LocalLoss, Prop, SigmoidLinear, Sobolev, Synthetic
+from dnifx.runtime.module import DecoupledModule
+from tests.contracts import TARGETS
+
+TOKENS = torch.tensor([[1, 2, 3, 8, 8], [4, 5, 8, 8, 8], [6, 1, 2, 8, 8]])
+LENGTHS = torch.tensor([3, 2, 3])
+MASK = (torch.arange(5) < LENGTHS[:, None]).double()
+Y = torch.tensor([0, 2, 1])
+SCHEDULED_ONLY = {"critic", "sobolev"}
+
+
+class Tokens(nn.Module):
+    """Embeds tokens, changes each, and classifies the mean of those that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return [batch, 3] scores."""
+        kept = torch.tanh(self.body(torch.tanh(self.embed(tokens)))) * mask.unsqueeze(-1)
+        scores: Tensor = self.head(kept.sum(1) / mask.sum(1, keepdim=True))
+        return scores
+
+
+class Neighbours(nn.Module):
+    """A user's own estimator that looks at the token before, too."""
+
+    def __init__(self, spec: BoundarySpec) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2 * spec.values[0].shape[-1], spec.values[0].shape[-1])
+
+    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+        (value,) = values
+        seen: Tensor = self.layer(torch.cat([value, torch.roll(value, 1, 1)], -1))
+        return (torch.tanh(seen),)
+
+
+CHOICES: dict[str, Any] = {
+    "synthetic": Synthetic(hidden=1),
+    "sigmoid_linear": SigmoidLinear(),
+    "critic": Critic(),
+    "sobolev": Sobolev(weight=0.5, head=Head(hidden=1, width=4)),
+    "local_loss": LocalLoss(),
+    "mixed local_loss": BPLambda(0.5, LocalLoss()),
+    "bplambda": BPLambda(0.3),
+    "prop": Prop(0.2, Synthetic(hidden=0)),
+    "prop of neighbours": Prop(0.2, Neighbours),
+    "neighbours": Neighbours,
+}
+
+
+def per_example(output: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(output, target, reduction="none")
+
+
+def make_net(name: str, tokens: Tensor, mask: Tensor) -> DecoupledModule:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"mask": "mask", "context": "label", "num_classes": 3, "loss": per_example}
+    net = dnifx.decouple(Tokens().double(), ["embed", "body"], args=(tokens, mask), gradient=CHOICES[name], **options)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in net.interface_parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return net
+
+
+def gradients(name: str, target: str, tokens: Tensor, mask: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The gradients of one step, by parameter name."""
+    net = make_net(name, tokens, mask)
+    before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
+    if target == "scheduled":
+        net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=1.0)).step(tokens, mask, target=y)
+        return {key: before[key] - parameter.detach() for key, parameter in net.named_parameters()}
+    torch.autograd.backward(per_example(net(tokens, mask, context=y), y).mean())
+    found = {key: parameter.grad for key, parameter in net.named_parameters()}
+    return {key: torch.zeros_like(before[key]) if grad is None else grad for key, grad in found.items()}
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(
+            found[key], gradient, rtol=1e-10, atol=1e-13, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+CASES = [
+    (name, target) for name in CHOICES for target in TARGETS if target == "scheduled" or name not in SCHEDULED_ONLY
+]
+ALONE = [case for case in CASES if "neighbours" not in case[0]]
+"""Those that do not look from a first token to the last one, which padding moves."""
+
+
+@pytest.mark.parametrize(("name", "target"), CASES)
+def test_what_is_padded_may_be_anything(name: str, target: str) -> None:
+    wanted = gradients(name, target, TOKENS, MASK, Y)
+    close(gradients(name, target, torch.where(MASK > 0, TOKENS, 7), MASK, Y), wanted)
+    assert not wanted["embed.weight"][8].any(), "padding receives a gradient"
+    assert all(gradient.any() for key, gradient in wanted.items() if key.startswith("interfaces")), "nothing is fitted"
+
+
+@pytest.mark.parametrize(("name", "target"), ALONE)
+def test_padding_may_be_as_long_as_it_likes(name: str, target: str) -> None:
+    rows = LENGTHS == 3
+    wanted = gradients(name, target, TOKENS[rows, :3], MASK[rows, :3], Y[rows])
+    close(gradients(name, target, TOKENS[rows], MASK[rows], Y[rows]), wanted)
+
+
+@pytest.mark.parametrize("name", sorted(set(CHOICES) - SCHEDULED_ONLY))
+def test_both_targets_give_the_same(name: str) -> None:
+    close(gradients(name, "fused", TOKENS, MASK, Y), gradients(name, "scheduled", TOKENS, MASK, Y))
+
+
+@pytest.mark.parametrize("name", ["critic", "mixed local_loss", "prop"])
+def test_the_folder_holds_the_mask(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = f"masked_{name.replace(' ', '_')}"
+    net = make_net(name, TOKENS, MASK)
+    net.to_folder(tmp_path / package)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(package)
+    emitted = module.Net()
+    before = {key: parameter.detach().clone() for key, parameter in emitted.named_parameters()}
+    trainer = module.Trainer(emitted, lambda parameters: torch.optim.SGD(parameters, lr=1.0), per_example)
+    trainer.step(TOKENS, MASK, Y, Y)
+    found = {key: before[key] - parameter.detach() for key, parameter in emitted.named_parameters()}
+    wanted = gradients(name, "scheduled", TOKENS, MASK, Y)
+    close(found, {key: wanted[key] for key in found})
+
+
+def test_a_head_of_ones_own_is_given_the_mask() -> None:
+    class Blind(nn.Module):
+        def __init__(self, spec: BoundarySpec) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, values: tuple[Tensor, ...]) -> Tensor:
+            scores: Tensor = self.layer(values[0].mean(1))
+            return scores
+
+    with pytest.raises(EstimatorError, match=r"(?s)LocalGradient of boundary 'embed' cannot be asked.*mask="):
+        dnifx.decouple(
+            Tokens().double(),
+            "embed",
+            args=(TOKENS, MASK),
+            mask="mask",
+            context="label",
+            num_classes=3,
+            gradient=LocalLoss(Blind),
+        )
