@@ -1,7 +1,7 @@
 """Homes: another situation of a model gets the partitions of the first one, node by node."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from dnifx.passes.partition import with_reads
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.writes import INSERTED
 
-Place = tuple[str, str, str, int]
+Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,51 @@ class SameHomes(Pass):
 
 
 def likes(first: fx.Graph, graph: fx.Graph) -> Mapping[str, str]:
-    """Return the name of the node in the first graph that each node of another graph is like."""
-    known = {place: node.name for node, place in places(first)}
-    return {node.name: known[place] for node, place in places(graph) if place in known}
+    """Return the name of the node in the first graph that each node of another graph is like.
+
+    A node is like one that does the same, in the same call of the same module, with the likes of what it reads. Where none
+    does, and both graphs do this equally often there, its place among those tells; it does where a dropout before it is gone.
+    """
+    own = {node.name: node.meta.get(INSERTED, node.name) for node in first.nodes}
+    before, now = places(first), places(graph)
+    reading: dict[Hashable, deque[str]] = {}
+    for node, place, _ in before:
+        reading.setdefault((place, reads(node, own)), deque()).append(node.name)
+    often = Counter(place for _, place, _ in before), Counter(place for _, place, _ in now)
+    known = {(place, number): node.name for node, place, number in before}
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for node, place, number in now:
+        same = reading.get((place, reads(node, found)), deque())
+        if not same and often[0][place] == often[1][place]:
+            same = deque([known[place, number]])
+        while same and same[0] in taken:
+            same.popleft()
+        if same:
+            found[node.name] = same.popleft()
+            taken.add(found[node.name])
+    return found
 
 
-def places(graph: fx.Graph) -> list[tuple[fx.Node, Place]]:
-    """Return where each captured computing node stands: its module, the call of it, what it does, and how often that was done before."""
-    seen: Counter[tuple[str, str, str]] = Counter()
+def reads(node: fx.Node, names: Mapping[str, str]) -> str:
+    """Return a node's arguments as text, with the given names for the nodes that compute."""
+
+    def named(source: fx.Node) -> str:
+        return names.get(source.name, "?") if source.op.startswith("call") else f"{source.op} {source.target}"
+
+    return repr((fx.node.map_arg(node.args, named), fx.node.map_arg(node.kwargs, named)))
+
+
+def places(graph: fx.Graph) -> list[tuple[fx.Node, Place, int]]:
+    """Return where each captured computing node stands: the call of its module, what it does, and how often that was done before."""
+    seen: Counter[Place] = Counter()
     found = []
     for node in graph.nodes:
         if node.op.startswith("call") and not node.meta.get(INSERTED):
             stack = node.meta.get("nn_module_stack") or {}
             does = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
             place = (next(reversed(stack), ""), module_path(node), str(does))
-            found.append((node, (*place, seen[place])))
+            found.append((node, place, seen[place]))
             seen[place] += 1
     return found
 

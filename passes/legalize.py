@@ -32,8 +32,7 @@ class Legalize(Pass):
     def run(self, program: Program) -> Program:
         """Rewrite a copy of the graph where a cut would change what it computes."""
         program, notes = with_repeats(program)
-        homes = dict(program.homes)
-        graph = copied(captured(program))
+        homes, graph = dict(program.homes), captured(program)
         unpack_containers(graph, program, homes)
         homes = dense(homes)
         notes += shield_writes(graph, program, homes)
@@ -54,7 +53,7 @@ class Legalize(Pass):
 
 
 def with_repeats(program: Program) -> tuple[Program, list[str]]:
-    """Let each partition compute by itself what is made of parameters alone."""
+    """Let each partition compute by itself what is made of parameters alone; the graph is a copy in any case."""
     homes, graph = dict(program.homes), copied(captured(program))
     notes = repeat_parameters(graph, program, homes)
     if len(graph.nodes) == len(program.measures) + 1:
@@ -207,14 +206,15 @@ def ownership_notes(
     program: Program, uses: Mapping[int, tuple[str, ...]], owners: Mapping[str, int], names: Mapping[int, str]
 ) -> list[str]:
     """Say which parameters several partitions share, which are frozen, and which nothing uses."""
-    notes = []
-    for name, owner in owners.items():
-        users = [index for index, used in uses.items() if name in used]
-        if len(users) > 1:
-            shared = ", ".join(f"submod_{index}" for index in users)
-            notes.append(
-                f"{name} is used in {shared}; submod_{owner} owns it and updates it once, with the gradients of all"
-            )
+    users: dict[str, list[str]] = {}
+    for index, used in uses.items():
+        for name in used:
+            users.setdefault(name, []).append(f"submod_{index}")
+    notes = [
+        f"{name} is used in {', '.join(users[name])}; submod_{owner} owns it and updates it once, with the gradients of all"
+        for name, owner in owners.items()
+        if len(users[name]) > 1
+    ]
     frozen = sum(not parameter.requires_grad for parameter in program.model.parameters())
     if frozen:
         notes.append(
@@ -257,9 +257,9 @@ def describe(
 
 def device_of(program: Program, parameters: Iterable[nn.Parameter]) -> torch.device:
     """Return the device of the first parameter, or of the example inputs."""
-    devices = [parameter.device for parameter in parameters]
-    devices += [tensor.device for measure in program.measures.values() for tensor in measure.tensors]
-    return devices[0] if devices else torch.device("cpu")
+    devices = (parameter.device for parameter in parameters)
+    elsewhere = (tensor.device for measure in program.measures.values() for tensor in measure.tensors)
+    return next(chain(devices, elsewhere), torch.device("cpu"))
 
 
 def silent_cuts(program: Program, boundaries: Iterable[Boundary]) -> list[str]:

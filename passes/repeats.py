@@ -95,7 +95,7 @@ def copy_into(graph: fx.Graph, node: fx.Node, homes: dict[str, int], home: int) 
     readers = [user for user in node.users if homes[user.name] == home]
     with graph.inserting_before(min(readers)):
         copy = graph.node_copy(node, lambda source: source)
-    copy.meta = {**node.meta, INSERTED: True}
+    copy.meta = {**node.meta, INSERTED: node.meta.get(INSERTED, node.name)}
     homes[copy.name] = home
     for reader in readers:
         reader.replace_input_with(node, copy)

@@ -11,7 +11,7 @@ from dnifx.ir import Program
 from dnifx.passes.capture import module_path
 
 INSERTED = "inserted"
-"""The key in a node's meta data that says that it stands in no captured graph."""
+"""The key in a node's meta data that says that it stands in no captured graph, with the name of the node that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def add_clone(graph: fx.Graph, value: fx.Node, readers: list[fx.Node], homes: di
     place = graph.inserting_before(min(readers)) if at_reader else graph.inserting_after(value)
     with place:
         clone = graph.create_node("call_function", torch.clone, (value,), name=f"{value.name}_clone")
-    clone.meta = {**value.meta, INSERTED: True}
+    clone.meta = {**value.meta, INSERTED: value.meta.get(INSERTED, value.name)}
     homes[clone.name] = homes[(readers[0] if at_reader else value).name]
     for reader in readers:
         reader.replace_input_with(value, clone)

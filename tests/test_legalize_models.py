@@ -1,6 +1,7 @@
 """What the sweep over real models found wanting, each on a small model."""
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,3 +153,36 @@ def test_the_cost_of_a_module_that_drops_layers_by_chance_does_not_move_the_cuts
         random.seed(number)
         found.add(decoupled(make(), 4, "zero").program.cuts)
     assert len(found) == 1
+
+
+class Summed(nn.Module):
+    """Adds up a list of inputs, and counts another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, items: list[Tensor], more: Any = ()) -> Tensor:
+        total = sum((self.layer(item) for item in items), torch.zeros(4))
+        return torch.relu(total) * (1 if isinstance(more, tuple) else 2) * (len(more) + 1)
+
+
+def test_the_same_tensor_once_more_in_a_list_is_another_situation() -> None:
+    model, one, two = Summed(), torch.randn(2, 4), torch.randn(2, 4)
+    net = dnifx.decouple(model, ["layer"], args=([one, two],), gradient="zero")
+    for items in ([one, two], [one, two, one], [one, one], [two, one]):
+        assert torch.equal(net(items), model(items))
+    assert len(net.situations) == 3
+    both = [one, two]
+    for more in ((both, both), (both, [one, two])):
+        assert torch.equal(net(both, more), model(both, more))
+    assert len(net.situations) == 4
+
+
+def test_an_empty_container_is_told_from_another_and_from_none() -> None:
+    model, one = Summed(), torch.randn(2, 4)
+    net = dnifx.decouple(model, ["layer"], args=([one], ()), gradient="zero")
+    for more in ((), [], [[]], ([], [])):
+        assert torch.equal(net([one], more), model([one], more))
+    assert len(net.situations) == 4

@@ -11,6 +11,7 @@ from tests.wild import Tally, reason
 from tests.wild_checks import decoupled, detached, examine, fused, scheduled
 from tests.wild_programs import FEATURES, Wild, draw, wild
 
+pytestmark = pytest.mark.filterwarnings("ignore:in this mode")
 COUNT = 40
 PASSING = 34
 """How many of those have to pass every check; the others are refused."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnifx.errors import InputError
 from dnifx.passes.recording.origins import Path
 from dnifx.passes.recording.sizes import plain_number
-from dnifx.passes.recording.structure import follow, path_name, walk
+from dnifx.passes.recording.structure import Again, Empty, follow, path_name, walk
 from dnifx.runtime.ops import Template
 
 _SHOWN = 4
@@ -69,8 +69,8 @@ class Call:
 
 
 def fields_of(bound: Mapping[str, Any]) -> tuple[Field, ...]:
-    """Return the leaves of bound arguments; a tensor that appears twice counts once."""
-    leaves = sorted(walk(dict(bound)), key=lambda leaf: _sortable(leaf[0], bound))
+    """Return the leaves of bound arguments; where a tensor appears twice, the second time says so."""
+    leaves = sorted(walk(dict(bound), whole=True), key=lambda leaf: _sortable(leaf[0], bound))
     return tuple(_field(path, leaf) for path, leaf in leaves)
 
 
@@ -88,6 +88,8 @@ def _field(path: Path, leaf: Any) -> Field:
 def fixed(leaf: Any) -> Hashable:
     """Return what identifies an argument that is no tensor."""
     leaf = plain_number(leaf)
+    if isinstance(leaf, Again | Empty):
+        return leaf
     if isinstance(
         leaf, bool | int | float | complex | str | bytes | type(None) | torch.dtype | torch.device | Enum | slice
     ):

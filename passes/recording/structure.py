@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -16,6 +17,26 @@ DEPTH = 12
 """How deep objects are looked into."""
 
 
+@dataclass(frozen=True)
+class Again:
+    """Stands where an object has a tensor that it had before."""
+
+    first: Path
+
+    def __repr__(self) -> str:
+        return f"the same object as {path_name(self.first)}"
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Stands where an object has a part without leaves."""
+
+    kind: str
+
+    def __repr__(self) -> str:
+        return f"an empty {self.kind}"
+
+
 def tensors_in(item: Any) -> list[tuple[Path, Tensor]]:
     """Return the tensors that an object holds, each once, with the path to it."""
     return [(path, part) for path, part in walk(item) if isinstance(part, Tensor)]
@@ -27,27 +48,33 @@ def variables_in(item: Any) -> list[Any]:
     return [part for _, part in parts if isinstance(part, Tensor | SymbolicInt | SymbolicFloat)]
 
 
-def walk(item: Any, functions: bool = False) -> Iterator[tuple[Path, Any]]:
+def walk(item: Any, functions: bool = False, whole: bool = False) -> Iterator[tuple[Path, Any]]:
     """Yield the leaves of an object with the path to each; an object that appears twice is walked once.
 
     Args:
         item: The object.
         functions: Whether to look into the closures of functions.
+        whole: Whether to walk a container as often as it appears, and to yield an ``Again`` where a tensor appears once more and
+            an ``Empty`` where there is no leaf.
     """
-    yield from _walk(item, (), set(), functions)
+    yield from _walk(item, (), {}, functions, whole)
 
 
-def _walk(item: Any, path: Path, seen: set[int], functions: bool) -> Iterator[tuple[Path, Any]]:
+def _walk(item: Any, path: Path, seen: dict[int, Path], functions: bool, whole: bool) -> Iterator[tuple[Path, Any]]:
     number = isinstance(item, SymbolicInt | SymbolicFloat)
     parts = _parts(item, functions) if len(path) < DEPTH and not number else None
-    if (parts is not None or number or isinstance(item, Tensor)) and id(item) in seen:
-        return
-    seen.add(id(item))
-    if parts is None:
-        yield path, item
-        return
-    for step, part in parts:
-        yield from _walk(part, (*path, step), seen, functions)
+    known = (parts is not None or number or isinstance(item, Tensor)) and id(item) in seen
+    if whole and parts == []:
+        yield path, Empty(type(item).__name__)
+    elif known and not (whole and isinstance(item, tuple | list | dict)):
+        if whole and parts is None:
+            yield path, Again(seen[id(item)])
+    else:
+        seen.setdefault(id(item), path)
+        if parts is None:
+            yield path, item
+        for step, part in parts or ():
+            yield from _walk(part, (*path, step), seen, functions, whole)
 
 
 def _parts(item: Any, functions: bool) -> list[tuple[tuple[str, Any], Any]] | None:
