@@ -1,7 +1,5 @@
 """Records one run of a model: a torch function mode that writes down what passes it."""
 
-import operator
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -12,11 +10,12 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from dnifx.passes.recording import functions
+from dnifx.passes.recording.calls import in_region, write_call
 from dnifx.passes.recording.escapes import Escapes
-from dnifx.passes.recording.frames import Autocast, Frame
 from dnifx.passes.recording.guards import Checks
-from dnifx.passes.recording.hazards import Hazard, model_line
+from dnifx.passes.recording.hazards import model_line
 from dnifx.passes.recording.leaves import Plan, is_made, made_path
+from dnifx.passes.recording.opened import OpenModules
 from dnifx.passes.recording.origins import Origin, Path
 from dnifx.passes.recording.sizes import Number, plain, symbolic
 from dnifx.passes.recording.state import Snapshot
@@ -36,36 +35,25 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         writer: The graph.
-        whole: Modules that have to be kept whole in another run, with the reason.
+        modules: The modules that are open, and what was found out about them.
         leaking: Modules that have to be opened in another run.
-        failures: What cannot be recorded however the modules are opened.
         checks: What Python saw of tensors and sizes, and the guards that hold the graph to it.
-        volatile: How Python's state or random numbers steer the run at a place that has to stay open, if they do.
-        opened: The opened modules by path.
         interrupted: Whether an import took away what sees numbers pass, so that another run is needed.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot, imports: set[str]) -> None:
         super().__init__()
         self.writer = Writer(model, self, self._unknown)
+        self.modules = OpenModules(model, plan, self.writer)
         self.escapes = Escapes(self, snapshot)
         self.checks = Checks(self, self.writer, self.escapes)
         self.active = False
         self.imports = imports
         self.interrupted = False
         self.inside_leaf: str | None = None
-        self.whole: dict[str, str] = {}
         self.leaking: set[str] = set()
-        self.failures: list[tuple[str, Hazard]] = []
         self.notes: dict[str, None] = {}
-        self.volatile: Hazard | None = None
-        self.opened: dict[str, nn.Module] = {}
         self._plan = plan
-        self._paths: dict[int, str] = {}
-        for path, module in model.named_modules():
-            self._paths.setdefault(id(module), path)
-        self._frames: list[Frame] = []
-        self._calls: Counter[str] = Counter()
         self._opaque = 0
 
     @contextmanager
@@ -124,9 +112,8 @@ class Recorder(TorchFunctionMode):
         """Write a call down and remember what it made."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             self.hazard("a torch.func transform", hard=True)
-        items = self.writer.argument(tuple(args))
-        named = self.writer.argument(dict(kwargs))
-        node = self._call(function, name, field, items, named)
+        arguments = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
+        node = write_call(self.writer, self.modules.regions, function, name, field, arguments)
         if functions.is_ragged(name, args):
             self.writer.ragged.add(node)
         if name in ("__setitem__", "__set__"):
@@ -137,42 +124,6 @@ class Recorder(TorchFunctionMode):
         self.writer.bind(result, node)
         self.checks.pieces(name, args, kwargs, node, result)
         return result
-
-    def _call(self, function: Any, name: str, field: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """Write the node of a call, in the form in which generated code can make it."""
-        if field:
-            return self._property(name, field, args)
-        if name == "__getitem__":
-            return self._in_region("call_function", operator.getitem, args, kwargs, "getitem")
-        if name == "__setitem__":
-            return self._in_region("call_function", ops.set_item, args, kwargs, "set_item")
-        if functions.is_method(function):
-            if "self" in kwargs:
-                args = (kwargs.pop("self"), *args)
-            return self._in_region("call_method", name, args, kwargs, name.strip("_"))
-        return self._in_region("call_function", function, args, kwargs, name.strip("_"))
-
-    def _property(self, name: str, field: str, args: tuple[Any, ...]) -> fx.Node:
-        if name == "__get__":
-            return self._in_region("call_function", getattr, (args[0], field), {}, field)
-        return self._in_region("call_function", ops.set_attribute, (args[0], field, args[1]), {}, f"set_{field}")
-
-    def _in_region(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> fx.Node:
-        """Write a call in the grad mode and autocast region that the model has set around it."""
-        grad, regions = torch.is_grad_enabled(), self._regions()
-        named = op == "call_method" or functions.is_importable(target)
-        if grad and not regions:
-            if named:
-                return self.writer.add(op, target, args, kwargs, name=None if op == "call_method" else name)
-            return self.writer.add("call_function", ops.call, (self.writer.constant(target), *args), kwargs, name=name)
-        own = op == "call_function" and getattr(target, "__module__", "") == ops.__name__
-        dotted = f".{target}" if op == "call_method" else None if own else functions.dotted_name(target)
-        reached = dotted or self.writer.constant(target)
-        region = regions[-1] if regions else None
-        return self.writer.add("call_function", ops.under, (grad, region, reached, *args), kwargs, name=name)
-
-    def _regions(self) -> list[Autocast]:
-        return [region for frame in self._frames for region in frame.regions]
 
     def _apart(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Give a result that is one of the arguments an identity of its own, so that both keep their nodes."""
@@ -202,13 +153,11 @@ class Recorder(TorchFunctionMode):
 
     def place(self) -> str:
         """Return where the model stands, for the error of a guard."""
-        path = self._frames[-1].path if self._frames else ""
-        return f"{path}: {model_line()}" if path else model_line()
+        return self.modules.place()
 
     def hazard(self, construct: str, hard: bool = False, draws: bool = False) -> None:
         """Note something that the graph alone does not repeat."""
-        if self._frames:
-            self._frames[-1].hazards.append(Hazard(construct, model_line(), hard, draws))
+        self.modules.hazard(construct, hard, draws)
 
     def _unknown(self, tensor: Tensor) -> Tensor:
         """Judge a tensor that the graph did not make."""
@@ -233,13 +182,13 @@ class Recorder(TorchFunctionMode):
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A module is called; see ``interpose.Observer``."""
-        path = self._paths.get(id(module))
+        path = self.modules.paths.get(id(module))
         if not self.active:
             if self._opaque and path is not None and next(module.parameters(), None) is not None:
                 self.hazard(f"a call of {path!r} inside a function that is recorded as one call", hard=True)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
-        opened = bool(self._regions()) and self._plan.may_open(path, module)
+        opened = bool(self.modules.regions) and self._plan.may_open(path, module)
         if self._plan.is_leaf(path, module) and not opened and not self._swapped(module):
             if is_made(path):
                 return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
@@ -255,68 +204,11 @@ class Recorder(TorchFunctionMode):
         self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run a module with its inside recorded."""
-        frame = self._enter(module, path)
+        self.modules.enter(module, path)
         try:
             return call(module, *args, **kwargs)
         finally:
-            if frame.drew():
-                frame.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", path, draws=True))
-            self._leave(frame)
-
-    def _enter(self, module: nn.Module, path: str) -> Frame:
-        frame = Frame(path, module)
-        around = self._frames[-1] if self._frames else None
-        if around is not None and around.drew():
-            around.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", model_line(), draws=True))
-        outer = around.stack if around is not None else OrderedDict()
-        if path and not is_made(path):
-            frame.call = self._calls[path]
-            self._calls[path] += 1
-            self.opened[path] = module
-            key = f"{path}@{frame.call}" if frame.call else path
-            frame.stack = OrderedDict([*outer.items(), (key, (path, type(module)))])
-        else:
-            self.opened.setdefault(path, module)
-            frame.stack = outer
-        self._frames.append(frame)
-        self._settle()
-        return frame
-
-    def _settle(self) -> None:
-        """Let new nodes bear the marks of the innermost frame."""
-        frame = self._frames[-1] if self._frames else None
-        self.writer.stack = frame.stack if frame else OrderedDict()
-        self.writer.call = frame.call if frame else 0
-
-    def _leave(self, frame: Frame) -> None:
-        self._look_at_state(frame)
-        self._frames.pop()
-        if self._frames:
-            self._frames[-1].drew()
-        self._settle()
-        if frame.hazards:
-            self._judge(frame)
-
-    def _look_at_state(self, frame: Frame) -> None:
-        changed = frame.changed(self.writer.constant_identities())
-        if changed:
-            frame.hazards.append(Hazard(f"forward changes self.{changed[0]}", frame.path, draws=True))
-        rebound = frame.rebound()
-        if rebound:
-            frame.hazards.append(Hazard(f"forward replaces the buffer self.{rebound[0]}", frame.path, hard=True))
-
-    def _judge(self, frame: Frame) -> None:
-        """Decide whether a module whose forward holds hazards is kept whole."""
-        made = is_made(frame.path)
-        bound = made and any(id(part) in self._paths for part in frame.module.modules())
-        fixed = self._plan.is_fixed(frame.path) or bound or (made and next(frame.module.parameters(), None) is not None)
-        if not fixed:
-            self.whole.setdefault(frame.path, str(next((one for one in frame.hazards if one.hard), frame.hazards[0])))
-        elif made:
-            self._frames[-1].hazards += frame.hazards
-        else:
-            self.failures += [(frame.path, one) for one in frame.hazards if one.hard]
-            self.volatile = self.volatile or next((one for one in frame.hazards if one.draws), None)
+            self.modules.leave()
 
     def _leaf(
         self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -325,10 +217,9 @@ class Recorder(TorchFunctionMode):
         items, named = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
         given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and not item.is_inference()]
         versions = {id(item): item._version for item in given}
-        around = self._frames[-1]
         whole = path in self._plan.whole
-        if whole and around.drew():
-            around.hazards.append(Hazard("a draw of Python's or NumPy's random numbers", model_line(), draws=True))
+        if whole:
+            self.modules.look_at_draws(model_line)
         held = _contents((args, kwargs))
         self.active, self.inside_leaf = False, path
         try:
@@ -338,19 +229,18 @@ class Recorder(TorchFunctionMode):
         if _contents((args, kwargs)) != held:
             self.leaking.add(path)
         if whole:
-            around.drew()
+            self.modules.forget_draws()
         written = {id(item) for item in given if item._version != versions[id(item)]}
         result = self._renamed(result, {id(item) for item in given} - written)
         return self._made_by_module(path, items, named, result)
 
     def _made_by_module(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         node = self.writer.add("call_module", path, args, kwargs)
-        call = self._calls[path]
-        self._calls[path] += 1
+        call = self.modules.count(path)
         node.meta.pop("call", None)
         if call:
             node.meta["call"] = call
-        if self._regions():
+        if self.modules.regions:
             self.hazard(f"an autocast region around {path!r}")
         result = self._numbers(result, node, ())
         self.writer.bind(result, node)
@@ -421,7 +311,7 @@ class Recorder(TorchFunctionMode):
             self.active, self._opaque = True, self._opaque - 1
         result = self._apart(result, args, kwargs)
         name = functions.name_of(head[0] if isinstance(head[0], type) else type(head[0])).strip("_")
-        node = self._in_region("call_function", target, (first, *rest), named, name)
+        node = in_region(self.writer, self.modules.regions, "call_function", target, ((first, *rest), named), name)
         self.writer.bind(result, node)
         return result
 
@@ -441,13 +331,13 @@ class Recorder(TorchFunctionMode):
 
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region; see ``interpose.Observer``."""
-        if self.active and self._frames:
-            self._frames[-1].regions.append((region.device, region.fast_dtype, bool(region._enabled)))
+        if self.active and self.modules.frames:
+            self.modules.frames[-1].regions.append((region.device, region.fast_dtype, bool(region._enabled)))
 
     def left_autocast(self) -> None:
         """The model closes its innermost autocast region; see ``interpose.Observer``."""
-        if self.active and self._frames and self._frames[-1].regions:
-            self._frames[-1].regions.pop()
+        if self.active and self.modules.frames and self.modules.frames[-1].regions:
+            self.modules.frames[-1].regions.pop()
 
 
 def _gives_tensors(result: Any) -> bool:

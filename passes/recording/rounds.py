@@ -82,7 +82,7 @@ def record(
     imports: set[str] = set()
     for _ in range(_ROUNDS):
         recorder, result = _attempt(model, tuple(args), kwargs, plan, call, imports)
-        revised = plan.revised(recorder.whole, recorder.leaking)
+        revised = plan.revised(recorder.modules.whole, recorder.leaking)
         if revised != plan or recorder.interrupted:
             plan = revised
             continue
@@ -124,11 +124,11 @@ def _attempt(
             recorder.active = False
             return recorder, error
     plain = not kwargs and len(args) == len(names) and all(isinstance(arg, Tensor) for arg in args)
-    modules = tuple(module for path, module in recorder.opened.items() if not is_made(path))
+    modules = tuple(module for path, module in recorder.modules.opened.items() if not is_made(path))
     probe = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
     signature = RecordedSignature(names, call, fields, template, plain, modules, probe)
     recording = _recording(recorder, plan, signature)
-    return recorder, replace(recording, after=after) if recorder.volatile else recording
+    return recorder, replace(recording, after=after) if recorder.modules.volatile else recording
 
 
 def _place_inputs(recorder: Recorder, bound: Mapping[str, Any]) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ def _recording(recorder: Recorder, plan: Plan, signature: RecordedSignature) -> 
     called = {node.target for node in graph.nodes if node.op == "call_module"}
     kept = tuple(Kept(path, reason) for path, reason in plan.whole.items() if path in called or is_made(path))
     return Recording(
-        graph, signature, constants, kept, recorder.checks.guards, recorder.volatile, tuple(recorder.notes)
+        graph, signature, constants, kept, recorder.checks.guards, recorder.modules.volatile, tuple(recorder.notes)
     )
 
 
@@ -179,8 +179,8 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 def _refuse(model: nn.Module, recorder: Recorder) -> None:
     """Raise the error of what cannot be recorded however the modules are opened."""
-    if recorder.failures:
-        path, hazard = recorder.failures[0]
+    if recorder.modules.failures:
+        path, hazard = recorder.modules.failures[0]
         raise CaptureError(
             f"{type(model).__name__} cannot be recorded as a graph: {hazard.construct} in module {path or '<root>'!r}\n"
             f"  at {hazard.line}\nmove this code into a submodule, which can then be kept whole, or cut outside of it"
