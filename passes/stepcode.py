@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnifx.errors import PassError
 from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Schedule
 from dnifx.passes.emit import CONTEXT, provenance
 from dnifx.passes.measure import data_inputs, examples_of, node_parameters
 from dnifx.passes.windowcode import WindowLines
-from dnifx.schedules import Answer, answers
+from dnifx.schedules import Answer, answers, with_time
 
 RESERVED = {
     "self",
@@ -84,8 +84,11 @@ class StepWriter:
 
     def source(self) -> str:
         """Return the source of ``def step(self, <inputs>, target, context=None)``."""
-        steps = [block for action in self.schedule.actions for block in (self.block(action), *self.window_fits(action))]
-        blocks = [self.prelude(), *self.window_start(), *steps]
+        return replace(self, schedule=with_time(self.schedule, self.program)).written()
+
+    def written(self) -> str:
+        """Write the schedule as it stands: what it does not name in time is left out."""
+        blocks = [self.prelude(), *self.window_start(), *map(self.block, self.schedule.actions)]
         inputs = self.program.signature.inputs if self.program.signature else ()
         head = f"def step(self, {''.join(f'{local(name)}, ' for name in inputs)}target, context=None):"
         body = [f'"""One training step: {self.schedule.name}."""']
@@ -120,12 +123,12 @@ class StepWriter:
         found = self.windows.start()
         return [Block(found.title, found.lines, found.defines)] if found is not None else []
 
-    def window_fits(self, after: Action) -> list[Block]:
-        """Write the fits of what stands in time, once all that they need is there."""
-        return [Block(each.title, each.lines, each.defines) for each in self.windows.fits(after, fit_lines)]
-
     def block(self, action: Action) -> Block:
         """Write one action."""
+        in_time = self.windows.writes(action)
+        if in_time is not None:
+            lines = self.windows.block(action, in_time, fit_lines)
+            return Block(lines.title, lines.lines, lines.defines)
         writers = {
             Kind.FORWARD: self.forward,
             Kind.BACKWARD: self.backward,
@@ -236,19 +239,13 @@ class StepWriter:
                 tensors.append(local(name))
                 gradients.append(self.gradient(boundary, position))
         title = f"{action}: backward of {self.program.partitions[action.index].name}"
-        lines, values, synthetic = self.windows.end(action.index, action.index == len(self.program.partitions) - 1)
+        values, synthetic = self.windows.gradients(action.index)
         tensors, gradients = tensors + values, gradients + synthetic
         if not tensors:
             return Block(title, ("pass",))
         listed = f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"
-        left = self.windows.left(action.index)
-        defines = tuple(
-            f"{kind}_{each.key}"
-            for each in left
-            for kind in ("end", *(("jacobian",) if self.windows.traced(each) else ()))
-        )
         call = "torch.autograd.backward" if self.carries_surely(action.index) else "backpropagate"
-        return Block(title, (*lines, f"{call}({listed[0]}, {listed[1]})"), defines)
+        return Block(title, (f"{call}({listed[0]}, {listed[1]})",))
 
     def carries_surely(self, partition: int) -> bool:
         """Whether every boundary value of a partition hangs on a parameter or on a leaf that is differentiated.

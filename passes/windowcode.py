@@ -10,6 +10,7 @@ from dnifx.ir import Action, Kind, Program, Recurrence, Schedule
 from dnifx.passes.capture import captured
 from dnifx.passes.recurrent import described, flat_output
 from dnifx.passes.windows import joined
+from dnifx.schedules import on_partition, timed
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class WindowLines:
             lines += self.first_state(each)
             lines.append(f"estimate_start_{each.key} = self.estimate_{each.key}({self.seen(each)})")
             defines += [f"seen_start_{each.key}", f"estimate_start_{each.key}"]
-        arriving = {name for each in self.fitted() for name in each.inputs}
+        targets = [self.writes(action) for action in self.schedule.actions if action.kind is Kind.TARGET]
+        arriving = {name for each in targets if each is not None for name in each.inputs}
         for carry in self.program.carries:
             grad = ".requires_grad_()" if carry.input in arriving else ""
             lines.append(
@@ -70,6 +72,17 @@ class WindowLines:
             )
             defines.append(f"leaf_{carry.input}")
         return Lines("the window starts from the state that the last one left", tuple(lines), tuple(defines))
+
+    def writes(self, action: Action) -> Recurrence | None:
+        """Return the boundary in time that an action is of; None for any other."""
+        place = action.index - len(self.program.boundaries)
+        return None if on_partition(action.kind) or place < 0 else timed(self.program)[place]
+
+    def block(self, action: Action, each: Recurrence, lesson: Callable[[str, str], Sequence[str]]) -> Lines:
+        """Write one action of a boundary in time."""
+        if action.kind is Kind.SYNTHESISE:
+            return self.end(action, each)
+        return self.arrive(action, each) if action.kind is Kind.TARGET else self.fit(action, each, lesson)
 
     def reaches_core(self) -> bool:
         """Whether an error that is known only in the next window reaches the core that made the state."""
@@ -93,44 +106,49 @@ class WindowLines:
         return name if each.cut.into_core or not each.cut.auxiliary else f"tuple(map(torch.Tensor.detach, {name}))"
 
     def fitted(self) -> list[Recurrence]:
-        """Return the boundaries whose estimator is fitted in this step: all that take the state run backward."""
-        actions = {(action.kind, action.index) for action in self.schedule.actions}
-        return [
-            each
-            for each in self.program.recurrences
-            if each.interface is not None
-            and each.interface.fits
-            and all((Kind.BACKWARD, index) in actions for index in each.consumers)
-        ]
+        """Return the boundaries whose estimator is fitted in this step."""
+        fits = [self.writes(action) for action in self.schedule.actions if action.kind is Kind.FIT]
+        return [each for each in self.program.recurrences if each in fits]
 
     def reads(self, name: str) -> str | None:
         """Return what partitions read for a state, or None for any other value."""
         return f"leaf_{name}" if any(carry.input == name for carry in self.program.carries) else None
 
     def left(self, partition: int) -> list[Recurrence]:
-        """Return the boundaries that a partition leaves to the next window."""
-        return [each for each in self.program.recurrences if each.producer == partition]
+        """Return the boundaries that a partition leaves to the next window, with a gradient.
 
-    def end(self, partition: int, last: bool) -> tuple[list[str], list[str], list[str]]:
-        """Return, for a partition's backward pass, the lines before it, the values it starts from and their gradients."""
-        lines: list[str] = []
-        tensors: list[str] = []
-        gradients: list[str] = []
-        for each in self.left(partition):
-            if joined(each):
-                raise PassError(without_step(self.program))
-            values = [self.leaving(name) if last else self.local(name) for name in each.values]
-            weight = f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}"
-            lines += [
-                f"# {described(each)}",
-                f"end_{each.key} = window_gradients(self.estimate_{each.key}, ({', '.join(values)},), {each.dims}, {weight})",
-            ]
-            if self.traced(each):
-                leaves = ", ".join(f"leaf_{name}" for name in each.inputs)
-                lines.append(f"jacobian_{each.key} = window_jacobian(({', '.join(values)},), ({leaves},), {each.dims})")
-            tensors += values
-            gradients += [f"end_{each.key}[{place}]" for place in range(len(values))]
-        return lines, tensors, gradients
+        Raises:
+            PassError: A boundary waits for the windows behind it.
+        """
+        refusal = without_step(self.program)
+        if refusal:
+            raise PassError(refusal)
+        asked = [self.writes(action) for action in self.schedule.actions if action.kind is Kind.SYNTHESISE]
+        return [each for each in self.program.recurrences if each.producer == partition and each in asked]
+
+    def values(self, each: Recurrence) -> list[str]:
+        """Return what a step calls the values of the state that a window leaves."""
+        last = each.producer == len(self.program.partitions) - 1
+        return [self.leaving(name) if last else self.local(name) for name in each.values]
+
+    def gradients(self, partition: int) -> tuple[list[str], list[str]]:
+        """Return the values that a partition leaves to the next window, and the gradients that they get."""
+        left = self.left(partition)
+        ends = [f"end_{each.key}[{place}]" for each in left for place in range(len(each.values))]
+        return [value for each in left for value in self.values(each)], ends
+
+    def end(self, action: Action, each: Recurrence) -> Lines:
+        """Ask the estimator about the state that the window leaves; where it learns by a trace, find the window's Jacobian."""
+        values, weight = (
+            ", ".join(self.values(each)),
+            f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}",
+        )
+        lines = [f"end_{each.key} = window_gradients(self.estimate_{each.key}, ({values},), {each.dims}, {weight})"]
+        if self.traced(each):
+            leaves = ", ".join(f"leaf_{name}" for name in each.inputs)
+            lines.append(f"jacobian_{each.key} = window_jacobian(({values},), ({leaves},), {each.dims})")
+        defines = ("end", "jacobian") if self.traced(each) else ("end",)
+        return Lines(f"{action}: {described(each)}", tuple(lines), tuple(f"{kind}_{each.key}" for kind in defines))
 
     def traced(self, each: Recurrence) -> bool:
         """Whether the estimator of a boundary is fitted by its trace in this step."""
@@ -145,40 +163,33 @@ class WindowLines:
             f"self.window.passed[{key!r}] = pass_on(trace_{key}, jacobian_{key}, reset)",
         ]
 
-    def is_last_backward(self, action: Action, each: Recurrence) -> bool:
-        """Whether an action is the last backward pass of those that leave or take a state."""
-        wanted = {each.producer, *each.consumers}
-        passes = [(a.kind, a.index) for a in self.schedule.actions if a.kind is Kind.BACKWARD and a.index in wanted]
-        return bool(passes) and passes[-1] == (action.kind, action.index)
-
     def leaving(self, name: str) -> str:
         """Return what the last partition calls a value of the next state: its place among the flat outputs."""
         flat = flat_output(captured(self.program))
         place = next(place for place, node in enumerate(flat) if isinstance(node, fx.Node) and node.name == name)
         return f"outputs[{place}]"
 
-    def fits(self, after: Action, lesson: Callable[[str, str], Sequence[str]]) -> list[Lines]:
-        """Fit, after an action, the estimators to what arrived at the window's start: once all who see it ran backward."""
-        found = []
-        for each in self.fitted():
-            if not self.is_last_backward(after, each):
-                continue
-            leaves = ", ".join(f"arrived(leaf_{name})" for name in each.inputs)
-            lines = [f"target_start_{each.key} = window_targets(({leaves},), reset, {each.dims}, scale)"]
-            pair = f"estimate_start_{each.key}", f"target_start_{each.key}"
-            if self.diagnose:
-                lines.append(f"diagnostics[{each.name!r}] = compare({', '.join(pair)})")
-            if each.cut.auxiliary:
-                values = ", ".join(self.leaving(name) for name in each.values)
-                lines += [
-                    "if again is not None:",
-                    f"    auxiliary_fit(self.head_{each.key}, self.estimate_{each.key}, seen_start_{each.key}, ({values},), "
-                    f"{each.dims}, reset, examples)",
-                ]
-            lines += self.trace(each) if self.traced(each) else lesson(*pair)
+    def arrive(self, action: Action, each: Recurrence) -> Lines:
+        """Take the gradients that arrived at the state that the window started from, per example."""
+        leaves = ", ".join(f"arrived(leaf_{name})" for name in each.inputs)
+        lines = [f"target_start_{each.key} = window_targets(({leaves},), reset, {each.dims}, scale)"]
+        if self.diagnose and each in self.fitted():
+            lines.append(f"diagnostics[{each.name!r}] = compare(estimate_start_{each.key}, target_start_{each.key})")
+        title = f"{action}: the target of {each.name}, as the last window left it, has arrived"
+        return Lines(title, tuple(lines), (f"target_start_{each.key}",))
+
+    def fit(self, action: Action, each: Recurrence, lesson: Callable[[str, str], Sequence[str]]) -> Lines:
+        """Fit the estimator to what arrived at the window's start."""
+        lines = []
+        if each.cut.auxiliary:
+            values = ", ".join(self.leaving(name) for name in each.values)
             lines += [
-                f"apply_gradients(self.estimator_optimizers[{each.key!r}])",
+                "if again is not None:",
+                f"    auxiliary_fit(self.head_{each.key}, self.estimate_{each.key}, seen_start_{each.key}, ({values},), "
+                f"{each.dims}, reset, examples)",
             ]
-            defines = pair[1:] + ((f"trace_{each.key}",) if self.traced(each) else ())
-            found.append(Lines(f"fit what stands in time at {each.name}", tuple(lines), defines))
-        return found
+        pair = f"estimate_start_{each.key}", f"target_start_{each.key}"
+        lines += self.trace(each) if self.traced(each) else lesson(*pair)
+        lines.append(f"apply_gradients(self.estimator_optimizers[{each.key!r}])")
+        defines = (f"trace_{each.key}",) if self.traced(each) else ()
+        return Lines(f"{action}: fit what stands in time at {each.name}", tuple(lines), defines)

@@ -6,11 +6,11 @@
 
 from dnifx.ir import Period
 from dnifx.schedules.chance import random_order, unlocked
-from dnifx.schedules.dependencies import Answer, answers
+from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.drawing import Grid, grid
-from dnifx.schedules.language import parse, parse_period
+from dnifx.schedules.language import on_partition, parse, parse_period
 from dnifx.schedules.locking import Lock, locks
-from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, without_fits
+from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, with_time, without_fits
 from dnifx.schedules.periods import resolve_period, sequential_period, validate_period
 from dnifx.schedules.probing import probing
 from dnifx.schedules.registry import resolve
@@ -34,6 +34,7 @@ __all__ = [
     "fixed",
     "grid",
     "locks",
+    "on_partition",
     "parse",
     "parse_period",
     "placed",
@@ -44,9 +45,11 @@ __all__ = [
     "sequential",
     "sequential_period",
     "simulate",
+    "timed",
     "unlocked",
     "validate",
     "validate_period",
     "warm_up",
+    "with_time",
     "without_fits",
 ]

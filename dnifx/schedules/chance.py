@@ -64,7 +64,7 @@ class Unlocked(Resumable):
             ScheduleError: A boundary has no synthetic input model, so that its consumers have to wait for it.
         """
         wiring = links(program)
-        _demand_inputs(program, wiring)
+        _demand_inputs(wiring)
         ranks, fires = drawn(self.p, self.seed, step, wiring)
         choice = _taking_part(fires, wiring)
 
@@ -169,8 +169,9 @@ def _fed(fires: frozenset[int], wiring: Links) -> frozenset[int]:
     return frozenset(fed)
 
 
-def _demand_inputs(program: Program, wiring: Links) -> None:
-    bare = [boundary.name for boundary, gate in zip(program.boundaries, wiring.gates, strict=True) if not gate.imagines]
+def _demand_inputs(wiring: Links) -> None:
+    gates = zip(wiring.names, wiring.gates, strict=True)
+    bare = [name for name, gate in gates if not gate.imagines and not gate.in_time]
     if bare:
         raise ScheduleError(
             f"The schedule 'unlocked' needs a synthetic input model on every boundary; there is none on {bare}. "

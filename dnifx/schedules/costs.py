@@ -6,7 +6,7 @@ from torch import nn
 
 from dnifx.errors import ScheduleError, nearest
 from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, TensorSpec
-from dnifx.schedules.dependencies import links
+from dnifx.schedules.dependencies import links, timed
 from dnifx.schedules.language import unplaced
 from dnifx.schedules.orders import chosen_actions, whole_step
 
@@ -34,6 +34,11 @@ def measured_costs(program: Program) -> dict[Action, float]:
 
 def _cost(action: Action, program: Program, interfaces: Mapping[int, Interface]) -> float:
     if action.kind in (Kind.SYNTHESISE, Kind.FIT, Kind.TARGET):
+        place = action.index - len(program.boundaries)
+        if place >= 0:
+            each = timed(program)[place]
+            boundary = Boundary(action.index, each.name, each.producer, each.consumers, each.values, each.specs)
+            return _interface_cost(action.kind, boundary, each.interface) if each.interface is not None else 0.0
         return _interface_cost(action.kind, program.boundaries[action.index], interfaces[action.index])
     partition = program.partitions[action.index]
     if action.kind is Kind.INPUT:

@@ -4,6 +4,9 @@ A program says who gives what to whom (``Links``). A schedule adds, by its order
 gradient
 from: the estimate where ``S`` stands before the producer's ``B``, the target where ``T`` stands before it and ``S``
 does not, both where the interface is locked and estimates too. From these follow the needs of every action.
+
+Boundaries in time are numbered behind the others. Their ``S`` stands at a window's end, where the state that it leaves gets
+its gradient; their ``T`` and ``M`` are of the state that it started from, which the window before left.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -12,7 +15,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Schedule
+from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Recurrence, Schedule
 from dnifx.schedules.language import unplaced
 
 
@@ -30,6 +33,8 @@ class Gate:
         needs_target: Whether the estimator learns from the target.
         needs_loss: Whether it learns from the loss.
         needs_error: Whether it answers from the error of the model's output.
+        in_time: Whether it stands between a window and the next.
+        teaches_core: Whether its fit, too, gives the partition gradients, so that it has to stand before the update.
     """
 
     producer: int
@@ -41,6 +46,8 @@ class Gate:
     needs_target: bool = True
     needs_loss: bool = False
     needs_error: bool = False
+    in_time: bool = False
+    teaches_core: bool = False
 
     @property
     def teaches_target(self) -> bool:
@@ -62,8 +69,8 @@ class Links:
         gates: What stands on each boundary.
         sources: Partitions whose values it takes.
         direct: Those of its sources that give it a value which no synthetic input stands in for.
-        produced: Boundaries that it produces.
-        consumed: Boundaries that it consumes.
+        produced: Boundaries that it produces, but for those in time.
+        consumed: Boundaries that it consumes, but for those in time.
         owns: Whether it owns trainable parameters.
         owners: Partitions that own a trainable parameter which it reads.
         users: Partitions that read a trainable parameter which it owns, itself among them.
@@ -118,7 +125,23 @@ def links(program: Program) -> Links:
     if bare:
         raise ScheduleError(f"No interface stands on {bare}, so no order can be given. Run the pass 'insert' first.")
     traits = tuple(_traits(interfaces[boundary.index]) for boundary in program.boundaries)
-    return _links(program.partitions, program.boundaries, traits)
+    return _links(program.partitions, program.boundaries, traits, tuple(map(_in_time, timed(program))))
+
+
+def timed(program: Program) -> tuple[Recurrence, ...]:
+    """Return the boundaries in time that a schedule names: all, or none where a window waits for the next."""
+    known = tuple(each for each in program.recurrences if each.interface is not None)
+    return () if any(each.interface.locked for each in known if each.interface is not None) else known
+
+
+Moment = tuple[str, Gate]
+
+
+def _in_time(each: Recurrence) -> Moment:
+    fits = each.interface is not None and each.interface.fits
+    core = fits and (each.cut.into_core or each.cut.auxiliary)
+    gate = Gate(each.producer, frozenset(each.consumers), False, fits, False, in_time=True, teaches_core=core)
+    return each.name, gate
 
 
 Traits = tuple[bool, ...]
@@ -131,15 +154,20 @@ def _traits(interface: Interface) -> Traits:
 
 
 @lru_cache(maxsize=32)
-def _links(partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], traits: tuple[Traits, ...]) -> Links:
+def _links(
+    partitions: tuple[Partition, ...],
+    boundaries: tuple[Boundary, ...],
+    traits: tuple[Traits, ...],
+    moments: tuple[Moment, ...],
+) -> Links:
     gates = tuple(
         Gate(boundary.producer, frozenset(boundary.consumers), *flags)
         for boundary, flags in zip(boundaries, traits, strict=True)
     )
     imagined = [flags[2] for flags in traits]
     return Links(
-        names=tuple(boundary.name for boundary in boundaries),
-        gates=gates,
+        names=(*(boundary.name for boundary in boundaries), *(name for name, _ in moments)),
+        gates=(*gates, *(gate for _, gate in moments)),
         sources=tuple(_sources(each, partitions, boundaries, [False] * len(gates)) for each in partitions),
         direct=tuple(_sources(each, partitions, boundaries, imagined) for each in partitions),
         produced=tuple(tuple(b for b, gate in enumerate(gates) if gate.producer == k.index) for k in partitions),
@@ -193,7 +221,9 @@ def answers_by_order(actions: tuple[Action, ...], wiring: Links) -> Mapping[int,
     found = {}
     for boundary, gate in enumerate(wiring.gates):
         backward = position.get(Action(Kind.BACKWARD, gate.producer))
-        if backward is not None:
+        if backward is not None and gate.in_time:
+            found[boundary] = Answer.ESTIMATE
+        elif backward is not None:
             estimated = position.get(Action(Kind.SYNTHESISE, boundary), backward) < backward
             arrived = position.get(Action(Kind.TARGET, boundary), backward) < backward
             found[boundary] = _answer(gate, estimated, arrived)
@@ -233,13 +263,16 @@ def _input(*_: object) -> tuple[Action, ...]:
 def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
     producer = wiring.gates[index].producer
     backward = Action(Kind.BACKWARD, producer)
-    late = answered.get(index) is Answer.TARGET and backward in actions
+    late = answered.get(index) is Answer.TARGET and backward in actions and not wiring.gates[index].in_time
     error = (Action(Kind.FORWARD, wiring.last),) if wiring.gates[index].needs_error else ()
     return (Action(Kind.FORWARD, producer), *((backward,) if late else ()), *error)
 
 
-def _backward(index: int, _: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
+def _backward(index: int, actions: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
     found = [Action(Kind.FORWARD, index)]
+    for boundary, gate in enumerate(wiring.gates):
+        if gate.in_time and gate.producer == index and named(boundary, actions):
+            found.append(Action(Kind.SYNTHESISE, boundary))
     for boundary in wiring.produced[index]:
         gate = wiring.gates[boundary]
         answer = answered.get(boundary, _answer(gate, estimated=True, arrived=False))
@@ -260,6 +293,9 @@ def _fit(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[A
     Either will do.
     """
     gate = wiring.gates[index]
+    if gate.in_time:
+        asked = Action(Kind.SYNTHESISE, index)
+        return (Action(Kind.TARGET, index), *((asked,) if asked in actions else ()))
     estimator = (Action(Kind.SYNTHESISE, index), *_lessons(index, wiring)) if gate.fits else ()
     if not gate.imagines:
         return estimator
@@ -277,8 +313,14 @@ def _lessons(index: int, wiring: Links) -> tuple[Action, ...]:
     return (*target, Action(Kind.FORWARD, wiring.last)) if gate.needs_loss else target
 
 
-def _update(index: int, _: Set[Action], wiring: Links, __: Sources) -> tuple[Action, ...]:
-    return _each(Kind.BACKWARD, wiring.users[index])
+def _update(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[Action, ...]:
+    fits = (Action(Kind.FIT, boundary) for boundary, gate in enumerate(wiring.gates) if gate.teaches_core)
+    return (*_each(Kind.BACKWARD, wiring.users[index]), *(fit for fit in fits if fit in actions))
+
+
+def named(boundary: int, actions: Set[Action]) -> bool:
+    """Whether any of some actions is of a boundary."""
+    return any(Action(kind, boundary) in actions for kind in (Kind.SYNTHESISE, Kind.TARGET, Kind.FIT))
 
 
 def _each(kind: Kind, indices: Iterable[int]) -> tuple[Action, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dnifx.errors import ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
-from dnifx.schedules.dependencies import Answer, Gate, Links, answers_by_order, links, needs
+from dnifx.schedules.dependencies import Answer, Gate, Links, answers_by_order, links, named, needs
 from dnifx.schedules.language import listed, unplaced
 
 Key = Callable[[Action], tuple[Any, ...]]
@@ -74,6 +74,10 @@ def chosen_actions(choice: Choice, wiring: Links) -> frozenset[Action]:
 
 
 def _at_boundary(boundary: int, gate: Gate, choice: Choice, live: frozenset[int], ends: bool) -> Iterable[Kind]:
+    if gate.in_time:
+        yield from (Kind.SYNTHESISE,) if gate.producer in choice.backward else ()
+        yield from (Kind.TARGET, Kind.FIT) if choice.fit and gate.fits and gate.consumers <= choice.backward else ()
+        return
     produced = gate.producer in choice.forward
     arrives = produced and gate.producer in live and gate.consumers <= choice.backward
     asked = gate.producer in choice.backward
@@ -211,7 +215,7 @@ def _diagnosed(schedule: Schedule, wiring: Links) -> Schedule:
     absent = {
         boundary: set(gate.consumers)
         for boundary, gate in enumerate(wiring.gates)
-        if Action(Kind.TARGET, boundary) not in actions and gate.producer in live
+        if Action(Kind.TARGET, boundary) not in actions and gate.producer in live and not gate.in_time
     }
     order = []
     for action in schedule.actions:
@@ -221,6 +225,44 @@ def _diagnosed(schedule: Schedule, wiring: Links) -> Schedule:
                 awaited.discard(action.index)
                 order += [] if awaited else [replace(action, kind=Kind.TARGET, index=boundary)]
     return replace(schedule, actions=tuple(order))
+
+
+def with_time(schedule: Schedule, program: Program) -> Schedule:
+    """Return the schedule with the actions of those boundaries in time of which it names none.
+
+    The state that a window leaves gets its gradient just before its partition's backward pass; the estimator is fitted once all
+    that take or leave the state ran backward.
+
+    Args:
+        schedule: A valid schedule of the program, whole or partial.
+        program: The program.
+    """
+    return _with_time(schedule, links(program))
+
+
+@lru_cache(maxsize=64)
+def _with_time(schedule: Schedule, wiring: Links) -> Schedule:
+    actions = {unplaced(action) for action in schedule.actions}
+    order = list(schedule.actions)
+    for boundary, gate in enumerate(wiring.gates):
+        if gate.in_time and not named(boundary, actions):
+            order = _placed_in_time(order, boundary, gate)
+    return replace(schedule, actions=tuple(order))
+
+
+def _placed_in_time(order: list[Action], boundary: int, gate: Gate) -> list[Action]:
+    passes = [
+        action for action in order if action.kind is Kind.BACKWARD and action.index in {gate.producer, *gate.consumers}
+    ]
+    fits = gate.fits and gate.consumers <= {action.index for action in passes}
+    found = []
+    for action in order:
+        if action in passes and action.index == gate.producer:
+            found.append(replace(action, kind=Kind.SYNTHESISE, index=boundary))
+        found.append(action)
+        if passes and action is passes[-1] and fits:
+            found += [replace(action, kind=kind, index=boundary) for kind in (Kind.TARGET, Kind.FIT)]
+    return found
 
 
 def placed(schedule: Schedule, program: Program, devices: Iterable[str]) -> Schedule:

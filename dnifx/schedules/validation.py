@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from dnifx.errors import ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
-from dnifx.schedules.dependencies import Links, Sources, answers_by_order, links, needs
+from dnifx.schedules.dependencies import Links, Sources, answers_by_order, links, named, needs
 from dnifx.schedules.drawing import known, marked_grid
 from dnifx.schedules.language import described, on_partition, unplaced
 from dnifx.schedules.orders import chosen_actions, differentiable, whole_step
@@ -74,7 +74,7 @@ def _pointless(action: Action, wiring: Links) -> str:
     if kind is Kind.BACKWARD:
         return f"partition {index} reads no trainable parameter and no boundary that it consumes waits for a gradient."
     gate = wiring.gates[index]
-    if kind is not Kind.FIT and gate.producer not in differentiable(wiring):
+    if kind is not Kind.FIT and not gate.in_time and gate.producer not in differentiable(wiring):
         return f"no trainable parameter stands before boundary {index}, so nothing takes its gradient."
     if kind is Kind.SYNTHESISE:
         return f"boundary {index} is locked and its estimator is not fitted: the producer takes the target instead."
@@ -128,7 +128,9 @@ def _loose_ends(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
 def _lacking(actions: tuple[Action, ...], wiring: Links, diagnose: bool) -> Iterator[_Fault]:
     """Actions of a whole step that are not there."""
     present = frozenset(actions)
-    wanted = chosen_actions(whole_step(wiring, diagnose), wiring)
+    silent = {index for index, gate in enumerate(wiring.gates) if gate.in_time and not named(index, present)}
+    whole = chosen_actions(whole_step(wiring, diagnose), wiring)
+    wanted = {action for action in whole if on_partition(action.kind) or action.index not in silent}
     for action in sorted(wanted - present, key=lambda action: (action.index, str(action))):
         text = "Add it, or say that the step is meant to be partial: fixed(schedule, partial=True)."
         yield _Fault(action, None, text)
