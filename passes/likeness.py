@@ -29,7 +29,8 @@ def same_shape(first: Program, program: Program) -> Program:
             + REMEDY
         )
     for mine, its, interface in zip(first.boundaries, program.boundaries, program.interfaces, strict=True):
-        if [spec.shape[1:] for spec in mine.specs] != [spec.shape[1:] for spec in its.specs]:
+        asked = interface.blends or not interface.locked
+        if asked and [spec.shape[1:] for spec in mine.specs] != [spec.shape[1:] for spec in its.specs]:
             refuse_sizes(first, program, mine, its, interface)
     return program
 
