@@ -87,7 +87,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[DnifxError], tuple[str, ...
         errors.OptimizerError,
         ("optimizer=", "missing 'submod_1'", "the groups are"),
     ),
-    "no model": (lambda: dnifx.decouple(torch.relu, "1"), errors.CaptureError, ("takes an nn.Module",)),  # type: ignore[arg-type]
+    "no model": (lambda: dnifx.decouple(torch.relu, "1"), errors.CaptureError, ("takes an nn.Module",)),  # type: ignore[call-overload]
     "an example that does not fit": (
         lambda: dnifx.decouple(mlp(6, 6, 2), "1", args=(torch.randn(4, 5),)),
         errors.CaptureError,

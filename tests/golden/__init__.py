@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class Skips(nn.Module):
 def chain() -> DecoupledModule:
     """Return layers in a row, with a synthetic gradient and the paper's label context."""
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    options = {"context": "label", "num_classes": 3, "loss": cross_entropy}
-    return dnifx.decouple(model, ["2", "4"], args=(torch.zeros(4, 6),), gradient=Synthetic(hidden=1), **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"context": "label", "num_classes": 3, "loss": cross_entropy}
+    return dnifx.decouple(model, ["2", "4"], args=(torch.zeros(4, 6),), gradient=Synthetic(hidden=1), **options)
 
 
 def skips() -> DecoupledModule:
