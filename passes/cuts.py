@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
@@ -14,6 +15,8 @@ from dnifx.passes.balance import balanced_cuts
 from dnifx.passes.capture import captured, module_path
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.recording.rounds import copied as copied_arguments
+from dnifx.passes.recording.state import preserved
 from dnifx.runtime.interface import detached
 
 CutSpec = str | Edge | Recurrent | int | Callable[[fx.Node], bool] | Sequence[str | Edge | Recurrent]
@@ -172,10 +175,29 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
     )
     if kept:
         return f"no cut {item!r}: it lies inside {kept.path!r}, which is kept whole ({kept.reason}); cut after {kept.path!r} instead"
+    mode = "training" if program.model.training else "evaluation"
+    if not is_called(program, module):
+        return (
+            f"no cut {item!r}: {label(program)} has that module, but its forward does not call it for these inputs in {mode} mode; give an "
+            f"example (args=, kwargs=, model.train() or .eval()) for which it does, or another cut: {near}"
+        )
     return (
-        f"no cut {item!r}: {label(program)} has that module, but its forward does not call it as a node of its own, or nothing uses "
-        f"what it makes; {near}"
+        f"no cut {item!r}: the forward of {label(program)} calls that module, but the output is not computed from what it makes, or it "
+        f"is called fewer times than the name says; {near}"
     )
+
+
+def is_called(program: Program, module: nn.Module) -> bool:
+    """Run the model on its example inputs to see whether it calls a module; all is put back."""
+    calls: list[nn.Module] = []
+    handle = module.register_forward_hook(lambda each, inputs, output: calls.append(each))
+    args, kwargs = copied_arguments(program.args, program.kwargs)
+    try:
+        with preserved(program.model) as kept, kept.watching(), torch.no_grad():
+            program.model(*args, **kwargs)
+    finally:
+        handle.remove()
+    return bool(calls)
 
 
 def resolve_edge(program: Program, edge: Edge, calls: Mapping[str, list[fx.Node]]) -> Cut:

@@ -167,8 +167,33 @@ def test_a_cut_inside_a_module_that_is_kept_whole_names_it() -> None:
 def test_a_module_that_is_never_called_is_no_place() -> None:
     model = Residual()
     model.spare = nn.Linear(6, 6)
-    with pytest.raises(CutError, match="no cut 'spare': Residual has that module, but its forward does not call it"):
+    with pytest.raises(
+        CutError, match=r"no cut 'spare': .* does not call it for these inputs in training mode; give an example"
+    ):
         resolved("spare", model)
+
+
+def test_a_module_that_the_output_does_not_need_is_no_place() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.spare, self.last = nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2)
+            self.idle = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            self.idle(self.spare(h))
+            result: Tensor = self.last(h)
+            return result
+
+    model = Idle()
+    for cut in ("idle", "last@1"):
+        with pytest.raises(CutError, match=rf"no cut '{cut}': the forward of Idle calls that module, but"):
+            resolved(cut, model)
+    assert not model.idle._forward_hooks
+    counted = model.spare.num_batches_tracked
+    assert counted is not None
+    assert int(counted) == 0
 
 
 @pytest.mark.parametrize(
