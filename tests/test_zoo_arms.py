@@ -87,6 +87,13 @@ def test_sizes_are_those_of_the_options() -> None:
     assert len(weights(learner(settings, Arm("backprop", layers=3), INPUTS))) == 2 * 4 + 2
 
 
+def test_filters_are_those_of_the_options_and_lie_innermost() -> None:
+    model = network(complete(brief(net="cnn", width=7)), 3)
+    filters = [value for value in model.parameters() if value.dim() == 4]
+    assert [tuple(value.shape) for value in filters] == [(7, 1, 5, 5), (7, 7, 5, 5)]
+    assert filters[1].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_every_gradient_trains_in_its_own_way() -> None:
     found = {}
     for gradient in GRADIENTS:
