@@ -170,6 +170,23 @@ def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
         net(torch.randn(2, 3), 16.0)
 
 
+def test_numbers_that_python_reads_from_tensors_are_named_where_they_change_with_every_call() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.body(x)
+            return self.head(h * 2 if float(x.sum()) > 0 else h)
+
+    net = dnifx.decouple(Read(), "body", args=(torch.zeros(2, 3),), verify=False)
+    for step in range(1, 16):
+        net(torch.full((2, 3), float(step)))
+    with pytest.raises(InputError, match=r"it reads:\n.*test_ladder.py:\d+: return self.head.*float\(x.sum\(\)\) > 0"):
+        net(torch.full((2, 3), 16.0))
+
+
 def test_a_guard_that_fires_has_the_model_captured_anew() -> None:
     class Guarded(nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ from dnifx.runtime.losses import Loss
 from dnifx.runtime.ops import GuardError
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.recurrent import refuse_without_trainer, with_own_tensors, without_episodes
-from dnifx.runtime.situation import Situation, Undo, hold_constants
+from dnifx.runtime.situation import Situation, Undo, hold_constants, what_is_read
 from dnifx.runtime.trainer import Trainer
 
 
@@ -153,7 +153,7 @@ class DecoupledModule(nn.Module):
         if len(self.situations) >= MOST_SITUATIONS:
             raise InputError(
                 f"{type(self.original).__name__} has met {MOST_SITUATIONS} kinds of inputs (structures, fixed values, modes), each of "
-                "which is captured apart; pass what changes from call to call as tensors"
+                f"which is captured apart; pass what changes from call to call as tensors{what_is_read(self.situations)}"
             )
         program = self.recompile(self.program, args, kwargs, len(self.situations))
         self.situations.append(self.situation_of(program))

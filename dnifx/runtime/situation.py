@@ -1,6 +1,6 @@
 """What a decoupled module runs for one kind of inputs: a structure, fixed values, modes."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,11 +38,13 @@ class Situation:
     @cached_property
     def guarded_late(self) -> bool:
         """Whether a guard stands behind the first partition, which a schedule may have updated before that guard speaks."""
-        return any(
-            self.program.homes[node.name] > 0
-            for node in (self.program.graph.nodes if self.program.graph is not None else ())
-            if node.op == "call_function" and node.target in (guard, guard_length)
-        )
+        return any(self.program.homes[node.name] > 0 for node in self.guards)
+
+    @cached_property
+    def guards(self) -> tuple[fx.Node, ...]:
+        """The nodes that look whether the graph holds; the last argument of each is the place in the model's source."""
+        nodes = self.program.graph.nodes if self.program.graph is not None else ()
+        return tuple(node for node in nodes if node.op == "call_function" and node.target in (guard, guard_length))
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.
@@ -92,3 +94,12 @@ def hold_constants(holder: nn.Module, values: Mapping[str, Any]) -> None:
 def owners(program: Program) -> dict[str, int]:
     """Return the partition that updates each trainable parameter, by the parameter's path."""
     return {name: partition.index for partition in program.partitions for name in partition.parameters}
+
+
+def what_is_read(situations: Iterable[Situation]) -> str:
+    """Return where Python reads what situations differ in, for an error text; nothing where no guard stands."""
+    places = dict.fromkeys(str(node.args[-1]) for situation in situations for node in situation.guards)
+    if not places:
+        return ""
+    listed = "\n  ".join(list(places)[:3])
+    return f", and let Python see no more of them than it needs (`if x.sum() > 0`, not `if float(x.sum()) > 0`); it reads:\n  {listed}"
