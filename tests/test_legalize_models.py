@@ -183,6 +183,7 @@ def test_the_same_tensor_once_more_in_a_list_is_another_situation() -> None:
 def test_an_empty_container_is_told_from_another_and_from_none() -> None:
     model, one = Summed(), torch.randn(2, 4)
     net = dnifx.decouple(model, ["layer"], args=([one], ()), gradient="zero")
-    for more in ((), [], [[]], ([], [])):
+    given: tuple[Any, ...] = ((), [], [[]], ([], []))
+    for more in given:
         assert torch.equal(net([one], more), model([one], more))
     assert len(net.situations) == 4

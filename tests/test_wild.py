@@ -7,14 +7,19 @@ import pytest
 import torch
 
 from dnifx.errors import CaptureError, CutError, DnifxError, InputError, LegalizeError
-from tests.wild import Tally, reason
+from tests.wild import Tally, is_wrong, reason
 from tests.wild_checks import decoupled, detached, examine, fused, scheduled
 from tests.wild_programs import FEATURES, Wild, draw, wild
+from tests.wild_shrink import shrink
+from tests.wild_wide import MORE, draw_wide, wide
 
 pytestmark = pytest.mark.filterwarnings("ignore:in this mode")
 COUNT = 40
 PASSING = 34
 """How many of those have to pass every check; the others are refused."""
+
+WIDE_PASSING = 6
+"""The same, of the first 12 of ``wild_wide.py``."""
 
 WRITES = """
 class Drawn(nn.Module):
@@ -129,3 +134,45 @@ def test_parameters_keep_their_partitions_where_another_rung_captures() -> None:
     boundaries, refusals = examine(program)
     assert boundaries == 1
     assert not refusals
+
+
+def test_every_further_kind_of_step_and_of_cuts_is_drawn() -> None:
+    drawn = [draw_wide(f"wide:0:{number}:0") for number in range(150)]
+    reached = {feature for program in drawn for feature in program.features}
+    kinds = {f"cut by {kind}" for kind in ("number", "each", "glob", "path", "call", "edge", "callable")}
+    forms = {f"returns {form}" for form in ("tensor", "deep dict", "dataclass", "list")}
+    assert {step.__name__ for step in {**FEATURES, **MORE}} | kinds | forms <= reached
+    assert {program.optional for program in drawn if "keyword_only" in program.features} == {True, False}
+    assert any("@" in str(program.cuts) for program in drawn if "cut by call" in program.features)
+    assert wide(3) == wide(3)
+
+
+def test_further_random_programs_pass_or_are_refused() -> None:
+    tally = Tally()
+    for number in range(12):
+        tally.add(wide(number))
+    assert not tally.wrong, "\n".join(f"{text}\n{program!r}" for program, text in tally.wrong)
+    assert tally.passed >= WIDE_PASSING, dict(tally.refused)
+
+
+def test_a_program_shrinks_to_what_fails() -> None:
+    program = next(each for each in map(wide, range(50)) if len(each.source.splitlines()) > 30)
+    kept = next(line.strip() for line in program.source.splitlines() if " = self.m" in line or "einsum" in line)
+
+    def fails(other: Wild) -> bool:
+        return kept.split(" = ")[1] in other.source
+
+    small = shrink(program, fails)
+    assert fails(small)
+    assert small.runs()
+    assert len(small.source.splitlines()) <= 16, small.source
+    assert shrink(small, fails) == small
+
+
+def test_a_wrong_program_is_told_from_a_refused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(program: Wild, verify: bool) -> None:
+        raise (AssertionError if program.batch == 3 else DnifxError)("so")
+
+    monkeypatch.setattr("tests.wild.examine", fail)
+    assert is_wrong(written())
+    assert not is_wrong(replace(written(), batch=2))

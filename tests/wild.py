@@ -20,6 +20,8 @@ from rich.table import Table
 from dnifx.errors import DnifxError
 from tests.wild_checks import examine
 from tests.wild_programs import Wild, wild
+from tests.wild_shrink import shrink
+from tests.wild_wide import wide
 
 SHOWN = 5
 """How many wrong programs are printed whole."""
@@ -96,12 +98,23 @@ def reason(error: DnifxError) -> str:
     return f"{type(error).__name__}: {line}"[:LONGEST]
 
 
+def is_wrong(program: Wild) -> bool:
+    """Whether a program is silently wrong, or ends in an error that is not dnifx's own."""
+    tally = Tally()
+    tally.add(program)
+    return bool(tally.wrong)
+
+
 def main(
     count: Annotated[int, typer.Option(help="how many programs")] = 20000,
     seed: Annotated[int, typer.Option(help="another seed, other programs")] = 0,
     start: Annotated[int, typer.Option(help="number of the first, to go on where a run was stopped")] = 0,
     verify: Annotated[bool, typer.Option(help="let capture verify itself")] = True,
     examples: Annotated[bool, typer.Option(help="print one program for each kind of refusal")] = False,
+    more: Annotated[bool, typer.Option("--wide", help="the programs of wild_wide.py, and every kind of cuts")] = False,
+    smaller: Annotated[
+        bool, typer.Option("--shrink", help="drop steps of wrong programs while they stay wrong")
+    ] = False,
 ) -> None:
     """Try random programs and print what became of them."""
     torch.set_num_threads(1)
@@ -110,13 +123,14 @@ def main(
     tally = Tally()
     with suppress(KeyboardInterrupt):
         for number in track(range(start, start + count), console=Console(stderr=True)):
-            tally.add(wild(number, seed), verify)
+            tally.add((wide if more else wild)(number, seed), verify)
     if tally.total < count:
         console.print(f"stopped; the rest: --start {start + tally.total} --count {count - tally.total}")
     console.print(tally.table())
     shown = [*tally.wrong[:SHOWN], *(tally.examples.values() if examples else ())]
     for program, text in shown:
-        console.print(f"{text}\n{program!r}", markup=False, highlight=False)
+        wrong = smaller and (program, text) in tally.wrong
+        console.print(f"{text}\n{shrink(program, is_wrong) if wrong else program!r}", markup=False, highlight=False)
     if tally.wrong:
         console.print("wrong:", *(program.number for program, _ in tally.wrong), markup=False)
         sys.exit(1)

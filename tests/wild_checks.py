@@ -1,6 +1,7 @@
 """What has to hold of a random program that is decoupled, told against plain autograd."""
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -80,8 +81,10 @@ def structure(value: Any) -> Any:
     """Return an output with every tensor replaced by its shape."""
     if isinstance(value, dict):
         return {name: structure(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(structure, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(structure, value))
+    if is_dataclass(value):
+        return structure(vars(value))
     return tuple(value.shape) if isinstance(value, Tensor) else value
 
 

@@ -6,19 +6,21 @@ tied weights, writes in place and views; they are held to plain autograd. One nu
 
 import linecache
 import random
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from dnifx import Edge
 from tests.model_checks import spread_loss
 
-Cuts = int | str | list[str]
+Cuts = int | str | list[str] | list[Edge] | Callable[[fx.Node], bool]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 WIDTHS = (2, 4, 6)
 BATCHES = (2, 3, 5)
@@ -37,6 +39,7 @@ class Wild:
         batch: Examples in the call that it is captured with.
         training: Whether it is captured in training.
         features: What it reaches.
+        optional: Whether the keyword-only inputs are given, where it has any.
     """
 
     number: str
@@ -47,20 +50,21 @@ class Wild:
     batch: int
     training: bool
     features: frozenset[str]
+    optional: bool = False
 
     def __repr__(self) -> str:
         mode = "training" if self.training else "evaluation"
-        told = (
-            f"# {self.number}: cuts={self.cuts!r}, {self.form} inputs, mask {self.masked}, batch {self.batch}, {mode}"
+        given = (
+            f"mask {self.masked}, bias {self.optional}" if "keyword_only" in self.features else f"mask {self.masked}"
         )
+        told = f"# {self.number}: cuts={self.cuts!r}, {self.form} inputs, {given}, batch {self.batch}, {mode}"
         return f"\n{told}\n{self.source}\n"
 
     def build(self) -> nn.Module:
         """Return the module in double precision, with the same weights each time."""
         name = f"<wild {self.number}>"
         linecache.cache[name] = (len(self.source), None, self.source.splitlines(keepends=True), name)
-        space: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "__name__": __name__}
-        exec(compile(self.source, name, "exec"), space)
+        space = namespace(name, self.source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = space["Drawn"]().double().train(self.training)
@@ -73,6 +77,8 @@ class Wild:
         generator = torch.Generator().manual_seed(size)
         x, y = (torch.randn(size, 4, generator=generator, dtype=torch.float64) for _ in range(2))
         mask = {"mask": torch.rand(size, 4, generator=generator) > 0.4} if given else {}
+        if self.optional:
+            mask["bias"] = torch.randn(size, 1, generator=generator, dtype=torch.float64)
         if self.form == "dict":
             return ({"x": x, "y": y},), mask
         return ((), {"x": x, "y": y, **mask}) if self.form == "keyword" else ((x, y), mask)
@@ -108,6 +114,14 @@ class Wild:
         return True
 
 
+@lru_cache(maxsize=8)
+def namespace(name: str, source: str) -> dict[str, Any]:
+    """Return what a program's source defines; its classes are the same ones each time."""
+    space: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "dataclass": dataclass, "__name__": __name__}
+    exec(compile(source, name, "exec"), space)
+    return space
+
+
 def situations(wild: Wild) -> list[tuple[int, bool]]:
     """Return the batch size and whether a mask is given, of every call that a program is tried with."""
     other = BATCHES[(BATCHES.index(wild.batch) + 1) % len(BATCHES)]
@@ -123,6 +137,8 @@ class Draft:
     parts: list[str] = field(default_factory=list)
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     methods: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    keywords: str = ""
     lines: list[str] = field(default_factory=list)
     features: set[str] = field(default_factory=set)
     serial: "count[int]" = field(default_factory=lambda: count(1))
@@ -441,15 +457,21 @@ def wild(number: int, seed: int = 0) -> Wild:
     raise AssertionError("count() ends")
 
 
-def draw(name: str) -> Wild:
-    """Draw a program, whether it runs or not."""
-    rng = random.Random(name)
+def drafted(rng: random.Random, features: Mapping[Step, int]) -> Draft:
+    """Draw the body of a forward."""
     draft = Draft(rng)
     apply_linear(draft)
-    for step in rng.choices(list(FEATURES), list(FEATURES.values()), k=rng.randint(3, 9)):
+    for step in rng.choices(list(features), list(features.values()), k=rng.randint(3, 9)):
         draft.features.add(step.__name__)
         step(draft)
     finish(draft)
+    return draft
+
+
+def draw(name: str) -> Wild:
+    """Draw a program, whether it runs or not."""
+    rng = random.Random(name)
+    draft = drafted(rng, FEATURES)
     form = rng.choice(["plain", "keyword", "dict"])
     text = source(draft, form, returned(draft))
     masked, batch, training = rng.random() < 0.5, rng.choice(BATCHES), rng.random() < 0.7
@@ -463,12 +485,13 @@ def source(draft: Draft, form: str, result: str) -> str:
     head = ["        x, y = batch['x'], batch['y']"] if form == "dict" else []
     return "\n".join(
         [
+            *draft.before,
             "class Drawn(nn.Module):",
             "    def __init__(self):",
             "        super().__init__()",
             *(f"        {part}" for part in draft.parts),
             *draft.methods,
-            f"    def forward(self, {', '.join(taken)}, mask=None, k=2):",
+            f"    def forward(self, {', '.join(taken)}, mask=None, k=2{draft.keywords}):",
             *head,
             *draft.lines,
             f"        return {result}",
