@@ -12,84 +12,16 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CutError, EstimatorError, PassError
-from dnifx.ir import Boundary, Cut, Every, Program, TensorSpec, identifier
+from dnifx.ir import Boundary, Cut, Program, TensorSpec, identifier
 from dnifx.passes.capture import captured
 from dnifx.passes.insert import Choice, make_interface
 from dnifx.passes.legalize import cut_name
 from dnifx.passes.recurrent import flat_output, state_positions
+from dnifx.passes.tiers import BATCH, Tiers
 from dnifx.runtime.parts import STATES, Message, Part, PartPlan, PartSignature, StatePlan, System, Take
 from dnifx.runtime.recurrent import bound_arguments, follow
-
-BATCH = 1
-"""The dimension of inputs and messages that counts examples; windows lie end to end along the one before."""
-
-
-@dataclass(frozen=True)
-class Tiers:
-    """A captured system and what fires together in it.
-
-    Attributes:
-        program: The program, up to its partitions.
-        rates: How often each partition fires.
-    """
-
-    program: Program
-    rates: tuple[Every, ...]
-
-    @property
-    def windows(self) -> list[int]:
-        """The rates of the parts, the fastest first."""
-        return sorted({self.rates[index].windows for index in self.partitions})
-
-    @property
-    def partitions(self) -> list[int]:
-        """The partitions that compute anything."""
-        return [part.index for part in self.program.partitions if part.nodes != ("output",)]
-
-    def homes_at(self, windows: int) -> list[int]:
-        """Return the partitions that fire at a rate."""
-        return [index for index in self.partitions if self.rates[index].windows == windows]
-
-    def nodes_at(self, windows: int) -> list[fx.Node]:
-        """Return what is computed at a rate, and the numbers it needs that others compute, in the order of the graph."""
-        homes, graph = set(self.homes_at(windows)), captured(self.program)
-        found = {node for node in graph.nodes if self.program.homes.get(node.name) in homes and node.op != "output"}
-        reached = list(found)
-        while reached:
-            for source in reached.pop().all_input_nodes:
-                if source.op != "placeholder" and source not in found and not self.is_tensor(source):
-                    found.add(source)
-                    reached.append(source)
-        return [node for node in graph.nodes if node in found]
-
-    def is_tensor(self, node: fx.Node) -> bool:
-        """Whether a node's value is a tensor."""
-        return self.program.measures[node.name].is_tensor
-
-    def crossing(self, source: int, target: int) -> list[fx.Node]:
-        """Return the values that what fires at one rate gives to what fires at another, in the order of the graph."""
-        inside = set(self.nodes_at(target))
-        return [node for node in self.nodes_at(source) if node not in inside and any(u in inside for u in node.users)]
-
-    def gives(self, source: int) -> list[fx.Node]:
-        """Return all that what fires at one rate gives to what fires less often, in the order of the graph."""
-        targets = [windows for windows in self.windows if windows > source]
-        given = {node for target in targets for node in self.crossing(source, target)}
-        return [node for node in self.nodes_at(source) if node in given]
-
-
-def end_to_end(program: Program, windows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the example inputs of several windows, laid end to end along the first dimension; states stay as they are."""
-    bound = bound_arguments(program.model, program.args, program.kwargs).arguments
-    states = {id(leaf) for cut in program.recurrents for leaf in pytree.tree_leaves(follow(bound, cut.state))}
-
-    def repeat(leaf: Tensor) -> Tensor:
-        return leaf if id(leaf) in states or not leaf.dim() else torch.cat([leaf.detach()] * windows)
-
-    repeated: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-        Tensor, repeat, (program.args, dict(program.kwargs))
-    )
-    return repeated
+from dnifx.schedules.dependencies import links
+from dnifx.schedules.orders import trained
 
 
 def plan_of(tiers: Tiers, windows: int) -> PartPlan:
@@ -343,7 +275,7 @@ def message(crossing: Crossing, index: int, name: str, choice: Choice, scale: fl
     specs = tuple(replace(each, shape=(each.shape[0] * each.shape[1], *each.shape[2:])) for each in crossing.specs)
     boundary = Boundary(index, name, crossing.producer, crossing.consumers, crossing.values, specs, crossing.messages)
     interface = make_interface(boundary, choice, None, replace(program, batch_dim=BATCH))
-    if interface.locked or interface.blends or interface.scheduled_only:
+    if interface.locked or interface.blends or interface.needs_end:
         raise EstimatorError(
             f"boundary {name!r} carries messages to a part that fires once for {crossing.messages} of them, and {interface.description} "
             "waits for the gradient or the loss, which come only then: give an estimator that answers at once, as "
@@ -361,6 +293,7 @@ def system_of(
         CutError: Two parts train the same parameter.
     """
     refuse_shared(programs)
+    refuse_silent(plans, programs, messages)
     partitions = []
     for plan, program in zip(plans, programs, strict=True):
         for part in program.partitions:
@@ -400,3 +333,15 @@ def refuse_shared(programs: Sequence[Program]) -> None:
                 raise CutError(
                     f"{name!r} is trained by two parts that fire at different rates; give each part parameters of its own, or freeze it"
                 )
+
+
+def refuse_silent(plans: Sequence[PartPlan], programs: Sequence[Program], messages: Sequence[Message]) -> None:
+    """Raise CutError where a part takes messages and trains nothing, so that it runs no backward pass to answer them."""
+    for each in messages:
+        plan, program = plans[each.target], programs[each.target]
+        backward = {plan.partitions[index] for index in trained(links(program))}
+        for index in set(each.boundary.consumers) - backward:
+            raise CutError(
+                f"submod_{index} takes the messages {each.boundary.name!r} and reads no trainable parameter, so that no gradient of theirs "
+                "would come back; unfreeze it, or cut elsewhere"
+            )

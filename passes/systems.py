@@ -15,12 +15,13 @@ from dnifx.passes.insert import Choice, Choices, InsertInterfaces
 from dnifx.passes.legalize import Legalize, free_name
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.partition import FormPartitions
-from dnifx.passes.parts import Crossing, Tiers, crossings, end_to_end, message, part_program, system_of
+from dnifx.passes.parts import Crossing, crossings, message, part_program, system_of
 from dnifx.passes.pipeline import Callback, Pass, run_passes
 from dnifx.passes.rates import Rates, partitions_named, rates_of
 from dnifx.passes.recurrent import FormRecurrences, InsertRecurrences, ResolveStates, SeparateStates
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.split import SplitPartitions
+from dnifx.passes.tiers import Tiers, end_to_end
 from dnifx.passes.windows import EmitWindows
 from dnifx.runtime.parts import PartPlan, System
 
@@ -135,7 +136,7 @@ class SystemCompiler:
         )
         found = run_passes(program, steps, self.callback)
         for interface in found.interfaces:
-            if interface.scheduled_only:
+            if interface.needs_end:
                 raise EstimatorError(
                     f"{interface.description} needs the loss or the output's error, and a system of several rates has no one loss; give "
                     "an estimator that learns from the target"

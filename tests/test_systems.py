@@ -347,6 +347,48 @@ def test_messages_have_to_lead_with_windows() -> None:
         dnifx.decouple(Folded(), ["fast", "middle"], every={"slow": 2}, args=(x,), loss=mean_square)
 
 
+def test_what_two_rates_share_is_refused() -> None:
+    class Remembering(Chain):
+        def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            heard = self.middle(self.fast(x + state[:, :3]))
+            return self.slow(heard).sum(0), heard[-1]
+
+    x, zero = torch.randn(1, 2, 3), torch.zeros(2, 4)
+    cuts = ["fast", "middle", dnifx.Recurrent("state", "1")]
+    with pytest.raises(CutError, match="the state is taken or left by parts that fire at different rates"):
+        dnifx.decouple(Remembering(), cuts, every={"middle": 2}, args=(x, zero), loss=mean_square)
+    tied = Chain()
+    tied.slow = nn.Linear(4, 4)
+    tied.slow.weight = tied.middle.lift.weight
+    with pytest.raises(CutError, match=r"'middle.lift.weight' is trained by two parts"):
+        dnifx.decouple(tied, ["fast", "middle"], every={"middle": 2, "slow": 4}, args=(x,), loss=mean_square)
+    frozen = Chain()
+    frozen.middle.requires_grad_(False)
+    with pytest.raises(CutError, match="reads no trainable parameter, so that no gradient of theirs would come back"):
+        dnifx.decouple(frozen, ["fast", "middle"], every={"middle": 2}, args=(x,), loss=mean_square)
+
+
+def test_a_part_holds_for_the_inputs_and_modes_of_its_capture() -> None:
+    case = plain_case()
+    net = case.decouple()
+    trainer = net.trainer(sgd, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
+    x, answers, _ = case.period(0)
+    with pytest.raises(InputError, match=r"captured for other inputs or another mode \(it now takes \(8, 3, 3\)\)"):
+        trainer.step(x, target={"fast": answers})
+    zero = torch.zeros(3, 4, dtype=torch.double)
+    first = trainer.step(case.window(x, 0), zero, (zero, zero), target={"fast": answers[:1]})
+    assert first.output["slow"] is None or first.output["verdict"] is None
+    net.eval()
+    with pytest.raises(InputError, match="another mode"):
+        case.step(trainer, 0, 1)
+    net.train()
+    for number in range(1, 4):
+        case.step(trainer, 0, number)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
+    assert rates == {"submod_0": 0.05 / 16, "submod_1": 0.05 / 2}
+    assert "# every 4: one firing" in net.code
+
+
 def test_losses_are_named_by_parts() -> None:
     case = plain_case()
     trainer = case.decouple().trainer(sgd)

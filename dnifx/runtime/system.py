@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 
 from dnifx.errors import DnifxError, InputError, LossError
@@ -161,6 +162,9 @@ class DecoupledSystem(nn.Module):
 
     def __str__(self) -> str:
         return self.show(self.system)
+
+    def __rich__(self) -> str:
+        return escape(str(self))
 
 
 def refuse_other_situations(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
