@@ -352,7 +352,7 @@ class Training:
         return Decoupled(self.options, self.model, synthetic if self.arm == "dni" else "zero")
 
     def train(self, line: Line) -> ClockRun:
-        """Train to the end and return how it went."""
+        """Train to the end and return how it went; of a run that went on further before, the part up to there."""
         checkpoint = self.checkpoint()
         state = checkpoint.load() if checkpoint is not None else None
         if state is not None:
@@ -362,8 +362,10 @@ class Training:
             self.stretch(min(self.options.evaluate_every, self.options.windows - self.windows), line)
             if checkpoint is not None:
                 checkpoint.save(self.state_dict())
-        last = self.curve[-1]
-        return ClockRun(self.seed, last.odd, last.threes, self.seconds, tuple(self.curve))
+        end = self.options.windows * self.options.ticks
+        curve = tuple(point for point in self.curve if point.digits <= end)
+        share = end / self.curve[-1].digits
+        return ClockRun(self.seed, curve[-1].odd, curve[-1].threes, self.seconds * share, curve)
 
     def stretch(self, count: int, line: Line) -> None:
         """Train for some windows and measure."""
