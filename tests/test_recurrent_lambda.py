@@ -13,7 +13,17 @@ from torch.utils import _pytree as pytree
 import dnifx
 from dnifx.errors import DnifxError, EstimatorError
 from dnifx.estimators import BPLambda, Prop, SyntheticState, Zero
-from tests.recurrent_models import Case, as_state, by_rows, floating, loss, recurrent_cases, rows_zeroed, window_by_hand
+from tests.recurrent_models import (
+    Case,
+    Stacked,
+    as_state,
+    by_rows,
+    floating,
+    loss,
+    recurrent_cases,
+    rows_zeroed,
+    window_by_hand,
+)
 
 MIXED = SyntheticState(width=3)
 
@@ -105,6 +115,10 @@ def test_one_is_backpropagation_through_the_windows_that_are_kept(case: Case, se
     expected = chain(case, case.decouple("oracle"), begins)
     assert close(chain(case, case.decouple(BPLambda(1.0, MIXED)), begins)[: len(expected)], expected)
     assert close(chain(case, case.decouple(BPLambda(1.0, Zero())), begins)[: len(expected)], expected)
+    if isinstance(case.model, Stacked):
+        both = case.decouple({"core": "oracle", "state": BPLambda(1.0, MIXED)}, cuts=["core"])
+        assert len(both.partitions) == 2
+        assert close(chain(case, both, begins)[: len(expected)], expected)
 
 
 @settings(max_examples=12)
