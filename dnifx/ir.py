@@ -269,6 +269,11 @@ class Interface:
         return self.mix > 0 or self.prop > 0
 
     @property
+    def needs_end(self) -> bool:
+        """Whether it needs what only the end of the model gives: the loss, or the error of the output."""
+        return self.needs_loss or self.needs_error
+
+    @property
     def scheduled_only(self) -> bool:
         """Whether it needs what only a training step sees: the loss, or the error of the output."""
         return self.needs_loss or self.needs_error
