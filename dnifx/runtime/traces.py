@@ -6,7 +6,8 @@ arrives from one window and gamma the cut's scale, all per example:
     e <- gamma * lambda * J e + dg(h)/dphi,    dphi ~ (t - g(h)) e,
 
 which in sum, weights fixed, is the fit of every g(h) to its lambda-return. J is computed row by row, one backward pass through the
-window each; e takes batch x state x parameters numbers. Nothing is sampled or projected.
+window each; e takes batch x state x parameters numbers. Nothing is sampled or projected, so it is for small states: a step of a
+vanilla cell with 16, 32 or 64 units and 32 examples, a linear estimator, took 4.6, 11 and 80 ms on one core, about 1 ms without.
 
 References:
     Pemberton & Costa 2024, "BP(lambda): Online Learning via Synthetic Gradients", TMLR (arXiv 2401.07044).
