@@ -12,6 +12,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Program, Signature
 from dnifx.passes.recording import SideBySide, under_seeds
 from dnifx.runtime.ops import GuardError, guard
+from dnifx.runtime.situation import SIZES_ALONE
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 TRIED = 4
@@ -129,7 +130,7 @@ def guard_size(graph: fx.Graph, inputs: Mapping[str, Any], program: Program, siz
                 read = graph.call_method("size", (node, dim))
             where = f"{node.name}.shape[{dim}], which Python code of the model uses"
             with graph.inserting_after(read):
-                graph.call_function(guard, (read, size.value, where))
+                graph.call_function(guard, (read, size.value, where)).meta[SIZES_ALONE] = True
             added += 1
     return added
 

@@ -14,6 +14,7 @@ from dnifx.passes import ladder
 from dnifx.passes.capture import CaptureGraph, captured
 from dnifx.passes.ladder import Found, climb_ladder, recorded
 from dnifx.passes.pipeline import run_passes
+from dnifx.runtime.situation import Situation
 
 
 class Block(nn.Module):
@@ -270,7 +271,7 @@ def test_a_guard_behind_the_cut_is_asked_before_anything_is_updated() -> None:
         alone = decoupled(single, batch).trainer(sgd).step(batch, target=target)
         assert torch.equal(given.output, alone.output)
     assert len(trainer.net.situations) == 2
-    assert any(situation.guarded_late for situation in trainer.net.situations)
+    assert any(situation.late_guards for situation in trainer.net.situations)
     for (name, one), other in zip(model.state_dict().items(), single.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
@@ -320,3 +321,36 @@ def test_what_crosses_elsewhere_is_named() -> None:
         net = dnifx.decouple(AnyWidth(), cuts, args=(torch.randn(3, 6),))
         with pytest.raises(InputError, match=rf"{text}(.|\n)*example of this call.*torch.no_grad"):
             net(torch.randn(3, 5))
+
+
+class ManyRows(nn.Module):
+    """Branches behind the cut, on the number of examples or, where ``values``, on what they hold."""
+
+    def __init__(self, values: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.values = nn.Linear(3, 3), nn.Linear(3, 2), values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        h = torch.relu(self.body(x))
+        large = h.sum() > -1 if self.values else h.shape[0] > 2
+        scores: Tensor = self.head(h * 2 if large else h)
+        return scores
+
+
+def test_a_guard_on_sizes_is_asked_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    holds = Situation.holds
+
+    def counted(situation: Situation, inputs: tuple[Any, ...]) -> bool:
+        asked.append(len(inputs[0]))
+        return holds(situation, inputs)
+
+    monkeypatch.setattr(Situation, "holds", counted)
+    for values, expected in ((False, [4, 5, 2, 2]), (True, [4, 4, 5, 5, 4, 2])):
+        asked.clear()
+        net = dnifx.decouple(ManyRows(values), "body", args=(torch.randn(3, 3),), loss=nn.CrossEntropyLoss())
+        trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        for size in (4, 4, 5, 5, 4, 2):
+            trainer.step(torch.randn(size, 3), target=torch.zeros(size, dtype=torch.long))
+        assert asked == expected

@@ -36,9 +36,23 @@ class Situation:
         return self.program.capture is not None and self.program.capture.guards > 0
 
     @cached_property
-    def guarded_late(self) -> bool:
-        """Whether a guard stands behind the first partition, which a schedule may have updated before that guard speaks."""
-        return any(self.program.homes[node.name] > 0 for node in self.guards)
+    def late_guards(self) -> tuple[fx.Node, ...]:
+        """The guards behind the first partition, which a schedule may have updated before they speak."""
+        return tuple(node for node in self.guards if self.program.homes[node.name] > 0)
+
+    @cached_property
+    def reads_late(self) -> bool:
+        """Whether a late guard reads values, and not sizes alone."""
+        return any(SIZES_ALONE not in node.meta for node in self.late_guards)
+
+    @cached_property
+    def held(self) -> set[tuple[torch.Size, ...]]:
+        """The sizes of the inputs for which all guards were seen to hold."""
+        return set()
+
+    def has_to_be_asked(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether a late guard may fire: always where one reads values, and for sizes that were not met before."""
+        return self.reads_late or (bool(self.late_guards) and sizes_of(inputs) not in self.held)
 
     @cached_property
     def guards(self) -> tuple[fx.Node, ...]:
@@ -60,7 +74,17 @@ class Situation:
                     values.update(zip(partition.outputs, made, strict=False))
         except GuardError:
             return False
+        self.held.add(sizes_of(inputs))
         return True
+
+
+SIZES_ALONE = "sizes_alone"
+"""In the meta of a guard that sizes alone decide: for inputs of the same sizes it says the same."""
+
+
+def sizes_of(inputs: tuple[Any, ...]) -> tuple[torch.Size, ...]:
+    """Return the sizes of the tensors among inputs."""
+    return tuple(value.shape for value in inputs if isinstance(value, Tensor))
 
 
 class Undo:

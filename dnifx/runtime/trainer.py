@@ -190,7 +190,7 @@ class Trainer:
             step = self.functions.training(situation, schedule, diagnose)
             inputs = situation.signature.flatten(args, kwargs)
             before = Undo(self.net.original) if situation.guarded else None
-            if before is not None and situation.guarded_late and not situation.program.recurrences:
+            if before is not None and not situation.program.recurrences and situation.has_to_be_asked(inputs):
                 holds = situation.holds(inputs)
                 before.restore()
                 if not holds:
@@ -203,7 +203,7 @@ class Trainer:
                 return found
             except GuardError as error:
                 self.forget()
-                if before is None or situation.guarded_late:
+                if before is None or situation.late_guards:
                     raise InputError(f"a later partition met inputs that it was not captured for: {error}") from error
                 before.restore()
             except BaseException:

@@ -14,6 +14,7 @@ from dnifx.passes.recording.origins import Origin
 from dnifx.passes.recording.sizes import Number, Owner, SymbolicFloat, SymbolicInt, plain, plain_number, symbolic
 from dnifx.passes.recording.writer import Writer
 from dnifx.runtime import ops
+from dnifx.runtime.situation import SIZES_ALONE
 
 _LARGEST_GUARD = 4096
 _CONVERSIONS: dict[str, Callable[..., Any]] = {
@@ -64,7 +65,9 @@ class Checks:
         counted = name in ("chunk", "tensor_split") and isinstance(asked, int) and asked == len(result)
         fixed = isinstance(asked, list | tuple | Tensor) or counted
         if not fixed:
-            self._writer.add_after(ops.guard_length, (node, len(result), self._run.place()), "guard_length")
+            written = self._writer.add_after(ops.guard_length, (node, len(result), self._run.place()), "guard_length")
+            if node not in self._writer.ragged:
+                written.meta[SIZES_ALONE] = True
             self.guards += 1
 
     def size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
@@ -136,11 +139,13 @@ class Checks:
         if key in self._guarded:
             return
         self._guarded.add(key)
-        self.equal(node, self._writer.literal(plain(value)))
+        self.equal(node, self._writer.literal(plain(value)), data)
 
-    def equal(self, node: fx.Node, expected: Any) -> None:
-        """Write a guard that a node's value is ``expected``."""
-        self._writer.add_after(ops.guard, (node, expected, self._run.place()), "guard")
+    def equal(self, node: fx.Node, expected: Any, data: bool = True) -> None:
+        """Write a guard that a node's value, which depends on ``data`` or on sizes alone, is ``expected``."""
+        written = self._writer.add_after(ops.guard, (node, expected, self._run.place()), "guard")
+        if not data:
+            written.meta[SIZES_ALONE] = True
         self.guards += 1
 
     def compared(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> None:
