@@ -273,10 +273,11 @@ class Interface:
         """Whether it needs what only the end of the model gives: the loss, or the error of the output."""
         return self.needs_loss or self.needs_error
 
-    @property
-    def scheduled_only(self) -> bool:
-        """Whether it needs what only a training step sees: the loss, or the error of the output."""
-        return self.needs_loss or self.needs_error
+    def scheduled_only(self, windows: bool) -> bool:
+        """Whether a trainer alone can serve it: what it needs of the end comes from a window, or goes together with something
+        else that comes later than one backward pass through the whole model would have it."""
+        late = self.blends or self.needs_mask or self.input_model is not None
+        return (self.needs_end and windows) or (self.needs_error and late)
 
 
 @dataclass(frozen=True)

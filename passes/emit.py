@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from dnifx.passes.capture import captured
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.signature import forward_signature
-from dnifx.runtime.interface import count_only, leak_gradient, scheduled_alone, swap_gradients, swap_inputs
+from dnifx.runtime.interface import count_only, feed_back, leak_gradient, scheduled_alone, swap_gradients, swap_inputs
 
 CONTEXT = "context"
 INPUT_MODELS = "input_models"
@@ -51,6 +51,19 @@ def interface_root(model: nn.Module, name: str = "interfaces") -> str:
     return name
 
 
+@dataclass
+class End:
+    """What waits for the end of the fused graph.
+
+    Attributes:
+        errors: The boundaries whose estimators answer from the output's error, each with the nodes of its values.
+        predictions: The nodes of what critics predict of the loss.
+    """
+
+    errors: list[tuple[Boundary, list[fx.Node]]] = field(default_factory=list)
+    predictions: list[fx.Node] = field(default_factory=list)
+
+
 def fuse(program: Program, mean: bool) -> fx.Graph:
     """Return the model's graph with estimators and interface nodes between the partitions."""
     source = captured(program)
@@ -64,19 +77,21 @@ def fuse(program: Program, mean: bool) -> fx.Graph:
     features = features_node(graph, program.context, context, program)
     nodes = {node.name: node for node in source.nodes}
     crossing: dict[fx.Node, fx.Node] = {}
+    end = End()
     for partition in program.partitions:
         seen = {**copies, **crossing}
         for name in partition.nodes:
             node = nodes[name]
             if node.op == "output":
-                graph.output(fx.node.map_arg(node.args[0], seen.__getitem__))
+                outputs = fx.node.map_arg(node.args[0], seen.__getitem__)
+                graph.output(end_nodes(graph, program, end, outputs, examples, mean))
             else:
                 seen[node] = copies[node] = graph.node_copy(node, seen.__getitem__)
         for boundary in program.boundaries:
             if boundary.producer == partition.index:
                 values = [nodes[value] for value in boundary.values]
                 swapped = interface_nodes(
-                    graph, program, boundary, [copies[value] for value in values], features, examples, mean
+                    graph, program, boundary, [copies[value] for value in values], features, examples, mean, end
                 )
                 crossing.update(zip(values, swapped, strict=True))
     return graph
@@ -123,20 +138,26 @@ def interface_nodes(
     features: fx.Node | None,
     examples: fx.Node | int,
     mean: bool,
+    end: End,
 ) -> list[fx.Node]:
     """Add one boundary's estimator and interface node; return what its consumers read."""
     interface = program.interfaces[boundary.index]
     if interface.locked and not interface.blends:
         return values
-    if interface.scheduled_only:
+    if interface.scheduled_only(windows=bool(program.recurrences)):
         alone = graph.create_node("call_function", scheduled_alone, (tuple(values), boundary.name))
         return list(items(graph, alone, len(values)))
+    if interface.needs_error:
+        end.errors.append((boundary, values))
+        return [graph.create_node("call_method", "detach", (value,), name=f"{value.name}_crossing") for value in values]
     seen = masked(graph, program, tuple(seen_node(graph, value, interface, examples, mean) for value in values))
     target = f"{interface_root(program.model)}.{boundary.key}"
     asked = (seen, features, *mask_nodes(graph, program)) if interface.needs_mask else (seen, features)
     estimates = graph.create_node("call_module", target, asked, name=f"estimate_{boundary.key}")
     estimates.meta["provenance"] = provenance(boundary, interface)
     each = masked(graph, program, items(graph, estimates, len(values)))
+    if interface.needs_loss:
+        end.predictions.append(graph.create_node("call_function", operator.getitem, (estimates, len(values))))
     swap: Any = swap_gradients
     given: tuple[Any, ...] = (tuple(values), each, examples, mean)
     if interface.input_model is not None:
@@ -148,6 +169,25 @@ def interface_nodes(
         graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
         for i, value in enumerate(values)
     ]
+
+
+def end_nodes(graph: fx.Graph, program: Program, end: End, outputs: Any, examples: fx.Node | int, mean: bool) -> Any:
+    """Return what the graph gives: the outputs, through the node of the error; and beside them the predictions of the loss."""
+    if end.errors:
+        root = interface_root(program.model)
+        estimators = tuple(graph.get_attr(f"{root}.{boundary.key}") for boundary, _ in end.errors)
+        for node, (boundary, _) in zip(estimators, end.errors, strict=True):
+            node.meta["provenance"] = provenance(boundary, program.interfaces[boundary.index])
+        given: tuple[Any, ...] = (
+            outputs[0],
+            tuple(tuple(values) for _, values in end.errors),
+            estimators,
+            examples,
+            mean,
+        )
+        given += tuple(mask_nodes(graph, program))
+        outputs = (graph.create_node("call_function", feed_back, given),)
+    return (outputs, tuple(end.predictions)) if end.predictions else outputs
 
 
 def seen_node(graph: fx.Graph, value: fx.Node, interface: Interface, examples: fx.Node | int, mean: bool) -> fx.Node:

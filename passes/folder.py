@@ -22,6 +22,8 @@ from dnifx.passes.measure import data_inputs
 from dnifx.passes.split import flat_output
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.symbolic import PathTracer
+from dnifx.runtime.gradients import own_gradients, predicted_gradients
+from dnifx.runtime.interface import differentiating, scheduled_alone
 from dnifx.runtime.optimizers import fitted_in_time, fitted_parameters
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Net(torch.nn.Module):
 
     def forward(self, {inputs}{context}):
         """Return the model's output; takes its tensors by position."""
-        return unflatten(self.fused({arguments}))
+        return unflatten({fused})
 
 {methods}
 
@@ -184,9 +186,7 @@ def model_text(net: "DecoupledModule", models: Mapping[str, fx.Graph], imports: 
     body = BODY.format(
         inputs=", ".join(inputs),
         context=(", context" if context else "") + (", reset=None" if program.recurrences else ""),
-        arguments=", ".join(
-            (*inputs, *(("context",) if context else ()), *(("reset",) if program.recurrences else ()))
-        ),
+        fused=fused_call(program, models, imports),
         window=WINDOW if program.recurrences else "",
         methods=textwrap.indent("\n\n".join(methods), "    "),
         features=features_text(program),
@@ -194,6 +194,22 @@ def model_text(net: "DecoupledModule", models: Mapping[str, fx.Graph], imports: 
         step=textwrap.indent(step, "    "),
     )
     return head_text(net, imports, body) + tables(net, models) + body
+
+
+def fused_call(program: Program, models: Mapping[str, fx.Graph], imports: dict[str, Any]) -> str:
+    """Return the expression of the fused program's flat outputs; where the loss is predicted, a forward refuses to train."""
+    context = ("context",) if program.context is not None else ()
+    reset = ("reset",) if program.recurrences else ()
+    inputs = program.signature.inputs if program.signature is not None else ()
+    asks = {own_gradients, predicted_gradients}
+    inside = any(node.target in asks for graph in models.values() for node in graph.nodes)
+    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*inputs, *context, *reset))})"
+    imports.update({"differentiating": differentiating} if inside else {})
+    critic = next((each.boundary for each in program.interfaces if each.needs_loss), None)
+    if critic is None or program.recurrences:
+        return call
+    imports["scheduled_alone"] = scheduled_alone
+    return f"scheduled_alone({call}[0], {program.boundaries[critic].name!r})"
 
 
 def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> str:

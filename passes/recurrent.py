@@ -292,7 +292,7 @@ def chosen(each: Recurrence, index: int, choice: Choice, program: Program) -> In
     interface = make_interface(
         as_boundary(each, index), SyntheticState() if choice == "synthetic" else choice, None, program
     )
-    if interface.scheduled_only or interface.prop:
+    if interface.needs_end or interface.prop:
         raise EstimatorError(
             f"boundary {each.name!r} is a cut in time, and {interface.description} needs what the window itself does not "
             "see; give an estimator that learns from the target, as dnifx.estimators.SyntheticState()"

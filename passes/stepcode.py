@@ -170,6 +170,7 @@ class StepWriter:
             lines[1] = "loss, losses = self.compute_losses(output, target, examples)"
             defines.append("losses")
         if any(each.needs_error and Action(Kind.SYNTHESISE, each.boundary) in plain for each in interfaces):
+            lines.insert(1, "output.requires_grad_()  # the error is asked for whatever learns behind the last cut")
             lines.append("error = output_error(loss, output, scale)")
             defines.append("error")
         return Block(title, tuple(lines), tuple(defines))

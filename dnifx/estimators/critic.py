@@ -21,8 +21,8 @@ class Critic:
     which the training step tells once the last partition has run. It needs no target gradient.
 
     The trainer tells it each example's loss where ``loss=`` gives one an example (``reduction="none"``), which is what it
-    learns well from; of a reduced loss it is told the batch mean. It runs in the scheduled target (``net.trainer``); the
-    fused forward does not see the loss and refuses to train.
+    learns well from; of a reduced loss it is told the batch mean. A fused forward is told the target, ``net(x, context=y,
+    target=y)``, and computes the module's ``loss=`` for it.
 
     Args:
         head: Builds p from the boundary's spec: values, and the mask where there is one -> logits [batch, classes].

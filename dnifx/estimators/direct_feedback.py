@@ -19,8 +19,7 @@ class DirectFeedback:
     the layers in front come to align with R.
 
     The error is there once the last partition has run forward, so the update lock stays and the backward lock is gone: all
-    partitions can run backward at once. It runs in the scheduled target (``net.trainer``); the fused forward does not see the
-    error and refuses to train.
+    partitions can run backward at once.
 
     Args:
         scale: Size of the matrix's entries, times the square root of the number of outputs.

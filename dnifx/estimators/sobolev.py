@@ -16,8 +16,8 @@ class Sobolev:
     """A critic whose gradient is fitted to the target as well.
 
     m(h, y) = l(p(h), y); g = dm/dh; p's parameters follow d ((m(h, y) - L)^2 + weight * ||dm/dh - t||_1) with L the example's
-    loss and t the target gradient. As Critic, it learns best from a loss that gives one an example, and runs in the scheduled
-    target.
+    loss and t the target gradient. As Critic, it learns best from a loss that gives one an example, and a fused forward has to be
+    told the target.
 
     Args:
         weight: Of the gradients' fit.

@@ -129,6 +129,89 @@ def output_error(loss: Tensor, output: Tensor, scale: float) -> Tensor:
     return per_example(gradient, scale)
 
 
+class OutputError(torch.autograd.Function):
+    """Passes the output forward; backward, asks estimators that answer from its error, and gives values their answers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        estimators: Sequence[tuple[Any, int]],
+        examples: int,
+        mean: bool,
+        mask: Tensor | None,
+        *tensors: Tensor,
+    ) -> Tensor:
+        """Take the output, then the values of each estimator's boundary; return the output."""
+        ctx.estimators, ctx.scale, ctx.mask = estimators, 1.0 / examples if mean else 1.0, mask
+        ctx.save_for_backward(*tensors[1:])
+        return tensors[0].view_as(tensors[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Let the error through, and give every value its synthetic gradient."""
+        error, values = per_example(arriving[0], ctx.scale), list(ctx.saved_tensors)
+        synthetic: list[Tensor] = []
+        for estimator, count in ctx.estimators:
+            given = values[len(synthetic) : len(synthetic) + count]
+            seen = tuple(value if ctx.mask is None else count_only(value, ctx.mask) for value in given)
+            for estimate, value in zip(estimator(seen, error), given, strict=True):
+                counted = estimate if ctx.mask is None else count_only(estimate, ctx.mask)
+                synthetic.append((counted * ctx.scale).to(value.dtype))
+        return None, None, None, None, arriving[0], *synthetic
+
+
+def feed_back(
+    output: Tensor,
+    boundaries: Sequence[Sequence[Tensor]],
+    estimators: Sequence[Any],
+    examples: int,
+    mean: bool = True,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return the output; in the backward pass the values of boundaries receive what estimators make of its error.
+
+    Args:
+        output: [batch, ...].
+        boundaries: The values of each boundary; their consumers read them detached.
+        estimators: One for each boundary, from (values, error of each example [batch, ...]) to synthetic gradients.
+        examples: Number of examples.
+        mean: Whether the loss averages over examples.
+        mask: Which tokens count, [batch, length].
+    """
+    asked = [(estimator, len(values)) for estimator, values in zip(estimators, boundaries, strict=True)]
+    tensors = [value for values in boundaries for value in values]
+    passed: Tensor = OutputError.apply(asked, examples, mean, mask, output, *tensors)  # type: ignore[no-untyped-call]
+    return passed
+
+
+class LossLesson(torch.autograd.Function):
+    """Passes outputs forward; backward, fits predictions of the loss to the loss of each example."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Take so many outputs, then the predictions, [batch] each; return the outputs."""
+        ctx.save_for_backward(losses, *tensors[count:])
+        return tuple(output.view_as(output) for output in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Let the gradients through, and turn the losses into the predictions' fit gradients."""
+        losses, *predictions = ctx.saved_tensors
+        return None, None, *arriving, *(fit_gradient(each, losses, len(losses)) for each in predictions)
+
+
+def tell_losses(outputs: Sequence[Any], predictions: Sequence[Tensor], losses: Tensor) -> tuple[Any, ...]:
+    """Return the outputs; in the backward pass, what predicts the loss of each example, [batch], is fitted to the losses."""
+    taught = [each for each in predictions if each.requires_grad]
+    places = [place for place, each in enumerate(outputs) if isinstance(each, Tensor) and each.requires_grad]
+    carried = [outputs[place] for place in places]
+    passed = LossLesson.apply(losses, len(carried), *carried, *taught)  # type: ignore[no-untyped-call]
+    found = dict(zip(places, passed, strict=True))
+    return tuple(found.get(place, each) for place, each in enumerate(outputs))
+
+
 def scheduled_alone(values: Sequence[Tensor], boundary: str) -> tuple[Tensor, ...]:
     """Return the values of a boundary whose estimator needs what a training step alone sees.
 
@@ -137,8 +220,8 @@ def scheduled_alone(values: Sequence[Tensor], boundary: str) -> tuple[Tensor, ..
     """
     if torch.is_grad_enabled():
         raise RuntimeError(
-            f"the estimator of boundary {boundary!r} needs the loss, which this forward does not see: train with Trainer.step, and "
-            "evaluate under torch.no_grad()"
+            f"the estimator of boundary {boundary!r} needs what this forward does not see: train with Trainer.step, and evaluate "
+            "under torch.no_grad()"
         )
     return tuple(values)
 
@@ -252,6 +335,14 @@ def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
 def detached(value: Any) -> Any:
     """Detach every tensor in a value: what an operation inside ``torch.no_grad()`` gives."""
     return pytree.tree_map_only(Tensor, Tensor.detach, value)
+
+
+def differentiating(function: Any, *inputs: Any) -> Any:
+    """Return what a function gives that differentiates inside; under ``torch.no_grad()`` no graph is left of it."""
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        values = function(*inputs)
+    return values if wanted else detached(values)
 
 
 def losses_of(loss: Tensor, examples: int, mean: bool = True) -> Tensor:

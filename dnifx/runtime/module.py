@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from dnifx.errors import ContextError, CutError, EstimatorError, InputError, LossError, PassError
 from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.attach import attach
+from dnifx.runtime.interface import losses_of, tell_losses
 from dnifx.runtime.losses import Loss
 from dnifx.runtime.ops import GuardError
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
@@ -159,12 +160,16 @@ class DecoupledModule(nn.Module):
         self.situations.append(self.situation_of(program))
         yield self.situations[-1]
 
-    def forward(self, *args: Any, context: Any = None, reset: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self, *args: Any, context: Any = None, target: Any = None, reset: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Run the model.
 
         Args:
             *args: As the model takes them.
             context: What estimators may see, such as labels [batch]; needed where gradients are recorded.
+            target: What the loss compares the output with, where estimators predict the loss (``Critic``, ``Sobolev``): the
+                module computes its own ``loss=`` once more for them, without a gradient.
             reset: Where states are cut in time, which examples begin an episode, [batch] and boolean: they start from zero.
             **kwargs: As the model takes them.
 
@@ -177,14 +182,22 @@ class DecoupledModule(nn.Module):
             kwargs["context"] = context
         if reset is not None and not self.program.recurrences:
             kwargs["reset"] = reset
+        if target is not None and not self.foresees:
+            kwargs["target"] = target
         blind = self.blind()
-        if not torch.is_grad_enabled() or ((self.imagines or blind) and not self.training):
+        if not torch.is_grad_enabled() or ((self.imagines or self.foresees or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
         if blind is not None:
             raise EstimatorError(
-                f"the estimator of boundary {blind.name!r} needs the loss or the output's error, which a forward does not see: train "
+                f"the estimator of boundary {blind.name!r} needs the loss or the output's error, which this forward does not see: train "
                 "with net.trainer(...).step(x, target=y), and evaluate in eval mode or under torch.no_grad()"
+            )
+        if self.foresees and (target is None or self.loss is None):
+            raise EstimatorError(
+                "an estimator of this module predicts the loss, which a forward sees where it knows the target: decouple with loss= and "
+                "call net(x, context=y, target=y), or train with net.trainer(...).step(x, target=y); evaluate in eval mode or under "
+                "torch.no_grad()"
             )
         seen: tuple[Any, ...] = ()
         if self.program.context is not None:
@@ -200,7 +213,7 @@ class DecoupledModule(nn.Module):
             if not torch.compiler.is_compiling():
                 args, kwargs = with_own_tensors(self.program, args, kwargs)
         if self.training or self.program.recurrences or torch.compiler.is_compiling():
-            return self.run(args, kwargs, seen)
+            return self.run(args, kwargs, seen, target)
         return self.evaluate(args, kwargs, seen)
 
     def evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
@@ -218,7 +231,7 @@ class DecoupledModule(nn.Module):
                 )
         return self.original(*args, **kwargs)
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], target: Any = None) -> Any:
         """Run the fused graph of the situation that a call is in; ``seen`` is what its estimators see beside the inputs.
 
         Raises:
@@ -228,10 +241,10 @@ class DecoupledModule(nn.Module):
         for situation in self.matching(args, kwargs):
             inputs = (*situation.signature.flatten(args, kwargs), *seen)
             if not situation.guarded:
-                return situation.signature.unflatten(situation.fused(*inputs))
+                return self.answer(situation, inputs, target)
             before = Undo(self.original)
             try:
-                return situation.signature.unflatten(situation.fused(*inputs))
+                return self.answer(situation, inputs, target)
             except GuardError:
                 before.restore()
         raise InputError("no captured graph holds for these inputs")
@@ -264,10 +277,25 @@ class DecoupledModule(nn.Module):
         elif strict:
             missing_keys.append(key)
 
+    def answer(self, situation: Situation, inputs: tuple[Any, ...], target: Any) -> Any:
+        """Run the fused graph; tell estimators that predict the loss what it is."""
+        if not self.foresees or self.loss is None:
+            return situation.signature.unflatten(situation.fused(*inputs))
+        outputs, predictions = situation.fused(*inputs)
+        with torch.no_grad():
+            loss = self.loss(situation.signature.unflatten(outputs), target)
+        losses = losses_of(loss, len(predictions[0]), self.mean)
+        return situation.signature.unflatten(tell_losses(outputs, predictions, losses))
+
+    @property
+    def foresees(self) -> bool:
+        """Whether an estimator predicts the loss, and a forward can be told it."""
+        return not self.program.recurrences and any(each.needs_loss for each in self.program.interfaces)
+
     def blind(self) -> Boundary | None:
         """Return the first boundary whose estimator needs what the fused graph does not see."""
-        interfaces = self.program.interfaces
-        return next((each for each in self.boundaries if interfaces[each.index].scheduled_only), None)
+        interfaces, windows = self.program.interfaces, bool(self.program.recurrences)
+        return next((each for each in self.boundaries if interfaces[each.index].scheduled_only(windows)), None)
 
     def train(self, mode: bool = True) -> "DecoupledModule":
         """Set training mode here and on the original model, which shares all children."""
