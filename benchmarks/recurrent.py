@@ -5,18 +5,14 @@ synthetic gradient model reads h and has one hidden layer of 256 units. Contesta
 backpropagation runs twice, as its own control.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
 import dnifx
-from benchmarks.timing import Timing, as_json, machine, race, waiter
+from benchmarks.contest import Contest, Contestants, run
 
 WIDTH, BATCH, STEPS, SYMBOLS = 256, 256, 4, 32
 State = tuple[Tensor, Tensor]
@@ -131,52 +127,22 @@ def scheduled_step(x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-def measure(rounds: int, steps: int, device: torch.device) -> Timing:
-    """Race the contestants."""
+def contestants(device: torch.device) -> Contestants:
+    """Return the contestants."""
     torch.manual_seed(0)
     symbols = torch.randint(SYMBOLS, (BATCH, STEPS), device=device)
     x, y = functional.one_hot(symbols, SYMBOLS).float(), symbols.roll(1, 1)
-    contestants = {
+    return {
         "truncated": truncated_step(x, y),
         "truncated (control)": truncated_step(x, y),
-        "hand-written DNI": hand_written_step(x, y),
+        "DNI by hand": hand_written_step(x, y),
         "fused": fused_step(x, y),
         "scheduled": scheduled_step(x, y),
     }
-    return race(contestants, rounds, steps, waiter(device))
 
 
-def table(timing: Timing) -> Table:
-    """Show rates and ratios."""
-    shown = Table("contestant", "windows/s", "to truncated", "to hand-written")
-    for name in timing.rates:
-        ratios = [f"{timing.ratio(name, to):.3f}" for to in ("truncated", "hand-written DNI")]
-        shown.add_row(name, f"{timing.median(name):.1f}", *ratios)
-    return shown
-
-
-def main() -> None:
-    """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    console = Console()
-    console.print(", ".join(f"{key} {value}" for key, value in machine(device).items()))
-    timing = measure(options.rounds, options.steps, device)
-    console.print(table(timing))
-    if options.json:
-        figures = {
-            name: {"windows_per_second": timing.median(name), "to_truncated": timing.ratio(name, "truncated")}
-            for name in timing.rates
-        }
-        options.json.write_text(as_json("recurrent", device, figures) + "\n")
+CONTEST = Contest("recurrent", "windows", {f"windows of {STEPS} steps": contestants}, ("truncated", "DNI by hand"))
 
 
 if __name__ == "__main__":
-    main()
+    run(CONTEST, __doc__, rounds=11, steps=10)

@@ -2,20 +2,20 @@
 
 ``python -m benchmarks.step`` trains 784-256-256-256-10 with batch norm on batches of 256 random examples, a DNI after each
 hidden layer, Adam, one thread. Contestants take turns in one process; plain backpropagation runs twice, as its own control.
+
+The fused target does the work of the hand-written loop: everything is updated at the end of a step by two optimizers, or one. The
+scheduled target does that of the hand-written unlocked loop: every part has an optimizer, which updates it as soon as it can.
 """
 
-import argparse
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import dnifx
-from benchmarks.timing import Timing, as_json, machine, race, waiter
+from benchmarks.contest import Contest, Contestants, run
 
 BATCH, WIDTH, CLASSES = 256, 256, 10
 
@@ -89,6 +89,39 @@ def hand_written_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
     return step
 
 
+def unlocked_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
+    """Return the same step with an optimizer for each block and each model, which is updated once its gradients are there."""
+    blocks, models = list(network(x.device)), [estimator(hidden, x.device) for _ in range(3)]
+    optimizers, fit_optimizers = ([adam(each.parameters()) for each in group] for group in (blocks, models))
+    loss = nn.CrossEntropyLoss()
+
+    def update(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def fit(number: int, estimate: Tensor, leaf: Tensor) -> None:
+        estimate.backward((estimate.detach() - leaf.grad * BATCH) * (2 / BATCH))
+        update(fit_optimizers[number])
+
+    def step() -> None:
+        value, before = x, None
+        for number, each in enumerate(models):
+            output = blocks[number](value)
+            estimate = each(output.detach())
+            output.backward(estimate.detach() / BATCH)
+            if before is not None:
+                fit(number - 1, *before)
+            update(optimizers[number])
+            value = output.detach().requires_grad_()
+            before = estimate, value
+        loss(blocks[3](value), y).backward()
+        if before is not None:
+            fit(2, *before)
+        update(optimizers[3])
+
+    return step
+
+
 def decoupled(x: Tensor, hidden: int) -> dnifx.DecoupledModule:
     """Return the network with an interface after each hidden block."""
     synthetic = dnifx.estimators.Synthetic(hidden=hidden, width=WIDTH)
@@ -120,55 +153,31 @@ def scheduled_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
     return step
 
 
-def measure(hidden: int, rounds: int, steps: int, device: torch.device) -> Timing:
-    """Race the contestants."""
+def contestants(hidden: int, device: torch.device) -> Contestants:
+    """Return the contestants, with estimators of so many hidden layers."""
     torch.manual_seed(0)
     x = torch.rand(BATCH, 784, device=device)
     y = torch.randint(CLASSES, (BATCH,), device=device)
-    contestants = {
+    return {
         "backprop": backprop_step(x, y),
         "backprop (control)": backprop_step(x, y),
-        "hand-written DNI": hand_written_step(x, y, hidden),
+        "DNI by hand": hand_written_step(x, y, hidden),
+        "unlocked by hand": unlocked_step(x, y, hidden),
         "fused": fused_step(x, y, hidden),
         "scheduled": scheduled_step(x, y, hidden),
     }
-    return race(contestants, rounds, steps, waiter(device))
 
 
-def table(timing: Timing, hidden: int) -> Table:
-    """Show rates and ratios."""
-    kind = "linear" if hidden == 0 else f"{hidden} hidden layer of {WIDTH}"
-    shown = Table("contestant", "steps/s", "to backprop", "to hand-written", title=f"estimator: {kind}")
-    for name in timing.rates:
-        ratios = [f"{timing.ratio(name, to):.3f}" for to in ("backprop", "hand-written DNI")]
-        shown.add_row(name, f"{timing.median(name):.0f}", *ratios)
-    return shown
-
-
-def main() -> None:
-    """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    console = Console()
-    console.print(", ".join(f"{key} {value}" for key, value in machine(device).items()))
-    figures = {}
-    for hidden in (1, 0):
-        timing = measure(hidden, options.rounds, options.steps, device)
-        console.print(table(timing, hidden))
-        figures[f"hidden={hidden}"] = {
-            name: {"steps_per_second": timing.median(name), "to_backprop": timing.ratio(name, "backprop")}
-            for name in timing.rates
-        }
-    if options.json:
-        options.json.write_text(as_json("step", device, figures) + "\n")
+CONTEST = Contest(
+    "step",
+    "steps",
+    {
+        f"estimators of one hidden layer of {WIDTH}": partial(contestants, 1),
+        "linear estimators": partial(contestants, 0),
+    },
+    ("backprop", "DNI by hand", "unlocked by hand"),
+)
 
 
 if __name__ == "__main__":
-    main()
+    run(CONTEST, __doc__, rounds=15, steps=40)

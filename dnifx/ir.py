@@ -274,8 +274,10 @@ class Interface:
         return self.needs_loss or self.needs_error
 
     def scheduled_only(self, windows: bool) -> bool:
-        """Whether a trainer alone can serve it: what it needs of the end comes from a window, or goes together with something
-        else that comes later than one backward pass through the whole model would have it."""
+        """Whether a trainer alone can serve it.
+
+        What it needs of the end comes from a window, or goes together with what one backward pass would have too late.
+        """
         late = self.blends or self.needs_mask or self.input_model is not None
         return (self.needs_end and windows) or (self.needs_error and late)
 
