@@ -34,7 +34,7 @@ HELD = {
     "generative": 12,
     "torch": 4,
     "torchvision": 42,
-    "torchvision tasks": 9,
+    "torchvision tasks": 10,
     "timm convolutional": 9,
     "timm attention": 28,
     "transformers text": 57,
