@@ -18,7 +18,7 @@ from dnifx.zoo.recipes.results import versions
 from dnifx.zoo.recipes.store import write_whole
 
 LAST = 40
-"""Episodes at the end of a run over which the share of right answers is averaged."""
+"""Episodes over which the share of right answers is averaged: the last ones of a run, and those before each point of a curve."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cue:
 
     unroll: int = option(3, "steps of a window; the answer is asked four windows after the cue")
     batch: int = option(64, "episodes at once")
-    episodes: int = option(400, "episodes to train on, of five windows each")
+    episodes: int = option(3000, "episodes to train on, of five windows each")
     seeds: int = option(3, "runs of each arm")
     seed: int = option(0, "the first seed; the others follow it")
     out: Path | None = option(None, "folder for results and the picture")  # noqa: RUF009
@@ -55,7 +55,7 @@ class CueResults:
         Raises:
             DataError: Where matplotlib is absent; the JSON is written first.
         """
-        content = json.dumps(asdict(self), indent=2, default=str)
+        content = json.dumps(asdict(self), default=str)
         write_whole(folder / "results.json", lambda part: part.write_text(content + "\n"))
         write_whole(folder / "curves.png", self._draw)
 
@@ -68,12 +68,12 @@ class CueResults:
         axes = figure.subplots()
         for index, (name, runs) in enumerate(self.right.items()):
             for number, each in enumerate(runs):
-                smooth = [statistics.fmean(each[max(0, place - 9) : place + 1]) for place in range(len(each))]
-                axes.plot(smooth, color=f"C{index}", alpha=0.8, label=None if number else name)
+                smooth = [statistics.fmean(each[max(0, place - LAST + 1) : place + 1]) for place in range(len(each))]
+                axes.plot(smooth, linewidth=1, color=f"C{index}", alpha=0.8, label=None if number else name)
         axes.axhline(0.5, color="gray", linestyle=":", label="chance")
         axes.set(xlabel="episodes", ylabel="share of right answers", ylim=(0.3, 1.03))
         axes.grid(alpha=0.3)
-        axes.legend(loc="center right")
+        axes.legend(loc="lower right")
         figure.suptitle("A cue, asked for four windows later")
         figure.savefig(path, dpi=120)
 
