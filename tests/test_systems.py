@@ -354,7 +354,7 @@ def test_what_two_rates_share_is_refused() -> None:
             return self.slow(heard).sum(0), heard[-1]
 
     x, zero = torch.randn(1, 2, 3), torch.zeros(2, 4)
-    cuts = ["fast", "middle", dnifx.Recurrent("state", "1")]
+    cuts: list[Any] = ["fast", "middle", dnifx.Recurrent("state", "1")]
     with pytest.raises(CutError, match="the state is taken or left by parts that fire at different rates"):
         dnifx.decouple(Remembering(), cuts, every={"middle": 2}, args=(x, zero), loss=mean_square)
     tied = Chain()
