@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.lr_scheduler import MultiStepLR
 
 import dnifx
@@ -35,7 +36,8 @@ def network(settings: Settings, layers: int) -> nn.Module:
     dataset = DATASETS[settings.data]
     if settings.net == "cnn":
         # Convolutions and pools of a CPU take a fifth to a third less time with the channels innermost.
-        return CNN(dataset.shape, dataset.classes, layers, settings.width).to(memory_format=torch.channels_last)
+        model: nn.Module = CNN(dataset.shape, dataset.classes, layers, settings.width)
+        return convert_conv2d_weight_memory_format(model, torch.channels_last)
     return FCN(torch.Size(dataset.shape).numel(), dataset.classes, layers, settings.width)
 
 
