@@ -93,6 +93,7 @@ class Trainer:
         self.net = net
         self.loss = loss
         self.unflatten = unflatten
+        self.parameter = net.get_parameter
         {window}for name in (*PARTITIONS, *MODELS):
             setattr(self, name, getattr(net, name))
         parameters = dict(net.named_parameters(remove_duplicate=False))

@@ -244,9 +244,22 @@ class StepWriter:
         tensors, gradients = tensors + values, gradients + synthetic
         if not tensors:
             return Block(title, ("pass",))
-        listed = f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"
-        call = "torch.autograd.backward" if self.carries_surely(action.index) else "backpropagate"
-        return Block(title, (f"{call}({listed[0]}, {listed[1]})",))
+        asked = [f"({', '.join(tensors)},)", f"({', '.join(gradients)},)"]
+        shared = self.shared(action.index)
+        asked += [f"({', '.join(shared)},)"] if shared else []
+        sure = not shared and self.carries_surely(action.index)
+        return Block(title, (f"{'torch.autograd.backward' if sure else 'backpropagate'}({', '.join(asked)})",))
+
+    def shared(self, partition: int) -> list[str]:
+        """Return the leaves and parameters that this partition's backward pass reaches, and another's too."""
+        imagined = Action(Kind.INPUT, partition) in self.plain_actions()
+        here, others = self.program.partitions[partition], [*self.program.partitions]
+        others.remove(here)
+        read = {name for other in others for name in other.inputs}
+        leaves = [self.reads(name, imagined) for name in here.inputs if name in read]
+        used = {name for other in others for name in other.uses}
+        parameters = [f"self.parameter({name!r})" for name in here.uses if name in used]
+        return [leaf for leaf in leaves if leaf.startswith("leaf_")] + parameters
 
     def carries_surely(self, partition: int) -> bool:
         """Whether every boundary value of a partition hangs on a parameter or on a leaf that is differentiated.

@@ -245,11 +245,26 @@ def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
     return (estimate - target).mul_(2.0 / examples).to(estimate.dtype)
 
 
-def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Backpropagate from those of the tensors that carry a graph: a value that was only passed on, detached, carries none."""
+def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], shared: Sequence[Tensor] = ()) -> None:
+    """Backpropagate from those of the tensors that carry a graph: a value that was only passed on, detached, carries none.
+
+    To what several backward passes reach, ``shared``, gradients are added in new memory: autograd may leave the gradients of two
+    leaves in the same (those of ``torch.stack([a, b]).sum(0)``), where adding to one in place would change the other.
+    """
     pairs = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if tensor.requires_grad]
-    if pairs:
-        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+    if not pairs:
+        return
+    earlier = [(leaf, leaf.grad) for leaf in shared if leaf.grad is not None]
+    for leaf, _ in earlier:
+        leaf.grad = None
+    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+    for leaf, before in earlier:
+        leaf.grad = before if leaf.grad is None else added(before, leaf.grad)
+
+
+def added(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum of two gradients; torch adds a sparse one to a dense one, not the other way round."""
+    return second + first if first.is_sparse else first + second
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer) -> None:

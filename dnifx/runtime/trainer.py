@@ -101,6 +101,7 @@ class Trainer:
             "compute_loss": self.compute_loss,
             "compute_losses": self.compute_losses,
             "window": self.window,
+            "parameter": net.original.get_parameter,
         }
         self.adoption = Adoption(net.program, self.optimizers)
         self.functions = Steps(net, shared, self.adoption)
