@@ -30,14 +30,13 @@ if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule
 
 RUNTIME = "dnifx.runtime."
-FILES = ("interface", "ops", "gradients")
-"""Modules of the runtime that generated code may call; they import torch alone and are copied along."""
+FILES = ("interface", "ops", "gradients", "windows")
+"""Modules of the runtime that generated code may call; they import torch and each other alone and are copied along."""
 
 STEP_NAMES = (
     "apply_gradients",
     "arrived",
     "backpropagate",
-    "by_example",
     "compare",
     "count_only",
     "example_losses",
@@ -46,11 +45,11 @@ STEP_NAMES = (
     "output_error",
     "per_example",
     "propagated",
-    "window_gradients",
-    "window_targets",
-    "without_rows",
 )
 """What the generated step and trainer call."""
+
+WINDOW_NAMES = ("by_example", "window_gradients", "window_targets", "without_rows")
+"""What they call beside that where a model is cut in time."""
 
 WINDOW = """self.window = types.SimpleNamespace(mask=None)  # mask: which examples begin an episode, [batch]
         """
@@ -153,7 +152,8 @@ def write_files(net: "DecoupledModule", folder: Path) -> None:
     for name in FILES:
         found = importlib.util.find_spec(f"{RUNTIME}{name}")
         if found is not None and found.origin is not None:
-            shutil.copyfile(found.origin, folder / f"{name}.py")
+            text = Path(found.origin).read_text()
+            (folder / f"{name}.py").write_text(text.replace(f"from {RUNTIME}", "from ."))
     save_modules(net, [*(graph for graph in graphs if graph is not None), *models.values()], folder / "modules.pt")
 
 
@@ -234,6 +234,8 @@ def head_text(net: "DecoupledModule", imports: Mapping[str, Any], body: str) -> 
         "import torch.utils._pytree as pytree",
     ]
     lines.append(f"from .interface import {', '.join(STEP_NAMES)}")
+    if program.recurrences:
+        lines.append(f"from .windows import {', '.join(WINDOW_NAMES)}")
     return head + "\n" + "\n".join(dict.fromkeys(lines)) + "\n\n"
 
 

@@ -21,8 +21,8 @@ from dnifx.passes.cuts import CutSpec
 from dnifx.passes.insert import Choice, Choices, assign, make_interface
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.traces import check_traced
-from dnifx.runtime.interface import by_example
 from dnifx.runtime.recurrent import bound_arguments, follow, model_name, state_in, state_out, with_state
+from dnifx.runtime.windows import by_example
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dnifx.passes.capture import copied, output_of
 from dnifx.passes.emit import interface_root
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.recurrent import described, flat_output, state_positions
-from dnifx.runtime.interface import by_example, end_window, start_window, window_weight, without_rows
+from dnifx.runtime.windows import by_example, end_window, start_window, window_weight, without_rows
 
 RESET = "reset"
 """Name of the input that says which examples begin an episode."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dnifx.errors import InputError, StateError
-from dnifx.runtime.interface import without_rows
 from dnifx.runtime.parts import PartPlan
+from dnifx.runtime.windows import without_rows
 
 BATCH = 1
 """The dimension of messages that counts examples."""

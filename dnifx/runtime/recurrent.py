@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import CutError, InputError, StateError, nearest
 from dnifx.ir import Program, Recurrent
-from dnifx.runtime.interface import without_rows
+from dnifx.runtime.windows import without_rows
 
 _STATE = object()
 

@@ -13,21 +13,17 @@ from dnifx.runtime.adoption import Adoption
 from dnifx.runtime.interface import (
     apply_gradients,
     arrived,
-    auxiliary_fit,
     backpropagate,
-    by_example,
     compare,
     count_only,
     fit_gradient,
     output_error,
     per_example,
     propagated,
-    window_gradients,
-    window_targets,
-    without_rows,
 )
 from dnifx.runtime.situation import Situation
 from dnifx.runtime.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
+from dnifx.runtime.windows import auxiliary_fit, by_example, window_gradients, window_targets, without_rows
 
 if TYPE_CHECKING:
     from dnifx.runtime.module import DecoupledModule

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from dnifx.errors import DnifxError, StateError
 from dnifx.ir import Action, Kind, Program, Schedule
-from dnifx.runtime.interface import compare, fit_gradient, per_example, without_rows
+from dnifx.runtime.interface import compare, fit_gradient, per_example
 from dnifx.runtime.messages import BATCH, Kept, Mail, end_to_end
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec, advance, fitted_parameters, make_optimizers
 from dnifx.runtime.part_loss import nothing
@@ -18,6 +18,7 @@ from dnifx.runtime.parts import Message, PartPlan
 from dnifx.runtime.system_optimizers import Makers
 from dnifx.runtime.system_states import SystemStates
 from dnifx.runtime.trainer import Trainer
+from dnifx.runtime.windows import without_rows
 
 if TYPE_CHECKING:
     from dnifx.runtime.system import DecoupledSystem

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from dnifx.errors import InputError
-from dnifx.runtime.interface import by_example, fit_gradient, without_rows
+from dnifx.runtime.interface import fit_gradient
+from dnifx.runtime.windows import by_example, without_rows
 
 
 def window_jacobian(values: Sequence[Tensor], leaves: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
