@@ -206,6 +206,11 @@ def fit_reaches_the_value_scheduled(patch: Patch) -> None:
     patch.setattr(stepcode.StepWriter, "synthesise", synthesise)
     rewrite_step(patch, ",))", ",), retain_graph=True)")
 
+    def backpropagate(tensors: Any, gradients: Any, shared: Any = (), retain_graph: bool = True) -> None:
+        torch.autograd.backward(tensors, gradients, retain_graph=retain_graph)
+
+    patch.setitem(steps.STEP_GLOBALS, "backpropagate", backpropagate)
+
 
 def task_reaches_the_estimator_fused(patch: Patch) -> None:
     swap_with(patch, lambda ctx, arriving, answers: [*answers[:-1], add(answers[-1], arriving[-1])])

@@ -290,7 +290,7 @@ class DecoupledModule(nn.Module):
     @property
     def foresees(self) -> bool:
         """Whether an estimator predicts the loss, and a forward can be told it."""
-        return not self.program.recurrences and any(each.needs_loss for each in self.program.interfaces)
+        return len(self.program.recurrences) == 0 and any(each.needs_loss for each in self.program.interfaces)
 
     def blind(self) -> Boundary | None:
         """Return the first boundary whose estimator needs what the fused graph does not see."""
