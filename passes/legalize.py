@@ -19,6 +19,7 @@ from dnifx.passes.pipeline import Pass
 from dnifx.passes.recurrent import only_as_state
 from dnifx.passes.repeats import repeat_parameters
 from dnifx.passes.writes import crossing_writes, shield_writes
+from dnifx.runtime.ops import rebuild
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,16 @@ def with_repeats(program: Program) -> tuple[Program, list[str]]:
 
 
 def unpack_containers(graph: fx.Graph, program: Program, homes: dict[str, int]) -> None:
-    """Let only tensors and plain values cross: items of a tuple are taken where the tuple is made."""
+    """Let only tensors and plain values cross: items of a tuple are taken where it is made, an object is made where it is read."""
     for node in list(graph.nodes):
         if node.op == "output" or node.op == "placeholder":
             continue
         measure = program.measures[node.name]
         crossing = [user for user in node.users if homes[user.name] != homes.get(node.name)]
         if measure.is_tensor or not measure.tensors or not crossing:
+            continue
+        if node.target is rebuild and len({homes[user.name] for user in node.users}) == 1:
+            homes[node.name] = homes[crossing[0].name]
             continue
         for user in crossing:
             if user.op == "call_function" and user.target in (operator.getitem, getattr):

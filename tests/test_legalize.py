@@ -1,6 +1,7 @@
 """Legalize: containers, ownership, frozen parts, values without gradient; boundaries and partitions in full."""
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import LegalizeError, PassError
+from dnifx.passes.capture import captured
 from dnifx.passes.legalize import Legalize
+from dnifx.runtime.ops import rebuild
 from tests.programs import Residual, Tied, compiled, mlp
 
 X = torch.randn(4, 6)
@@ -84,6 +87,49 @@ def test_a_container_that_crosses_as_a_whole_is_refused() -> None:
         caught.value
     )
     assert "cut where its tensors are taken out, or keep both in one partition" in str(caught.value)
+
+
+@dataclass
+class Pictures:
+    """What a module takes as one object."""
+
+    values: Tensor
+    sizes: tuple[int, ...]
+
+
+class TakesPictures(nn.Module):
+    """Reads an object's tensor, and lets Python look at its numbers, so that it is kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 2)
+
+    def forward(self, pictures: Pictures) -> Tensor:
+        largest = max(pictures.values.detach()[:, 0].tolist())
+        result: Tensor = self.linear(pictures.values / largest)
+        return result
+
+
+def test_an_object_is_made_where_it_is_read() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(6, 6), nn.Linear(6, 2), TakesPictures()
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = self.first(x)
+            pictures = Pictures(seen.tanh(), (6,))
+            middle = self.middle(seen)
+            result: Tensor = self.last(pictures) * middle
+            return result
+
+    model = Detector()
+    net = dnifx.decouple(model, ["middle"], args=(X,), gradient="oracle")
+    assert torch.equal(net(X), model(X))
+    made = next(node.name for node in captured(net.program).nodes if node.target is rebuild)
+    early = Legalize().run(replace(net.program, homes={**net.program.homes, made: 0, "tanh": 0}))
+    assert early.homes[made] == early.homes["last"] == 1
+    assert "tanh" in early.partitions[1].inputs
 
 
 def test_values_without_a_gradient_cross_without_an_interface() -> None:
