@@ -162,6 +162,13 @@ def test_unlocked_layers_have_synthetic_inputs() -> None:
     assert all(interface.input_model is not None for interface in net.program.interfaces)
 
 
+def test_deep_networks_learn_more_slowly_unless_told_or_on_the_papers_budget() -> None:
+    assert complete(Feedforward(data="mnist", layers=(21,))).lr == (1e-4,)
+    assert complete(Feedforward(data="mnist", layers=(3, 21))).lr == (1e-3,)
+    assert complete(Feedforward(data="mnist", layers=(21,), lr=(2e-3,))).lr == (2e-3,)
+    assert complete(Feedforward(data="mnist", layers=(21,), budget="paper")).lr == (3e-5,)
+
+
 def test_presets_distinguish_synthetic_gradients_without_a_label() -> None:
     settings = complete(Feedforward(data="mnist"))
     (plain,), (labelled,) = candidates(Arm("synthetic"), settings), candidates(Arm("synthetic", "label"), settings)
