@@ -31,7 +31,7 @@ class Foreseeing(GradientEstimator):
 
 
 class Echo(GradientEstimator):
-    """Answers with the sum of the output's error, and the values."""
+    """Answers from the values and the sum of the output's error; not linear in it, so that its scale counts."""
 
     needs_error = True
     needs_target = False
@@ -42,7 +42,7 @@ class Echo(GradientEstimator):
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         if context is None:
             return tuple(torch.zeros_like(value) for value in values)
-        errors = context.reshape(len(context), -1).sum(1)
+        errors = torch.tanh(context.reshape(len(context), -1).sum(1))
         return tuple(torch.tanh(value) * errors.reshape(-1, *[1] * (value.dim() - 1)) for value in values)
 
 
