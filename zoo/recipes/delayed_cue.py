@@ -11,9 +11,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dnifx
-from dnifx.errors import DataError, OptionError
+from dnifx.errors import OptionError
 from dnifx.zoo.delayed_cue import DelayedCue, learn
 from dnifx.zoo.recipes.base import Recipe, option
+from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.results import versions
 from dnifx.zoo.recipes.store import write_whole
 
@@ -57,25 +58,21 @@ class CueResults:
         """
         content = json.dumps(asdict(self), default=str)
         write_whole(folder / "results.json", lambda part: part.write_text(content + "\n"))
-        write_whole(folder / "curves.png", self._draw)
+        self._draw(folder / "curves.png")
 
     def _draw(self, path: Path) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise DataError("curves.png needs matplotlib, which is absent: pip install 'dnifx[zoo]'") from error
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for index, (name, runs) in enumerate(self.right.items()):
-            for number, each in enumerate(runs):
-                smooth = [statistics.fmean(each[max(0, place - LAST + 1) : place + 1]) for place in range(len(each))]
-                axes.plot(smooth, linewidth=1, color=f"C{index}", alpha=0.8, label=None if number else name)
-        axes.axhline(0.5, color="gray", linestyle=":", label="chance")
-        axes.set(xlabel="episodes", ylabel="share of right answers", ylim=(0.3, 1.03))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")
-        figure.suptitle("A cue, asked for four windows later")
-        figure.savefig(path, dpi=120)
+        with picture(path, "A cue, asked for four windows later", (7, 4)) as figure:
+            axes = figure.subplots()
+            for index, (name, runs) in enumerate(self.right.items()):
+                for number, each in enumerate(runs):
+                    smooth = [
+                        statistics.fmean(each[max(0, place - LAST + 1) : place + 1]) for place in range(len(each))
+                    ]
+                    axes.plot(smooth, linewidth=1, color=f"C{index}", alpha=0.8, label=None if number else name)
+            axes.axhline(0.5, color="gray", linestyle=":", label="chance")
+            axes.set(xlabel="episodes", ylabel="share of right answers", ylim=(0.3, 1.03))
+            axes.grid(alpha=0.3)
+            axes.legend(loc="lower right")
 
 
 def run(options: Cue, console: Console | None = None) -> CueResults:

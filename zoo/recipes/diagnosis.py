@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dnifx import Watch
-from dnifx.errors import DataError
-from dnifx.zoo.recipes.store import write_whole
+from dnifx.zoo.recipes.pictures import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,22 +154,16 @@ def draw_looks(title: str, rows: Sequence[Row], path: Path) -> None:
     Raises:
         DataError: Where matplotlib, which draws the picture, is absent.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError(f"{path.name} needs matplotlib, which is absent: pip install 'dnifx[zoo]'") from error
-    figure = Figure(figsize=(14, 0.8 + 3 * len(rows)), layout="constrained")
-    colours = _colours(set().union(*(row.boundaries for row in rows)))
-    for row, panels in zip(rows, figure.subplots(len(rows), len(MEASURES), squeeze=False), strict=True):
-        for axes, (key, label) in zip(panels, MEASURES.items(), strict=True):
-            for name in sorted(row.boundaries, key=_natural):
-                _draw_line(axes, _values(row.looks, name, key), colours[name], "-")
-                _draw_line(axes, _values(row.probes, name, key), colours[name], "--")
-            _finish(axes, key, label)
-        panels[0].set_title(row.name, loc="left")
-    _legend(figure, colours, any(map(len, chain(*(row.probes for row in rows)))))
-    figure.suptitle(title)
-    write_whole(path, lambda part: figure.savefig(part, dpi=120, format="png"))
+    with picture(path, title, (14, 0.8 + 3 * len(rows))) as figure:
+        colours = _colours(set().union(*(row.boundaries for row in rows)))
+        for row, panels in zip(rows, figure.subplots(len(rows), len(MEASURES), squeeze=False), strict=True):
+            for axes, (key, label) in zip(panels, MEASURES.items(), strict=True):
+                for name in sorted(row.boundaries, key=_natural):
+                    _draw_line(axes, _values(row.looks, name, key), colours[name], "-")
+                    _draw_line(axes, _values(row.probes, name, key), colours[name], "--")
+                _finish(axes, key, label)
+            panels[0].set_title(row.name, loc="left")
+        _legend(figure, colours, any(map(len, chain(*(row.probes for row in rows)))))
 
 
 def _values(runs: Iterable[Sequence[Look]], name: str, key: str) -> Mapping[int, Sequence[float]]:

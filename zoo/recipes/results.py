@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from dnifx.errors import DataError
 from dnifx.zoo.recipes.diagnosis import Look, Row, draw_looks
+from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.store import write_whole
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Results:
             DataError: Where matplotlib, which draws the picture, is absent; the JSON is written first.
         """
         write_whole(folder / "results.json", lambda part: part.write_text(self.to_json()))
-        write_whole(folder / "curves.png", self._draw)
+        self._draw(folder / "curves.png")
         rows = [Row(arm.name, *zip(*((run.looks, run.probes) for run in arm.runs), strict=True)) for arm in self.arms]
         seen = [row for row in rows if row.boundaries]
         if seen:
@@ -156,22 +156,16 @@ class Results:
         return ("results.json", "curves.png", *["diagnostics.png"][: len(seen)])
 
     def _draw(self, path: Path) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise DataError("curves.png needs matplotlib, which is absent: pip install 'dnifx[zoo]'") from error
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for axes, name, label in ((left, "loss", "training loss"), (right, "error", "validation error %")):
-            for index, arm in enumerate(self.arms):
-                _draw_arm(axes, arm, name, f"C{index % 10}", _DASHES[index // 10 % len(_DASHES)])
-            axes.set(xlabel="steps", ylabel=label)
-            axes.grid(alpha=0.3)
-        left.set_yscale("log")
-        right.set_ylim(bottom=0)
-        right.legend(fontsize="x-small" if len(self.arms) > 6 else "medium")
-        figure.suptitle(self.title)
-        figure.savefig(path, dpi=120)
+        with picture(path, self.title, (10, 4)) as figure:
+            left, right = figure.subplots(1, 2)
+            for axes, name, label in ((left, "loss", "training loss"), (right, "error", "validation error %")):
+                for index, arm in enumerate(self.arms):
+                    _draw_arm(axes, arm, name, f"C{index % 10}", _DASHES[index // 10 % len(_DASHES)])
+                axes.set(xlabel="steps", ylabel=label)
+                axes.grid(alpha=0.3)
+            left.set_yscale("log")
+            right.set_ylim(bottom=0)
+            right.legend(fontsize="x-small" if len(self.arms) > 6 else "medium")
 
 
 _DASHES = ("-", "--", ":", "-.")

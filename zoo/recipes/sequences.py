@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dnifx
-from dnifx.errors import DataError, LossError, OptionError
+from dnifx.errors import LossError, OptionError
 from dnifx.zoo.charlm import Text, TextStream, bits_per_character, read_text, tiny_shakespeare
 from dnifx.zoo.copy_task import CopyStream
 from dnifx.zoo.recipes.base import Recipe, option
 from dnifx.zoo.recipes.live import live
+from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.results import Point, device_name, versions
 from dnifx.zoo.recipes.store import Checkpoint, write_whole
 from dnifx.zoo.sequence import SequenceNetwork
@@ -194,26 +195,24 @@ class SequenceResults:
             {**asdict(self), "means": {arm.name: arm.mean for arm in self.arms}}, indent=2, default=str
         )
         write_whole(folder / "results.json", lambda part: part.write_text(content + "\n"))
-        write_whole(folder / "curves.png", self._draw)
+        self._draw(folder / "curves.png")
 
     def _draw(self, path: Path) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise DataError("curves.png needs matplotlib, which is absent: pip install 'dnifx[zoo]'") from error
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for index, arm in enumerate(self.arms):
-            for run in arm.runs:
-                label = arm.name if run is arm.runs[0] else None
-                axes.plot(
-                    [p.step for p in run.curve], [p.error for p in run.curve], color=f"C{index}", label=label, alpha=0.8
-                )
-        axes.set(xlabel="steps", ylabel=self.unit)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.suptitle(self.title)
-        figure.savefig(path, dpi=120)
+        with picture(path, self.title, (7, 4)) as figure:
+            axes = figure.subplots()
+            for index, arm in enumerate(self.arms):
+                for run in arm.runs:
+                    label = arm.name if run is arm.runs[0] else None
+                    axes.plot(
+                        [p.step for p in run.curve],
+                        [p.error for p in run.curve],
+                        color=f"C{index}",
+                        label=label,
+                        alpha=0.8,
+                    )
+            axes.set(xlabel="steps", ylabel=self.unit)
+            axes.grid(alpha=0.3)
+            axes.legend()
 
 
 def run(options: Sequences, console: Console | None = None) -> SequenceResults:

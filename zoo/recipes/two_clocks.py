@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 import dnifx
-from dnifx.errors import DataError, LossError, OptionError
+from dnifx.errors import LossError, OptionError
 from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes.base import Recipe, option
 from dnifx.zoo.recipes.live import Line, live
+from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.results import Point, device_name, versions
 from dnifx.zoo.recipes.store import Checkpoint, write_whole
 from dnifx.zoo.two_clocks import DigitStreams, TwoClocks, count_errors, count_loss, zero_state
@@ -131,23 +132,17 @@ class ClockResults:
         """
         content = json.dumps(asdict(self), indent=2, default=str)
         write_whole(folder / "results.json", lambda part: part.write_text(content + "\n"))
-        write_whole(folder / "curves.png", self._draw)
+        self._draw(folder / "curves.png")
 
     def _draw(self, path: Path) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise DataError("curves.png needs matplotlib, which is absent: pip install 'dnifx[zoo]'") from error
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        titles = ("A: odd digits in the last window", "B: threes in the last period")
-        for axes, name, title in zip(figure.subplots(1, 2), ("odd", "threes"), titles, strict=True):
-            for index, arm in enumerate(self.arms):
-                _draw_arm(axes, arm, name, f"C{index}")
-            axes.set(xlabel="digits a stream (data time)", ylabel="test error %", title=title, ylim=(0, None))
-            axes.grid(alpha=0.3)
-            axes.legend()
-        figure.suptitle(self.title)
-        figure.savefig(path, dpi=120)
+        with picture(path, self.title, (10, 4)) as figure:
+            titles = ("A: odd digits in the last window", "B: threes in the last period")
+            for axes, name, title in zip(figure.subplots(1, 2), ("odd", "threes"), titles, strict=True):
+                for index, arm in enumerate(self.arms):
+                    _draw_arm(axes, arm, name, f"C{index}")
+                axes.set(xlabel="digits a stream (data time)", ylabel="test error %", title=title, ylim=(0, None))
+                axes.grid(alpha=0.3)
+                axes.legend()
 
 
 def _draw_arm(axes: "Axes", arm: ClockArm, name: str, colour: str) -> None:
