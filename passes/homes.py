@@ -11,7 +11,7 @@ from dnifx.errors import CutError
 from dnifx.ir import Cut, Edge, Program
 from dnifx.passes.capture import captured, module_path, output_of
 from dnifx.passes.cuts import calls_by_path
-from dnifx.passes.partition import with_reads
+from dnifx.passes.partition import neighbours, ordered_pairs, with_reads
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.writes import INSERTED
 
@@ -41,7 +41,7 @@ class SameHomes(Pass):
             CutError: A value would flow back to an earlier partition.
         """
         graph = captured(program)
-        homes, levels = (inherited(captured(self.first), graph, each) for each in (self.first.homes, self.first.levels))
+        homes, levels = (inherited(self.first, program, each) for each in (self.first.homes, self.first.levels))
         found = {name: node for node, name in likes(captured(self.first), graph).items()}
         cuts = tuple(moved(cut, found, homes, self.first.homes) for cut in self.first.cuts)
         return replace(program, cuts=cuts, levels=levels, homes=homes)
@@ -112,13 +112,17 @@ def standing(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict
     return found
 
 
-def inherited(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict[str, int]:
+def inherited(first: Program, program: Program, homes: Mapping[str, int]) -> dict[str, int]:
     """Return the home (or level) of each node: its like's; where it has none, that of the module around it, or of what it reads.
 
+    What nothing uses, a random number that is only drawn, goes as far back as the order of draws and writes asks.
+
     Raises:
-        CutError: A value would flow back.
+        CutError: A value would flow back, or a node would run before another that the model runs first.
     """
-    same, near = likes(first, graph), standing(first, graph, homes)
+    graph = captured(program)
+    same, near = likes(captured(first), graph), standing(captured(first), graph, homes)
+    before = neighbours(ordered_pairs(program), reverse=True)
     found: dict[str, int] = {}
     for node in graph.nodes:
         if not node.op.startswith("call"):
@@ -129,6 +133,13 @@ def inherited(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dic
             raise CutError(
                 f"{node.name} belongs to partition {found[node.name]} of the first situation, but reads of {least}"
             )
+        follows = max((found[other.name] for other in before.get(node, ())), default=0)
+        if follows > found[node.name] and node.users:
+            raise CutError(
+                f"{node.name} belongs to partition {found[node.name]} of the first situation, but draws random numbers or "
+                f"writes after one of partition {follows}"
+            )
+        found[node.name] = max(found[node.name], follows)
     found[output_of(graph).name] = max(homes.values())
     return with_reads(graph, found)
 

@@ -269,6 +269,7 @@ class StepWriter:
         """
         kept = {each.path for each in self.program.capture.kept} if self.program.capture is not None else set()
         nodes = set(self.program.partitions[partition].nodes)
+        flowing = {name for name, measure in self.program.measures.items() if measure.requires_grad}
         arriving = {
             name
             for boundary in self.program.boundaries
@@ -279,7 +280,7 @@ class StepWriter:
         for node in self.program.graph.nodes if self.program.graph is not None else ():
             if node.name not in nodes:
                 sure |= {node.name} & arriving
-            elif not (node.op == "call_module" and node.target in kept):
+            elif node.name in flowing and not (node.op == "call_module" and node.target in kept):
                 trained = any(
                     each.requires_grad
                     for each in node_parameters(self.program.model, node, self.program.constants).values()

@@ -187,3 +187,56 @@ def test_an_empty_container_is_told_from_another_and_from_none() -> None:
     for more in given:
         assert torch.equal(net([one], more), model([one], more))
     assert len(net.situations) == 4
+
+
+class Draws(nn.Module):
+    """Draws numbers that nothing uses after a dropout, which draws in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.dropout, self.last = nn.Linear(4, 4), nn.Dropout(0.3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unused = self.first(x)
+        made = self.last(self.dropout(x))
+        torch.rand(len(x))
+        unused.add_(0.25)
+        return made * 2
+
+
+def test_numbers_are_drawn_in_the_models_order_in_the_other_mode_too() -> None:
+    def make() -> Example:
+        return Draws().eval(), (torch.randn(3, 4),), {}
+
+    net = decoupled(make(), "last", "zero")
+    model, (x,), _ = make()
+    model.load_state_dict(net.original.state_dict())
+    for training in (True, False):
+        torch.manual_seed(1)
+        wanted = model.train(training)(x)
+        torch.manual_seed(1)
+        assert torch.equal(net.train(training)(x), wanted)
+
+
+class Undifferentiated(nn.Module):
+    """Has nothing in its second part that a gradient could reach: its one layer there runs under no_grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.GRU(2, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.first(x)
+        with torch.no_grad():
+            gate = torch.sigmoid(self.gate(value))
+        gated = value * gate
+        states, last = self.last(gated.reshape(len(x), -1, 2))
+        return torch.cat([gated, states.mean(1) + last[0]], 1)
+
+
+def test_a_layer_under_no_grad_makes_no_gradient_for_its_partition() -> None:
+    def make() -> Example:
+        return Undifferentiated(), (torch.randn(3, 4),), {}
+
+    cuts = ["first", "last"]
+    check_zero(make, cuts, decoupled(make(), cuts, "zero"))

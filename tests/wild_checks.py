@@ -1,5 +1,6 @@
 """What has to hold of a random program that is decoupled, told against plain autograd."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -64,12 +65,13 @@ def examine(wild: Wild, verify: bool = True) -> tuple[int, list[DnifxError]]:
 
 
 def check_call(model: nn.Module, net: DecoupledModule, call: Call) -> None:
-    """With the oracle, outputs, buffers, random state and gradients are the model's, in both targets."""
-    args, kwargs = call
+    """With the oracle, outputs, buffers, random state and gradients are the model's, in both targets, and so is what it writes to its inputs."""
     for target in (fused, scheduled):
-        wanted, gradients = plain(model, args, kwargs)
+        given, own = copy.deepcopy(call), copy.deepcopy(call)
+        wanted, gradients = plain(model, *own)
         random_after = torch.get_rng_state()
-        found, other = target(net, args, kwargs)
+        found, other = target(net, *given)
+        same_outputs(given, own)
         same_outputs(found, wanted)
         assert structure(found) == structure(wanted), f"the output is {structure(found)}, not {structure(wanted)}"
         assert torch.equal(torch.get_rng_state(), random_after), "other random numbers were drawn"
@@ -140,7 +142,6 @@ def detached(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 def check_zero(wild: Wild, net: DecoupledModule) -> None:
     """With zero estimates gradients are those of detaching at the cuts, in both targets."""
-    args, kwargs = wild.call()
-    wanted = detached(net, args, kwargs)
+    wanted = detached(net, *wild.call())
     for target in (fused, scheduled):
-        same_gradients(target(net, args, kwargs)[1], wanted, TOLERANCE)
+        same_gradients(target(net, *wild.call())[1], wanted, TOLERANCE)
