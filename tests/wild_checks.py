@@ -65,7 +65,7 @@ def examine(wild: Wild, verify: bool = True) -> tuple[int, list[DnifxError]]:
 
 
 def check_call(model: nn.Module, net: DecoupledModule, call: Call) -> None:
-    """With the oracle, outputs, buffers, random state and gradients are the model's, in both targets, and so is what it writes to its inputs."""
+    """With the oracle, outputs, buffers, random state, gradients and what is written to inputs are the model's, in both targets."""
     for target in (fused, scheduled):
         given, own = copy.deepcopy(call), copy.deepcopy(call)
         wanted, gradients = plain(model, *own)
