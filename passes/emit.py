@@ -161,7 +161,7 @@ def interface_nodes(
     swap: Any = swap_gradients
     given: tuple[Any, ...] = (tuple(values), each, examples, mean)
     if interface.input_model is not None:
-        imagined = items(graph, imagined_node(graph, program, boundary, features), len(values))
+        imagined = masked(graph, program, items(graph, imagined_node(graph, program, boundary, features), len(values)))
         swap, given = swap_inputs, (tuple(values), each, imagined, examples, mean)
     given += (interface.mix,) if interface.mix else ()
     swapped = graph.create_node("call_function", swap, given, name=f"swap_{boundary.key}")
@@ -219,6 +219,7 @@ def imagined_node(graph: fx.Graph, program: Program, boundary: Boundary, feature
     """Add the call of a boundary's input model on the model's own inputs."""
     names = data_inputs(program)
     inputs = tuple(node for node in graph.nodes if node.op == "placeholder" and node.name in names)
+    inputs = masked(graph, program, inputs)
     target = f"{interface_root(program.model, INPUT_MODELS)}.{boundary.key}"
     return graph.create_node("call_module", target, (inputs, features), name=f"imagine_{boundary.key}")
 

@@ -179,10 +179,11 @@ class StepWriter:
         """Predict what a partition would take from earlier ones, from the data; models that ran already are not run again."""
         lines: list[str] = []
         defines: list[str] = []
-        inputs = "".join(f"{local(name)}, " for name in data_inputs(self.program)).rstrip()
+        inputs = self.counted(f"({''.join(f'{local(name)}, ' for name in data_inputs(self.program)).rstrip()})")
         for boundary in self.imagined(action.index):
             if self.imagined_first(boundary, action.index):
-                lines.append(f"imagined_{boundary.key} = self.imagine_{boundary.key}(({inputs}), features)")
+                imagined = self.counted(f"self.imagine_{boundary.key}({inputs}, features)")
+                lines.append(f"imagined_{boundary.key} = {imagined}")
                 defines.append(f"imagined_{boundary.key}")
                 for position, name in enumerate(boundary.values):
                     defines.append(f"leaf_imagined_{name}")
@@ -216,18 +217,22 @@ class StepWriter:
             lines.append(f"seen_{key} = {seen}")
             defines.append(f"seen_{key}")
             seen = f"seen_{key}"
-        asked = [seen, "error" if interface.needs_error else "features"]
-        if self.program.mask is not None:
-            mask = local(self.program.mask)
-            asked[0] = f"tuple(count_only(value, {mask}) for value in {seen})"
-            asked += [mask] if interface.needs_mask else []
+        asked = [self.counted(seen), "error" if interface.needs_error else "features"]
+        if self.program.mask is not None and interface.needs_mask:
+            asked.append(local(self.program.mask))
         made = f"*estimate_{key}, predicted_{key}" if interface.needs_loss else f"estimate_{key}"
         defines += [f"predicted_{key}"] if interface.needs_loss else []
         lines.append(f"{made} = self.estimate_{key}({', '.join(asked)})")
         if self.program.mask is not None:
-            lines.append(f"estimate_{key} = tuple(count_only(estimate, {mask}) for estimate in estimate_{key})")
+            lines.append(f"estimate_{key} = {self.counted(f'estimate_{key}', 'estimate')}")
         title = f"{action}: {provenance(boundary, interface)}"
         return Block(title, (*lines, *self.both(action)), (*defines, *self.both_define(action)))
+
+    def counted(self, tensors: str, each: str = "value") -> str:
+        """Return the expression of a tuple of tensors without padding, where there is a mask."""
+        if self.program.mask is None:
+            return tensors
+        return f"tuple(count_only({each}, {local(self.program.mask)}) for {each} in {tensors})"
 
     def backward(self, action: Action) -> Block:
         """Backpropagate inside a partition, from synthetic or arrived gradients and, at the end, from the loss."""

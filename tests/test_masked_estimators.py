@@ -11,7 +11,20 @@ from torch.nn.functional import cross_entropy
 
 import dnifx
 from dnifx.errors import EstimatorError
-from dnifx.estimators import BoundarySpec, BPLambda, Critic, Head, LocalLoss, Prop, SigmoidLinear, Sobolev, Synthetic
+from dnifx.estimators import (
+    BoundarySpec,
+    BPLambda,
+    Critic,
+    DirectFeedback,
+    Head,
+    LocalLoss,
+    Prop,
+    SigmoidLinear,
+    Sobolev,
+    Stale,
+    Synthetic,
+    SyntheticInput,
+)
 from dnifx.runtime.module import DecoupledModule
 from tests.contracts import TARGETS
 
@@ -91,6 +104,22 @@ def gradients(name: str, target: str, tokens: Tensor, mask: Tensor, y: Tensor) -
     return {key: torch.zeros_like(before[key]) if grad is None else grad for key, grad in found.items()}
 
 
+def stepped(net: DecoupledModule, mode: str, calls: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+    """How far the steps of one target move every parameter."""
+    before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
+    if mode == "fused":
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        for tokens, mask, y in calls:
+            optimizer.zero_grad()
+            torch.autograd.backward(per_example(net(tokens, mask), y).mean())
+            optimizer.step()
+    else:
+        trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=1.0), mode)
+        for tokens, mask, y in calls:
+            trainer.step(tokens, mask, target=y)
+    return {key: before[key] - parameter.detach() for key, parameter in net.named_parameters()}
+
+
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     for key, gradient in wanted.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-10, atol=1e-13, msg=key)
@@ -157,3 +186,48 @@ def test_a_head_of_ones_own_is_given_the_mask() -> None:
             num_classes=3,
             gradient=LocalLoss(Blind),
         )
+
+
+class Vectors(nn.Module):
+    """Changes vectors, twice, and classifies the mean of those that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """Return [batch, 3] scores."""
+        kept = torch.tanh(self.body(torch.tanh(self.embed(vectors)))) * mask.unsqueeze(-1)
+        scores: Tensor = self.head(kept.sum(1) / mask.sum(1, keepdim=True))
+        return scores
+
+
+LONE: dict[str, dict[str, Any]] = {
+    "stale": {"gradient": Stale(0.5)},
+    "direct feedback": {"gradient": DirectFeedback()},
+    "synthetic inputs": {"gradient": Synthetic(hidden=0), "inputs": SyntheticInput(width=5)},
+}
+"""What is given no label."""
+
+
+MODES = [(name, mode) for name in LONE for mode in ("fused", "sequential")]
+
+
+@pytest.mark.parametrize(("name", "mode"), [*MODES, ("synthetic inputs", "unlocked{p=1.0}")])
+def test_what_is_padded_may_be_anything_without_a_label(name: str, mode: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    vectors, others = (torch.randn(3, 5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    moved = []
+    for given in (vectors, torch.where(MASK.unsqueeze(-1) > 0, vectors, others)):
+        torch.manual_seed(0)
+        net = dnifx.decouple(
+            Vectors().double(), ["embed", "body"], args=(vectors, MASK), mask="mask", loss=per_example, **LONE[name]
+        )
+        for parameter in net.interface_parameters():
+            parameter.data.add_(0.1)
+        moved.append(stepped(net, mode, [(given, MASK, Y)] * 3))
+    close(moved[1], moved[0])
+    imagined = [moved[0][key] for key in moved[0] if key.startswith("input_models")]
+    assert all(gradient.any() for gradient in imagined)
+    assert bool(imagined) == (name == "synthetic inputs")
+    assert moved[0]["embed.weight"].any()
