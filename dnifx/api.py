@@ -36,7 +36,7 @@ from dnifx.passes.split import SplitPartitions
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.systems import SystemCompiler, part_named
 from dnifx.passes.windows import EmitWindows
-from dnifx.report.system import render_system
+from dnifx.report.system import SystemReport
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.losses import Loss
 from dnifx.runtime.module import DecoupledModule, Emitters
@@ -182,7 +182,7 @@ def decoupled_system(
         losses[ends[0]] = PartLoss(None, loss, is_mean(loss, reduction))
     root = interface_root(system.whole.model)
     mean = reduction != "sum" if reduction else all(each.mean for each in losses.values())
-    return DecoupledSystem(system, losses, mean, root, EMITTERS, render_system, schedules.resolve_period)
+    return DecoupledSystem(system, losses, mean, root, EMITTERS, SystemReport, schedules.resolve_period)
 
 
 def inside_and_time(cuts: CutSpec) -> tuple[CutSpec, tuple[Recurrent, ...]]:

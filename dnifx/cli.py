@@ -18,21 +18,23 @@ from rich.text import Text
 import dnifx
 from dnifx import schedules
 from dnifx.errors import CutError, DnifxError, OptionError, nearest
-from dnifx.ir import Program
-from dnifx.loading import Loaded, load_model, read_context, read_cuts, read_gradient
+from dnifx.ir import Period, Program, Schedule
+from dnifx.loading import Loaded, load_model, read_context, read_cuts, read_every, read_gradient
 from dnifx.report.dot import to_dot
 from dnifx.report.facts import as_dict
 from dnifx.report.svg import to_svg
-from dnifx.report.terminal import ProgramReport, render
+from dnifx.report.system import drawable, system_dict
 from dnifx.report.trace import write_chrome_trace
 from dnifx.zoo import MODELS
 from dnifx.zoo.recipes import RECIPES, Option, Recipe
 
 MODEL_HELP = "a model of the zoo (`dnifx zoo` lists them), package.module:factory, or file.py:factory"
-CUTS_HELP = "module paths, globs or edges (a->b) with commas between them; a number of partitions; or each"
+CUTS_HELP = "module paths, globs, edges (a->b) or cuts in time (1~>state) with commas between them; a number of partitions; or each"
+EVERY_HELP = "a system of several rates: the windows from one firing to the next of what is slow, as slow=4"
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Cuts = Annotated[list[str] | None, typer.Option("--cuts", "-c", metavar="CUTS", help=CUTS_HELP)]
+EveryHowMany = Annotated[list[str] | None, typer.Option("--every", "-e", metavar="NAME=WINDOWS", help=EVERY_HELP)]
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", "-i", metavar="SHAPE", help="an example input, as 32x784, 4x128:int64 or name=4x128:bool"),
@@ -103,14 +105,16 @@ def show(
     gradient: Gradient = "synthetic",
     context: ContextName = None,
     num_classes: Classes = None,
+    every: EveryHowMany = None,
     meta: Annotated[bool, typer.Option("--meta", help="build on the meta device, to look at huge models")] = False,
 ) -> None:
     """Show a model's partitions, boundaries and estimators, and what each costs."""
-    program = _decoupled(load_model(model, set or (), input or (), meta), cuts, gradient, context, num_classes).program
+    loaded = load_model(model, set or (), input or (), meta)
+    net = _decoupled(loaded, cuts, every, gradient, context, num_classes)
     if format is Format.RICH and out is None:
-        Console().print(ProgramReport(program))
+        Console().print(net)
         return
-    _write(WRITERS[format](program), out)
+    _write(WRITERS[format](net), out)
 
 
 @app.command()
@@ -123,9 +127,10 @@ def code(
     gradient: Gradient = "synthetic",
     context: ContextName = None,
     num_classes: Classes = None,
+    every: EveryHowMany = None,
 ) -> None:
     """Print the Python that a model is compiled to, or write it as a package that imports torch alone."""
-    net = _decoupled(load_model(model, set or (), input or ()), cuts, gradient, context, num_classes)
+    net = _decoupled(load_model(model, set or (), input or ()), cuts, every, gradient, context, num_classes)
     if out is not None:
         net.to_folder(out)
         typer.echo(f"wrote {out}")
@@ -143,26 +148,28 @@ def schedule(
     cuts: Cuts = None,
     order: Annotated[
         str,
-        typer.Option("--schedule", help="a name (sequential, 'random_order{p=0.2}', ...) or actions: F0 S0 B0"),
+        typer.Option(
+            "--schedule",
+            help="a name (sequential, 'random_order{p=0.2}', ...) or actions: F0 S0 B0; with --every, of all windows: F0 B0 | F0 B0 F1",
+        ),
     ] = "sequential",
     devices: Annotated[
         str | None, typer.Option("--devices", help="a device for each partition, with commas between them; to look at")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="training steps to simulate")] = 1,
+    steps: Annotated[int, typer.Option("--steps", help="training steps to simulate; with --every, periods")] = 1,
     trace: Annotated[Path | None, typer.Option("--trace", help="write a Chrome trace of the simulation here")] = None,
     input: Inputs = None,
     set: Settings = None,
     gradient: Gradient = "synthetic",
     context: ContextName = None,
     num_classes: Classes = None,
+    every: EveryHowMany = None,
 ) -> None:
-    """Show a training step as partitions by time, and simulate it by the measured costs."""
-    program = _decoupled(load_model(model, set or (), input or ()), cuts, gradient, context, num_classes).program
-    chosen = schedules.resolve(order, program).at(0, program)
-    if devices is not None:
-        chosen = schedules.placed(chosen, program, devices.split(","))
+    """Show a training step, or a period of several rates, as partitions by time, and simulate it by the measured costs."""
+    net = _decoupled(load_model(model, set or (), input or ()), cuts, every, gradient, context, num_classes)
+    program, chosen = net.program, _chosen(order, devices.split(",") if devices is not None else None, net)
     simulation = schedules.simulate(chosen, program, steps=steps)
-    Console().print(schedules.grid(chosen, program), str(chosen), simulation, sep="\n\n")
+    Console().print(schedules.grid(chosen, program), "", str(chosen), "", simulation, sep="\n")
     if trace is not None:
         typer.echo(f"wrote {write_chrome_trace(simulation, trace)}")
 
@@ -179,18 +186,40 @@ def train(context: typer.Context) -> None:
 @app.command()
 def zoo() -> None:
     """List the models and the recipes of the zoo."""
-    models = {name: (model.summary, str(model.cuts)) for name, model in MODELS.items()}
+    models = {name: (model.summary, model.where) for name, model in MODELS.items()}
     recipes = {name: (recipe.summary, f"dnifx train {name}") for name, recipe in RECIPES.items()}
     Console().print(_listing("model", models, "cuts"), "", _listing("recipe", recipes, "command"), sep="\n")
 
 
-WRITERS: dict[Format, Callable[[Program], str]] = {
-    Format.RICH: lambda program: render(program) + "\n",
-    Format.DOT: to_dot,
-    Format.SVG: to_svg,
-    Format.JSON: lambda program: json.dumps(as_dict(program), indent=2) + "\n",
+Net = dnifx.DecoupledModule | dnifx.DecoupledSystem
+
+
+def _drawable(net: Net) -> Program:
+    """Return what a picture shows."""
+    return drawable(net.system) if isinstance(net, dnifx.DecoupledSystem) else net.program
+
+
+def _facts(net: Net) -> dict[str, Any]:
+    """Return the facts for machines."""
+    return system_dict(net.system) if isinstance(net, dnifx.DecoupledSystem) else as_dict(net.program)
+
+
+WRITERS: dict[Format, Callable[[Net], str]] = {
+    Format.RICH: lambda net: f"{net}\n",
+    Format.DOT: lambda net: to_dot(_drawable(net)),
+    Format.SVG: lambda net: to_svg(_drawable(net)),
+    Format.JSON: lambda net: json.dumps(_facts(net), indent=2) + "\n",
 }
 """What makes each format."""
+
+
+def _chosen(order: str, devices: list[str] | None, net: Net) -> Schedule | Period:
+    """Return the schedule, or the period, that the command line names."""
+    if isinstance(net, dnifx.DecoupledSystem):
+        period = schedules.period_of(order, net.program)
+        return period if devices is None else schedules.placed_period(period, net.program, devices)
+    chosen = schedules.resolve(order, net.program).at(0, net.program)
+    return chosen if devices is None else schedules.placed(chosen, net.program, devices)
 
 
 def recipe_app() -> typer.Typer:
@@ -245,22 +274,28 @@ def _option_help(option: Option) -> str:
 
 
 def _decoupled(
-    loaded: Loaded, cuts: list[str] | None, gradient: str, context: str | None, classes: int | None
-) -> dnifx.DecoupledModule:
+    loaded: Loaded,
+    cuts: list[str] | None,
+    every: list[str] | None,
+    gradient: str,
+    context: str | None,
+    classes: int | None,
+) -> Net:
     """Decouple what was loaded, by the words of the command line."""
     where = read_cuts(cuts or ()) or loaded.cuts
     if where is None:
         known = [name for name, _ in loaded.model.named_modules() if name]
         raise CutError(f"no cuts given; say --cuts each, --cuts 4 or names of modules, such as {nearest('', known)}")
-    return dnifx.decouple(
-        loaded.model,
-        where,
-        args=loaded.args,
-        kwargs=loaded.kwargs,
-        gradient=read_gradient(gradient),
-        context=read_context(context),
-        num_classes=classes or (loaded.classes if context else None),
-    )
+    options: dict[str, Any] = {
+        "args": loaded.args,
+        "kwargs": loaded.kwargs,
+        "gradient": read_gradient(gradient),
+        "context": read_context(context),
+        "num_classes": classes or (loaded.classes if context else None),
+        "every": read_every(every or ()) or loaded.every or None,
+    }
+    net: Net = dnifx.decouple(loaded.model, where, **options)
+    return net
 
 
 def _write(text: str, out: Path | None) -> None:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from dnifx import estimators
 from dnifx.errors import OptionError, nearest
-from dnifx.ir import Edge
+from dnifx.ir import Edge, Recurrent
 from dnifx.zoo import MODELS
 
-Cuts = str | int | list[str | Edge]
+Cut = str | Edge | Recurrent
+Cuts = str | int | Sequence[Cut]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Loaded:
         kwargs: Example keyword arguments.
         cuts: The cuts that make sense by default, or None.
         classes: Number of classes of its output, or None.
+        every: How often its slow parts fire by default; empty where everything fires at one rate.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class Loaded:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     cuts: Cuts | None = None
     classes: int | None = None
+    every: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_model(name: str, settings: Sequence[str] = (), inputs: Sequence[str] = (), meta: bool = False) -> Loaded:
@@ -97,13 +100,36 @@ def read_input(text: str, device: torch.device | None = None) -> tuple[str | Non
 
 
 def read_cuts(texts: Iterable[str]) -> Cuts | None:
-    """Read cuts: ``each``, a number of partitions, or names, globs and edges (``a->b``) with commas between them."""
+    """Read cuts: ``each``, a number of partitions, or, with commas between them, names, globs, edges and cuts in time.
+
+    An edge is written ``a->b``, a cut in time ``1~>state``: where the next state is in the output, and where the state is among
+    the inputs; nothing before the arrow where the next state is the whole output.
+    """
     words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
     if len(words) == 1 and words[0].isdecimal():
         return int(words[0])
-    if len(words) == 1 and "->" not in words[0]:
-        return words[0]
-    return [_cut(word) for word in words] or None
+    cuts = [_cut(word) for word in words]
+    return cuts[0] if len(cuts) == 1 and isinstance(cuts[0], str) else cuts or None
+
+
+def read_every(texts: Iterable[str]) -> dict[str, int]:
+    """Read how often parts fire: ``slow=4``, the windows from one firing to the next, with commas between several.
+
+    Raises:
+        OptionError: It reads otherwise, or names a part twice.
+    """
+    found: dict[str, int] = {}
+    for word in (word.strip() for text in texts for word in text.split(",")):
+        name, _, windows = (side.strip() for side in word.partition("="))
+        if not name or not windows.isdecimal() or int(windows) < 1:
+            raise OptionError(
+                f"--every {word}: expected NAME=WINDOWS, a module of what is slow and the windows from one of its firings to the next, "
+                "as in --every slow=4"
+            )
+        if name in found:
+            raise OptionError(f"--every {word}: {name} was given {found[name]} windows before; name it once")
+        found[name] = int(windows)
+    return found
 
 
 def read_gradient(text: str) -> Any:
@@ -137,7 +163,7 @@ def _build(name: str, settings: dict[str, Any]) -> Loaded:
         )
     known = MODELS[name]
     loaded = _loaded(_call(known.factory, settings, name), name)
-    return replace(loaded, cuts=known.cuts, classes=known.classes)
+    return replace(loaded, cuts=known.cuts, classes=known.classes, every=known.every)
 
 
 def find(name: str) -> Any:
@@ -249,8 +275,11 @@ def _example(shape: list[int], dtype: torch.dtype, device: torch.device | None) 
     return torch.full(shape, dtype is torch.bool, dtype=dtype, device=device)
 
 
-def _cut(word: str) -> str | Edge:
+def _cut(word: str) -> Cut:
     """Read one cut."""
+    next_state, wave, state = word.partition("~>")
+    if wave:
+        return Recurrent(state.strip(), next_state.strip())
     source, arrow, target = word.partition("->")
     return Edge(source.strip(), target.strip()) if arrow else word
 

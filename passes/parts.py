@@ -245,6 +245,12 @@ def agreeing(
         CutError: It does not.
     """
     few = [tiers[fast.every].program.measures[node.name].tensors[0] for node in here]
+    for node, spec in zip(here, few, strict=True):
+        if spec.requires_grad and len(spec.shape) <= BATCH + 1:
+            raise CutError(
+                f"{node.name!r} crosses to the part that fires every {slow.every} windows, and is {spec}; a message is [windows, batch, "
+                "features, ...]: let inputs and messages lead with time, a single step being one window"
+            )
     many = [tiers[slow.every].program.measures[node.name].tensors[0] for node in there]
     count = slow.every // fast.every
     wanted = [(count * spec.shape[0], *spec.shape[1:]) if len(spec.shape) > BATCH else None for spec in few]

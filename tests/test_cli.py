@@ -17,8 +17,18 @@ import dnifx.cli
 from dnifx.cli import main, recipe_command
 from dnifx.errors import OptionError
 from dnifx.estimators import Synthetic
-from dnifx.ir import Edge
-from dnifx.loading import Loaded, find, load_model, read_context, read_cuts, read_gradient, read_input, read_setting
+from dnifx.ir import Edge, Recurrent
+from dnifx.loading import (
+    Loaded,
+    find,
+    load_model,
+    read_context,
+    read_cuts,
+    read_every,
+    read_gradient,
+    read_input,
+    read_setting,
+)
 from dnifx.zoo import MODELS
 from dnifx.zoo.recipes import RECIPES, Recipe, option
 
@@ -134,6 +144,63 @@ def test_schedule_draws_simulates_and_traces(tmp_path: Path, capsys: pytest.Capt
     text = run(["schedule", "fcn", "-s", "layers=3", "--devices", "cuda:0,cuda:1,cuda:2", "--steps", "2"], capsys)
     assert "cuda:2" in text
     assert "ScheduleError" in run(["schedule", "fcn", "--schedule", "sequentiel"], capsys, 2)
+
+
+CLOCKS = ["two-clocks", "--set", "width=8", "--set", "batch=3"]
+
+
+def test_show_takes_a_system_of_several_rates(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(["show", *CLOCKS], capsys)
+    for word in (
+        "TwoClocks  2 parts",
+        "every window  1 partition",
+        "every 4 windows",
+        "4 at once",
+        "submod_1",
+        "   |  F0",
+    ):
+        assert word in text
+    assert "every 3 windows" in run(["show", *CLOCKS, "--every", "slow=3"], capsys)
+    facts = json.loads(run(["show", *CLOCKS, "-f", "json"], capsys))
+    assert [part["every"] for part in facts["parts"]] == [1, 4]
+    assert facts["messages"][0]["messages"] == 4
+    assert "every 4 windows" in run(["show", *CLOCKS, "-f", "dot"], capsys)
+    assert ElementTree.fromstring(run(["show", *CLOCKS, "-f", "svg"], capsys)).tag.endswith("svg")
+    own = ["show", "my_model:Net", "--input", "1x5x6", "--cuts", "first", "--every", "second=2"]
+    assert "first: f32[5, 8], submod_0 -> submod_1, 2 at once" in run(own, capsys)
+
+
+def test_a_system_that_is_none_says_so(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected NAME=WINDOWS" in run(["show", *CLOCKS, "--every", "slow:4"], capsys, 2)
+    assert "nearest: 'slow'" in run(["show", *CLOCKS, "--every", "slwo=4"], capsys, 2)
+    assert "name the modules after which to cut" in run(["show", *CLOCKS, "--cuts", "2"], capsys, 2)
+    flat = ["show", "my_model:called", "--cuts", "first", "--every", "second=2"]
+    assert "a message is [windows, batch, features, ...]" in run(flat, capsys, 2)
+
+
+def test_schedule_draws_simulates_and_traces_a_period(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.json"
+    base = ["schedule", *CLOCKS, "--every", "slow=2"]
+    lines = run([*base, "--trace", str(trace)], capsys).splitlines()
+    assert lines[0] == "sequential: 13 actions in 2 windows"
+    assert lines[2].split() == "submod_0 F0 S0 B0 U0 | F0 S0 B0 U0 T0 M0".split()
+    assert "F0 S0 B0 U0 | F0 S0 B0 U0 F1 B1 T0 M0 U1" in lines
+    events = [each for each in json.loads(trace.read_text())["traceEvents"] if each["ph"] == "X"]
+    assert [each["args"]["step"] for each in events] == [0] * 4 + [1] * 9
+    assert "sequential: 6 steps in" in run([*base, "--steps", "3"], capsys)
+    assert "cuda:1" in run([*base, "--devices", "cuda:0,cuda:1"], capsys)
+    assert "3 devices were given for 2 partitions" in run([*base, "--devices", "a,b,c"], capsys, 2)
+    text = run([*base, "--schedule", "F0 S0 B0 U0 | F0 S0 B0 U0 F1 B1 U1"], capsys)
+    assert "11 actions in 2 windows" in text
+    assert "F1 is lacking" in run([*base, "--schedule", "F0 S0 B0 U0 | F0 S0 B0 U0"], capsys, 2)
+    assert "is no schedule of a system" in run([*base, "--schedule", "unlocked"], capsys, 2)
+
+
+def test_code_prints_a_systems_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(["code", *CLOCKS], capsys)
+    compile(text, "code", "exec")
+    assert "# every 4: one firing" in text
+    assert "cannot be written to a folder" in run(["code", *CLOCKS, "--out", "never"], capsys, 2)
 
 
 def test_zoo_lists_models_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,10 +354,29 @@ def test_inputs_are_read() -> None:
         (["a", "b.*"], ["a", "b.*"]),
         (["a->b"], [Edge("a", "b")]),
         (["x", "a -> b"], ["x", Edge("a", "b")]),
+        (["fast, 2 ~> fast_state", "~>s"], ["fast", Recurrent("fast_state", "2"), Recurrent("s", "")]),
+        (["1~>state"], [Recurrent("state", "1")]),
     ],
 )
 def test_cuts_are_read(texts: list[str], cuts: object) -> None:
     assert read_cuts(texts) == cuts
+
+
+def test_rates_are_read() -> None:
+    assert read_every([]) == {}
+    assert read_every(["slow=4"]) == {"slow": 4}
+    assert read_every(["a.b = 2, slow=4", "c=6"]) == {"a.b": 2, "slow": 4, "c": 6}
+
+
+@pytest.mark.parametrize("text", ["slow", "slow=", "=4", "slow=0", "slow=-2", "slow=2.5", "slow=x", "slow=4,", ""])
+def test_rates_that_are_none_say_how_they_are_written(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--every .*expected NAME=WINDOWS.*--every slow=4"):
+        read_every([text])
+
+
+def test_a_rate_is_given_once() -> None:
+    with pytest.raises(OptionError, match="slow was given 2 windows before"):
+        read_every(["slow=2", "slow=3"])
 
 
 def test_settings_are_literals_or_text() -> None:

@@ -124,6 +124,7 @@ def test_machine_readable_form_is_stable() -> None:
         "fits": True,
         "input_model": None,
         "input_model_parameters": None,
+        "messages": 1,
     }
     assert facts["without_gradient"][0]["value"]["name"] == "gt"
     assert facts["without_gradient"][0]["consumers"] == ["submod_2"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import dnifx
 from dnifx.errors import OptionError
 from dnifx.zoo import CNN, FCN, MODELS
 
@@ -66,7 +67,7 @@ def test_a_net_without_hidden_layer_is_refused(kind: type[FCN] | type[CNN]) -> N
         kind(layers=1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not MODELS[name].every])
 def test_every_model_of_the_zoo_runs(name: str) -> None:
     model, args = MODELS[name].factory(layers=3)
     assert MODELS[name].name == name
@@ -75,3 +76,12 @@ def test_every_model_of_the_zoo_runs(name: str) -> None:
     assert output.shape == (args[0].shape[0], MODELS[name].classes)
     output.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].every])
+def test_every_system_of_the_zoo_falls_into_the_parts_it_names(name: str) -> None:
+    known = MODELS[name]
+    model, args = known.factory(width=8)
+    net = dnifx.decouple(model, known.cuts, every=known.every, args=args)
+    assert [plan.every for plan in net.system.plans] == [1, *sorted(set(known.every.values()))]
+    assert known.where == "fast, 2 ~> fast_state, 3 ~> slow_state; every slow=4"

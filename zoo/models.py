@@ -1,15 +1,17 @@
 """The models of the zoo, by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from dnifx import Recurrent
 from dnifx.zoo.cnn import CNN
 from dnifx.zoo.fcn import FCN
+from dnifx.zoo.two_clocks import TwoClocks, zero_state
 
 Built = tuple[nn.Module, tuple[Any, ...]]
 
@@ -25,13 +27,21 @@ class ZooModel:
             ``filters``) as keyword arguments.
         cuts: The cuts that make sense by default, as ``decouple`` takes them.
         classes: Number of classes of its output, for a label context.
+        every: How often its slow parts fire, by module path; empty where everything fires at one rate.
     """
 
     name: str
     summary: str
     factory: Callable[..., Built]
-    cuts: str | int
+    cuts: str | int | tuple[str | Recurrent, ...]
     classes: int = 10
+    every: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """The cuts and rates as a command line writes them."""
+        cuts = ", ".join(map(str, self.cuts)) if isinstance(self.cuts, tuple) else str(self.cuts)
+        return "; every ".join([cuts, *(f"{name}={windows}" for name, windows in self.every.items())])
 
 
 def _fcn_mnist(layers: int = 4, width: int = 256) -> Built:
@@ -50,6 +60,11 @@ def _cnn_cifar10(layers: int = 3, filters: int = 128) -> Built:
     return CNN((3, 32, 32), layers=layers, filters=filters), (torch.zeros(32, 3, 32, 32),)
 
 
+def _two_clocks(width: int = 256, ticks: int = 4, batch: int = 32) -> Built:
+    digits, states = torch.zeros(ticks, batch, 784), [zero_state(batch, width) for _ in range(2)]
+    return TwoClocks(width=width, ticks=ticks), (digits, *states)
+
+
 _ALL = (
     ZooModel("fcn", "the fully connected network for MNIST, 4 layers of 256 units", _fcn_mnist, "hidden.*"),
     ZooModel("cnn", "the convolutional network for MNIST, 3 layers of 64 filters", _cnn_mnist, "hidden.*"),
@@ -58,6 +73,14 @@ _ALL = (
     ),
     ZooModel(
         "cnn-cifar10", "the convolutional network for CIFAR-10, 3 layers of 128 filters", _cnn_cifar10, "hidden.*"
+    ),
+    ZooModel(
+        "two-clocks",
+        "two networks that tick at different rates, a message every 4 digits",
+        _two_clocks,
+        ("fast", Recurrent("fast_state", "2"), Recurrent("slow_state", "3")),
+        classes=5,
+        every={"slow": 4},
     ),
 )
 

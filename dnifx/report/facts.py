@@ -28,7 +28,7 @@ class PartitionFacts:
     """A partition: where it begins and ends in the model, and what it costs.
 
     ``first`` and ``last`` are module paths (node names for operations outside of submodules), ``share`` is its part of
-    the program's cost, between 0 and 1.
+    the program's cost, between 0 and 1, ``every`` counts the windows from one of its firings to the next.
     """
 
     name: str
@@ -45,11 +45,15 @@ class PartitionFacts:
     device: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    every: int
 
 
 @dataclass(frozen=True)
 class BoundaryFacts:
-    """A boundary and what stands on it; the estimator's fields are None where no interface was inserted yet."""
+    """A boundary and what stands on it; the estimator's fields are None where no interface was inserted yet.
+
+    ``messages`` counts the firings of the producer that the consumers take at once.
+    """
 
     name: str
     index: int
@@ -62,6 +66,7 @@ class BoundaryFacts:
     fits: bool | None
     input_model: str | None
     input_model_parameters: int | None
+    messages: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,12 @@ def as_dict(program: Program) -> dict[str, Any]:
 
     Keys are those of ProgramFacts; ``format`` names the version of the form.
     """
-    return _plain(asdict(program_facts(program)))  # type: ignore[no-any-return]
+    return plain(program_facts(program))
+
+
+def plain(facts: Any) -> dict[str, Any]:
+    """Return a dataclass of facts as plain dicts, lists, strings and numbers."""
+    return _plain(asdict(facts))  # type: ignore[no-any-return]
 
 
 def module_path(node: fx.Node) -> str:
@@ -215,6 +225,7 @@ def _partition_facts(
         device=str(partition.device),
         inputs=partition.inputs,
         outputs=partition.outputs,
+        every=partition.every,
     )
 
 
@@ -247,6 +258,7 @@ def _boundary_facts(program: Program, boundary: Boundary) -> BoundaryFacts:
         fits=interface.fits if interface else None,
         input_model=type(model).__name__ if model else None,
         input_model_parameters=count_parameters(model) if model else None,
+        messages=boundary.messages,
     )
 
 

@@ -225,7 +225,8 @@ def _bands(facts: ProgramFacts, partitions: int) -> tuple[Band, ...]:
         Band(
             part.index,
             part.name,
-            f"{quantity(part.parameters)} parameters · {quantity(part.flops, 'FLOP')} · {percent(part.share)} of cost",
+            f"{quantity(part.parameters)} parameters · {quantity(part.flops, 'FLOP')} · {percent(part.share)} of cost"
+            + (f" · every {part.every} windows" if part.every > 1 else ""),
         )
         for part in facts.partitions
     )
@@ -288,6 +289,7 @@ def _gate_lines(line: BoundaryFacts) -> tuple[str, ...]:
     if line.estimator_parameters:
         estimator += f" · {quantity(line.estimator_parameters)} parameters"
     extra = [f"input model {line.input_model}"] if line.input_model else []
+    extra += [f"{line.messages} messages at once"] if line.messages > 1 else []
     return (f"cut {shorten(line.name, LONGEST)}", _few(line.values), estimator, *extra)
 
 

@@ -23,9 +23,14 @@ SHOWN = 6
 
 def render(program: Program, width: int = 100) -> str:
     """Return the report as plain text without colour, ``width`` characters wide."""
+    return plain_text(ProgramReport(program), width)
+
+
+def plain_text(report: RenderableType, width: int) -> str:
+    """Return a report as plain text without colour, ``width`` characters wide."""
     console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
-        console.print(ProgramReport(program))
+        console.print(report)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
@@ -36,14 +41,18 @@ class ProgramReport:
     program: Program
 
     def __rich__(self) -> RenderableType:
-        facts = program_facts(self.program)
-        parts: list[RenderableType] = [headline(facts)]
-        if facts.partitions:
-            parts += ["", partition_table(facts.partitions)]
-        if facts.boundaries:
-            parts += ["", boundary_table(facts.boundaries)]
-        lines = [*crossing_lines(facts), *kept_lines(facts), *note_lines(facts)]
-        return Group(*parts, *(["", *lines] if lines else []))
+        return shown(program_facts(self.program))
+
+
+def shown(facts: ProgramFacts) -> Group:
+    """Lay out the facts of a program."""
+    parts: list[RenderableType] = [headline(facts)]
+    if facts.partitions:
+        parts += ["", partition_table(facts.partitions)]
+    if facts.boundaries:
+        parts += ["", boundary_table(facts.boundaries)]
+    lines = [*crossing_lines(facts), *kept_lines(facts), *note_lines(facts)]
+    return Group(*parts, *(["", *lines] if lines else []))
 
 
 def headline(facts: ProgramFacts) -> RenderableType:
@@ -165,8 +174,8 @@ def _section(title: str, lines: list[str], limit: int | None = SHOWN) -> list[Re
     """Head an indented list with its title; an empty list has none."""
     if not lines:
         return []
-    shown = lines if limit is None else _first(lines, limit)
-    return [Text(title, "bold"), *(Padding(Text(line), (0, 0, 0, 2)) for line in shown)]
+    first = lines if limit is None else _first(lines, limit)
+    return [Text(title, "bold"), *(Padding(Text(line), (0, 0, 0, 2)) for line in first)]
 
 
 def _table() -> Table:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from rich.markup import escape
 from torch import Tensor, nn
 
 from dnifx.errors import DnifxError, InputError, LossError
@@ -27,7 +26,7 @@ class DecoupledSystem(nn.Module):
         mean: Whether gradients are means over examples (else sums) in parts without a loss of their own.
         root: The attribute that holds the estimators.
         emitters: The compiler's back ends.
-        show: The system as text for people.
+        report: The system for people: as text by ``str``, and for rich.
         period: From a schedule's specification to what gives each window its schedule.
     """
 
@@ -38,7 +37,7 @@ class DecoupledSystem(nn.Module):
         mean: bool,
         root: str,
         emitters: Emitters,
-        show: Callable[[System], str],
+        report: Callable[[System], Any],
         period: Callable[[Any, Program], Any],
     ) -> None:
         super().__init__()
@@ -46,8 +45,8 @@ class DecoupledSystem(nn.Module):
         for registry in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[registry] = model.__dict__[registry]
         self._modules.update(model._modules)
-        self.__dict__.update(original=model, system=system, losses=dict(losses), emitters=emitters, show=show)
-        self.__dict__["period"] = period
+        self.__dict__.update(original=model, system=system, losses=dict(losses), emitters=emitters)
+        self.__dict__.update(report=report, period=period)
         self.training = model.training
         self.__dict__["parts"] = tuple(self.part(index, mean, root) for index in range(len(system.plans)))
         estimators = {each.boundary.key: each.interface.estimator for each in system.messages}
@@ -151,7 +150,7 @@ class DecoupledSystem(nn.Module):
         return SystemTrainer(self, source, optimizer, lr_scheduler, estimator_optimizer)
 
     period: Callable[[Any, Program], Any]
-    show: Callable[[System], str]
+    report: Callable[[System], Any]
 
     def interface_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters of all estimators."""
@@ -161,10 +160,10 @@ class DecoupledSystem(nn.Module):
             yield from each.interface.estimator.parameters()
 
     def __str__(self) -> str:
-        return self.show(self.system)
+        return str(self.report(self.system))
 
-    def __rich__(self) -> str:
-        return escape(str(self))
+    def __rich__(self) -> Any:
+        return self.report(self.system)
 
 
 def refuse_other_situations(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:

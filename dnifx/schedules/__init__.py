@@ -11,7 +11,7 @@ from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.language import on_partition, parse, parse_period
 from dnifx.schedules.locking import Lock, locks
 from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, with_time, without_fits
-from dnifx.schedules.periods import resolve_period, sequential_period, validate_period
+from dnifx.schedules.periods import period_of, placed_period, resolve_period, sequential_period, validate_period
 from dnifx.schedules.probing import probing
 from dnifx.schedules.registry import resolve
 from dnifx.schedules.simulation import Simulation, Span, simulate
@@ -37,7 +37,9 @@ __all__ = [
     "on_partition",
     "parse",
     "parse_period",
+    "period_of",
     "placed",
+    "placed_period",
     "probing",
     "random_order",
     "resolve",

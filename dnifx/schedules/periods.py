@@ -4,8 +4,8 @@ A period is written with bars between its windows: ``F0 S0 B0 U0 | F0 S0 B0 U0 F
 does not fire, none of its actions stand; when it fires, it takes the messages of all windows since its last firing.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 
@@ -13,7 +13,7 @@ from dnifx.errors import ScheduleError
 from dnifx.ir import BAR, Action, Kind, Period, Program, Schedule
 from dnifx.schedules.dependencies import Answer, Links, answers_by_order, links
 from dnifx.schedules.language import parse_period, unplaced
-from dnifx.schedules.orders import Choice, arranged, chosen_actions, eager, trained
+from dnifx.schedules.orders import Choice, arranged, chosen_actions, eager, placed, trained
 from dnifx.schedules.sources import Resumable
 from dnifx.schedules.validation import validate
 
@@ -113,8 +113,8 @@ def _parsed(text: str, name: str) -> Period:
     return parse_period(text, name)
 
 
-def resolve_period(spec: object, program: Program) -> Cycle:
-    """Return the source of a period that a user asked for, after checking it.
+def period_of(spec: object, program: Program) -> Period:
+    """Return the period that a user asked for, after checking it.
 
     Args:
         spec: ``"sequential"``, a period, or its text.
@@ -135,4 +135,20 @@ def resolve_period(spec: object, program: Program) -> Cycle:
             f"between its windows: {sequential_period(program)}"
         )
     validate_period(period, program)
+    return period
+
+
+def resolve_period(spec: object, program: Program) -> Cycle:
+    """Return the source of a period that a user asked for, after checking it; see ``period_of``."""
+    period = period_of(spec, program)
     return Cycle(str(period), period.name)
+
+
+def placed_period(period: Period, program: Program, devices: Iterable[str]) -> Period:
+    """Return the period with a device for each partition; see ``placed``.
+
+    Raises:
+        ScheduleError: The number of devices is not that of the partitions.
+    """
+    names = tuple(devices)
+    return replace(period, windows=tuple(placed(window, program, names) for window in period.windows))
