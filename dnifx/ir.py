@@ -57,6 +57,20 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """How a value that is no tensor holds its parts.
+
+    Attributes:
+        kind: Its class.
+        parts: Of a tuple, a list or a dict with names as keys, each part by its index or key: another holder, or None for a tensor or
+            a plain value. Nothing for a value of another class.
+    """
+
+    kind: type
+    parts: tuple[tuple[Any, "Holder | None"], ...] = ()
+
+
+@dataclass(frozen=True)
 class Measure:
     """What one node costs, seen by running it on fake tensors.
 
@@ -69,6 +83,7 @@ class Measure:
         storages: The identity of each tensor's storage; equal numbers are aliases.
         writes: Names of the argument nodes whose memory this node writes in place.
         random: Whether it draws random numbers.
+        holder: How the value holds its tensors, where it is none itself.
     """
 
     tensors: tuple[TensorSpec, ...] = ()
@@ -79,6 +94,7 @@ class Measure:
     storages: tuple[int, ...] = ()
     writes: tuple[str, ...] = ()
     random: bool = False
+    holder: Holder | None = None
 
     @property
     def requires_grad(self) -> bool:

@@ -1,6 +1,5 @@
 """Legalize: what would make a cut wrong is mended or refused; then partitions and boundaries are known in full."""
 
-import operator
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from torch import fx, nn
 from dnifx.errors import LegalizeError, PassError
 from dnifx.ir import Boundary, Partition, Program, identifier
 from dnifx.passes.capture import captured, copied, module_path
+from dnifx.passes.containers import without_containers
 from dnifx.passes.measure import MeasureNodes, node_parameters
 from dnifx.passes.partition import homed
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.recurrent import only_as_state
 from dnifx.passes.repeats import repeat_parameters
 from dnifx.passes.writes import crossing_writes, shield_writes
-from dnifx.runtime.ops import rebuild
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,8 @@ class Legalize(Pass):
     def run(self, program: Program) -> Program:
         """Rewrite a copy of the graph where a cut would change what it computes."""
         program, notes = with_repeats(program)
+        program = without_containers(program)
         homes, graph = dict(program.homes), captured(program)
-        unpack_containers(graph, program, homes)
-        homes = dense(homes)
         notes += shield_writes(graph, program, homes)
         legal = replace(program, graph=graph, homes=homes)
         if len(graph.nodes) != len(program.measures) + 1:
@@ -60,43 +58,6 @@ def with_repeats(program: Program) -> tuple[Program, list[str]]:
     if len(graph.nodes) == len(program.measures) + 1:
         return replace(program, graph=graph, homes=homes), notes
     return MeasureNodes().run(replace(program, graph=graph, homes=homes)), notes
-
-
-def unpack_containers(graph: fx.Graph, program: Program, homes: dict[str, int]) -> None:
-    """Let only tensors and plain values cross: items of a tuple are taken where it is made, an object is made where it is read."""
-    for node in list(graph.nodes):
-        if node.op == "output" or node.op == "placeholder":
-            continue
-        measure = program.measures[node.name]
-        crossing = [user for user in node.users if homes[user.name] != homes.get(node.name)]
-        if measure.is_tensor or not measure.tensors or not crossing:
-            continue
-        if node.target is rebuild and len({homes[user.name] for user in node.users}) == 1:
-            homes[node.name] = homes[crossing[0].name]
-            continue
-        for user in crossing:
-            if user.op == "call_function" and user.target in (operator.getitem, getattr):
-                move_home(user, homes, homes[node.name])
-            else:
-                raise LegalizeError(
-                    f"{node.name} in module {module_path(node) or '<root>'!r} makes {len(measure.tensors)} tensors in one "
-                    f"object, which crosses the cut into {user.name} as a whole; cut where its tensors are taken out, or "
-                    f"keep both in one partition"
-                )
-
-
-def dense(homes: dict[str, int]) -> dict[str, int]:
-    """Number the partitions without holes."""
-    order = {home: index for index, home in enumerate(sorted(set(homes.values())))}
-    return {name: order[home] for name, home in homes.items()}
-
-
-def move_home(node: fx.Node, homes: dict[str, int], home: int) -> None:
-    """Move a node, and what it alone reads, to another partition."""
-    homes[node.name] = home
-    for source in node.all_input_nodes:
-        if source.op == "get_attr":
-            homes[source.name] = home
 
 
 def refuse_remaining(program: Program) -> None:

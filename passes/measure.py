@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
-from dnifx.ir import Measure, Program, TensorSpec
+from dnifx.ir import Holder, Measure, Program, TensorSpec
 from dnifx.passes.capture import captured, copied, module_path
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.recording.rounds import copied as copied_arguments
@@ -238,7 +238,19 @@ class Meter(fx.Interpreter):
             ),
             storages=storages,
             writes=writes,
+            holder=holder_of(value) if tensors else None,
         )
+
+
+def holder_of(value: Any) -> Holder | None:
+    """Return how a value holds its parts; None for a tensor, and for what holds none."""
+    if isinstance(value, Tensor) or not held_tensors(value):
+        return None
+    if type(value) in (tuple, list):
+        return Holder(type(value), tuple((index, holder_of(part)) for index, part in enumerate(value)))
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return Holder(dict, tuple((key, holder_of(part)) for key, part in value.items()))
+    return Holder(type(value))
 
 
 def held_tensors(value: Any) -> list[Tensor]:

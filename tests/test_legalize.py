@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnifx
-from dnifx.errors import LegalizeError, PassError
+from dnifx.errors import PassError
 from dnifx.passes.capture import captured
 from dnifx.passes.legalize import Legalize
 from dnifx.runtime.ops import rebuild
@@ -68,25 +68,6 @@ def test_a_tuple_does_not_cross_but_its_items_do() -> None:
     assert [str(spec) for spec in program.boundaries[0].specs] == ["f32[4, 7, 5]", "f32[1, 4, 5]", "f32[1, 4, 5]"]
     net = dnifx.decouple(model, ["lstm"], args=(x,), gradient="oracle")
     assert torch.equal(net(x), model(x))
-
-
-def test_a_container_that_crosses_as_a_whole_is_refused() -> None:
-    class Stacks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            parts = torch.chunk(self.a(x), 2, 1)
-            result: Tensor = self.b(torch.cat(parts, 1))
-            return result
-
-    with pytest.raises(LegalizeError) as caught:
-        compiled(Stacks(), ["chunk"], X, until="legalize")
-    assert "chunk in module '<root>' makes 2 tensors in one object, which crosses the cut into cat as a whole" in str(
-        caught.value
-    )
-    assert "cut where its tensors are taken out, or keep both in one partition" in str(caught.value)
 
 
 @dataclass
