@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import dnifx
+from dnifx.estimators import Critic, LocalLoss, Sobolev
 from dnifx.runtime.module import DecoupledModule
 
 
@@ -88,6 +89,28 @@ def test_the_fused_net_compiles_as_one_graph(backend: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+LABELLED: dict[str, Any] = {"context": "label", "num_classes": 3}
+NAMES: dict[Any, Any] = {Critic(): {"context", "target"}, Sobolev(): {"context", "target"}, LocalLoss(): {"context"}}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("gradient", NAMES, ids=lambda choice: type(choice).__name__)
+def test_an_estimator_with_a_loss_of_its_own_runs_beside_the_compiled_graphs(gradient: Any) -> None:
+    torch._dynamo.reset()
+    plain, other = (make_net(gradient=gradient, **LABELLED) for _ in range(2))
+    other.load_state_dict(copy.deepcopy(plain.state_dict()))
+    told = dict.fromkeys(NAMES[gradient], True)
+    compiled = torch.compile(other, backend="aot_eager")
+    wanted, found = (
+        train(net, owner.parameters(), 3, sgd, **told) for net, owner in ((plain, plain), (compiled, other))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+    whole = torch.compile(other, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="the estimator differentiates a loss of its own"):
+        train(whole, other.parameters(), 1, sgd, **told)
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
-from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context
+from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context, uncompiled
 from dnifx.runtime.gradients import absolute_fit, predicted_gradients
 
 fx.wrap("predicted_gradients")
@@ -73,6 +73,7 @@ class CriticGradient(LabelledGradient):
         self.sobolev = sobolev
         self.needs_target = sobolev > 0
 
+    @uncompiled
     def forward(
         self, values: tuple[Tensor, ...], context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, ...]:

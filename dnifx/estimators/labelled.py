@@ -1,7 +1,9 @@
 """What estimators that classify have in common: a head, labels, and a loss of each example."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -26,6 +28,16 @@ def need_context(name: str, spec: BoundarySpec) -> None:
         raise EstimatorError(
             f"boundary {spec.name!r}: {name} learns from labels; give dnifx.decouple(..., context='label', num_classes=...)"
         )
+
+
+Forward = TypeVar("Forward", bound=Callable[..., object])
+
+
+def uncompiled(forward: Forward) -> Forward:
+    """Let ``torch.compile`` leave a forward to run by itself; under ``fullgraph=True`` its error gives the reason."""
+    reason = "the estimator differentiates a loss of its own"
+    alone: Forward = torch.compiler.disable(forward, reason=reason)  # type: ignore[no-untyped-call]
+    return alone
 
 
 class LabelledGradient(GradientEstimator):

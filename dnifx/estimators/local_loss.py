@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
-from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context
+from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context, uncompiled
 from dnifx.runtime.gradients import own_gradients
 
 fx.wrap("own_gradients")
@@ -57,6 +57,7 @@ class LocalGradient(LabelledGradient):
 
     needs_target = False
 
+    @uncompiled
     def forward(
         self, values: tuple[Tensor, ...], context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, ...]:
