@@ -136,3 +136,15 @@ def test_options_out_of_range_are_refused() -> None:
         run(RECIPES["copy"].read({**BRIEF, "unroll": "0"}))
     with pytest.raises(OptionError, match="--lr"):
         run(RECIPES["copy"].read({**BRIEF, "lr": 0}))
+    with pytest.raises(OptionError, match="--estimator-lr: got -1"):
+        run(RECIPES["copy"].read({**BRIEF, "estimator_lr": -1}))
+
+
+def test_estimators_have_a_rate_of_their_own() -> None:
+    def curves(**options: Any) -> list[Any]:
+        return [arm.runs[0].curve for arm in run(RECIPES["copy"].read({**BRIEF, "arms": "bptt,dni", **options})).arms]
+
+    (bptt, dni), (same, other) = curves(), curves(estimator_lr=1.0)
+    assert curves(estimator_lr=BRIEF["lr"]) == [bptt, dni]
+    assert same == bptt
+    assert other != dni

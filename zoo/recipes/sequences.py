@@ -46,6 +46,7 @@ class Sequences:
     scale: float = option(0.1, "what synthetic gradients are multiplied by")
     steps: int = option(10000, "training steps, of one window each, at most")
     lr: float = option(7e-5, "learning rate of Adam")
+    estimator_lr: float | None = option(None, "learning rate of the estimators; by default that of the network")
     seeds: int = option(1, "runs of each arm")
     seed: int = option(0, "the first seed; the others follow it")
     evaluate_every: int = option(1000, "steps from one measurement (and checkpoint) to the next")
@@ -268,8 +269,10 @@ def check(options: Sequences) -> None:
         raise OptionError(
             f"--unroll, --arms: got {options.unroll}, {options.arms}; expected steps of 1 or more, and an arm"
         )
-    if options.lr <= 0:
-        raise OptionError(f"--lr: got {options.lr}, expected a rate above 0, as 7e-5")
+    for name in ("lr", "estimator_lr"):
+        rate = getattr(options, name)
+        if rate is not None and rate <= 0:
+            raise OptionError(f"--{name.replace('_', '-')}: got {rate}, expected a rate above 0, as 7e-5")
 
 
 def read(options: Sequences) -> Text:
@@ -294,7 +297,10 @@ class Training:
         self.task: Task = TextTask(text, settings.batch) if text else CopyTask(repeat, settings.batch, seed)
         torch.manual_seed(seed)
         self.model = self.task.network(self.width)
-        self.trainer = self.decoupled().trainer(partial(torch.optim.Adam, lr=settings.lr))
+        adam = torch.optim.Adam
+        self.trainer = self.decoupled().trainer(
+            partial(adam, lr=settings.lr), estimator_optimizer=partial(adam, lr=settings.estimator_lr or settings.lr)
+        )
         self.curve: list[Point] = []
         self.seconds = 0.0
         self.best: dict[str, Tensor] | None = None
