@@ -15,7 +15,7 @@ from dnifx.passes.cuts import CutSpec, FixedCuts, ResolveCuts, opened_by
 from dnifx.passes.emit import INPUT_MODELS, EmitFused, interface_root
 from dnifx.passes.folder import write_folder
 from dnifx.passes.homes import SameHomes
-from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces
+from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces, make_context
 from dnifx.passes.legalize import Legalize
 from dnifx.passes.likeness import REMEDY, same_owners, same_shape
 from dnifx.passes.measure import MeasureNodes
@@ -55,6 +55,8 @@ def decouple(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     gradient: Choices = "synthetic",
+    context: Literal["label"] | Callable[[Any], Tensor] | None = None,
+    num_classes: int | None = None,
     loss: Loss | Mapping[str, Loss] | None = None,
     reduction: Reduction | None = None,
     verify: bool = True,
@@ -113,7 +115,9 @@ def decouple(
         inputs: Synthetic input models, for training that is unlocked forward too: ``"synthetic"``, a factory (spec -> nn.Module),
             or a mapping from boundary names or globs to these.
         context: What estimators see beside the values: ``"label"``, or a callable from what is passed as context to
-            features [batch, ..., num_classes].
+            features [batch, ..., num_classes]. With ``every``, what the estimators between parts see, those of messages: of the
+            target of the part that sends, in the window in which it sends, to features [batch, num_classes] or
+            [messages, batch, ..., num_classes].
         num_classes: Number of classes of the label; width of a callable's features.
         mask: Name of a tensor input [batch, length] that is non-zero for tokens that count; padding then neither trains an
             estimator nor receives a synthetic gradient.
@@ -138,8 +142,9 @@ def decouple(
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
     if every is not None:
-        refuse_with_rates(inputs=inputs, context=context, num_classes=num_classes, mask=mask)
-        system = SystemCompiler(*inside_and_time(cuts), every, gradient, verify, callback)
+        refuse_with_rates(inputs=inputs, mask=mask)
+        told = make_context(context, num_classes)
+        system = SystemCompiler(*inside_and_time(cuts), every, gradient, told, verify, callback)
         try:
             return decoupled_system(system.compile(model, tuple(args), dict(kwargs or {})), loss, reduction)
         except DnifxError as error:

@@ -180,11 +180,22 @@ def check_mask(mask: str | None, program: Program) -> None:
         )
 
 
-def make_interface(boundary: Boundary, choice: Choice, context: Context | None, program: Program) -> Interface:
-    """Build and check the estimator of one boundary."""
+def make_interface(
+    boundary: Boundary, choice: Choice, context: Context | None, program: Program, examples: int | None = None
+) -> Interface:
+    """Build and check the estimator of one boundary.
+
+    Args:
+        boundary: The boundary.
+        choice: The estimator.
+        context: What it sees beside the values.
+        program: The program.
+        examples: How many examples a value holds; by default as many as the program's inputs.
+    """
     width, classes = (context.width, context.classes) if context else (None, None)
     batch = batch_input(program)
-    examples = program.measures[batch].tensors[0].shape[program.batch_dim] if batch else None
+    if examples is None and batch is not None:
+        examples = program.measures[batch].tensors[0].shape[program.batch_dim]
     spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)

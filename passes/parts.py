@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CutError, EstimatorError, PassError
-from dnifx.ir import Boundary, Cut, Program, TensorSpec, identifier
+from dnifx.ir import Boundary, Context, Cut, Program, TensorSpec, identifier
 from dnifx.passes.capture import captured
 from dnifx.passes.insert import Choice, make_interface
 from dnifx.passes.legalize import cut_name
@@ -264,7 +264,9 @@ def agreeing(
     return few
 
 
-def message(crossing: Crossing, index: int, name: str, choice: Choice, scale: float, program: Program) -> Message:
+def message(
+    crossing: Crossing, index: int, name: str, choice: Choice, scale: float, program: Program, context: Context | None
+) -> Message:
     """Put an interface on what crosses between two parts.
 
     Args:
@@ -274,13 +276,14 @@ def message(crossing: Crossing, index: int, name: str, choice: Choice, scale: fl
         choice: The estimator.
         scale: What synthetic gradients are multiplied by.
         program: The part that gives.
+        context: What the estimator sees beside the messages.
 
     Raises:
         EstimatorError: The estimator waits for the target, or needs what no message brings.
     """
     specs = tuple(replace(each, shape=(each.shape[0] * each.shape[1], *each.shape[2:])) for each in crossing.specs)
     boundary = Boundary(index, name, crossing.producer, crossing.consumers, crossing.values, specs, crossing.messages)
-    interface = make_interface(boundary, choice, None, replace(program, batch_dim=BATCH))
+    interface = make_interface(boundary, choice, context, program, specs[0].shape[0])
     if interface.locked or interface.blends or interface.needs_end:
         raise EstimatorError(
             f"boundary {name!r} carries messages to a part that fires once for {crossing.messages} of them, and {interface.description} "
@@ -291,7 +294,11 @@ def message(crossing: Crossing, index: int, name: str, choice: Choice, scale: fl
 
 
 def system_of(
-    whole: Program, plans: Sequence[PartPlan], programs: Sequence[Program], messages: Sequence[Message]
+    whole: Program,
+    plans: Sequence[PartPlan],
+    programs: Sequence[Program],
+    messages: Sequence[Message],
+    context: Context | None,
 ) -> System:
     """Join parts and messages, with one numbering of all partitions and boundaries for the schedules.
 
@@ -321,6 +328,7 @@ def system_of(
         partitions=tuple(sorted(partitions, key=lambda part: part.index)),
         boundaries=(*boundaries, *(each.boundary for each in messages)),
         interfaces=(*interfaces, *(each.interface for each in messages)),
+        context=context,
     )
     if whole.signature is None:
         raise PassError("the system has no signature; run capture first")

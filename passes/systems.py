@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from dnifx.errors import CutError, EstimatorError, LossError, nearest
-from dnifx.ir import Program, Recurrent, identifier
+from dnifx.ir import Context, Program, Recurrent, identifier
 from dnifx.passes.capture import CaptureGraph
 from dnifx.passes.cuts import CutSpec, ResolveCuts, glob_matches, opened_by
 from dnifx.passes.emit import EmitFused
@@ -35,6 +35,7 @@ class SystemCompiler:
         recurrents: The cuts in time.
         every: How often partitions fire, by module path or partition name.
         gradient: The estimators.
+        context: What the estimators between parts see beside the messages; those inside parts see none.
         verify: Compare what is captured with the system before it is taken.
         callback: Told of each pass.
     """
@@ -43,6 +44,7 @@ class SystemCompiler:
     recurrents: tuple[Recurrent, ...]
     every: Rates
     gradient: Choices
+    context: Context | None = None
     verify: bool = True
     callback: Callback | None = None
 
@@ -61,10 +63,18 @@ class SystemCompiler:
         programs = [self.finished(program, choices, index) for index, (_, program) in enumerate(formed)]
         first = sum(len(program.boundaries) for program in programs)
         messages = [
-            message(each, first + number, name, choices.messages[name], self.scale(tiers, each), programs[each.source])
+            message(
+                each,
+                first + number,
+                name,
+                choices.messages[name],
+                self.scale(tiers, each),
+                programs[each.source],
+                self.context,
+            )
             for number, (each, name) in enumerate(zip(found, names, strict=True))
         ]
-        return system_of(whole.program, [plan for plan, _ in formed], programs, messages)
+        return system_of(whole.program, [plan for plan, _ in formed], programs, messages, self.context)
 
     def tiers(self, given: Program, number: int) -> Tiers:
         """Capture a program and form its partitions, up to the rates at which they fire."""

@@ -215,7 +215,7 @@ def detached(state: Any) -> Any:
 
 
 @st.composite
-def system_cases(draw: st.DrawFn, inner: bool = True) -> SystemCase:
+def system_cases(draw: st.DrawFn, inner: bool = True, own_loss: bool | None = None) -> SystemCase:
     """Draw a system."""
     torch.manual_seed(draw(st.integers(0, 10**6)))
     kinds = draw(st.sampled_from(["gru", "lstm", "none"])), draw(st.sampled_from(["gru", "lstm", "none"]))
@@ -223,7 +223,8 @@ def system_cases(draw: st.DrawFn, inner: bool = True) -> SystemCase:
     model = Both(Fast(kinds[0], ticks, messages), Slow(kinds[1], messages)).double()
     every, batch = draw(st.integers(2, 3)), draw(st.integers(2, 3))
     cuts = draw(st.sampled_from([(), ("slow.lift",), ("fast.lift",)])) if inner else ()
-    return SystemCase(model, ticks, every, batch, kinds, draw(st.booleans()), draw(st.booleans()), cuts)
+    own = draw(st.booleans()) if own_loss is None else own_loss
+    return SystemCase(model, ticks, every, batch, kinds, own, draw(st.booleans()), cuts)
 
 
 def largest(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -22,7 +22,7 @@ def decoupled() -> dnifx.DecoupledSystem:
 def test_parts_bear_the_systems_names_and_count_their_own_parameters() -> None:
     net = decoupled()
     facts = json.loads(json.dumps(system_dict(net.system)))
-    assert list(facts) == ["format", "model", "parameters", "parts", "messages", "period"]
+    assert list(facts) == ["format", "model", "parameters", "parts", "messages", "context", "period"]
     fast, slow = facts["parts"]
     assert [(part["every"], part["partitions"]) for part in (fast, slow)] == [
         (1, ["submod_0", "submod_1"]),

@@ -31,14 +31,14 @@ class Known(nn.Module):
             if torch.equal(first, values[0]):
                 answer = gradients
         made = tuple(each + 0 * self.anchor for each in answer)
-        if torch.is_grad_enabled():
-            self.targets = [torch.empty(0)] * len(made)
-            for place, (each, said) in enumerate(zip(made, answer, strict=True)):
-                each.register_hook(lambda fit, place=place, said=said: self.note(place, said - fit * len(said) / 2))
+        found = [torch.empty(0)] * len(made)
+        for place, (each, said) in enumerate(zip(made, answer, strict=True) if torch.is_grad_enabled() else ()):
+            each.register_hook(lambda fit, place=place, said=said: self.note(found, place, said - fit * len(said) / 2))
         return made
 
-    def note(self, place: int, target: Tensor) -> None:
-        self.targets[place] = target.detach()
+    def note(self, found: list[Tensor], place: int, target: Tensor) -> None:
+        found[place] = target.detach()
+        self.targets = found
 
 
 class Watched:
@@ -315,8 +315,8 @@ def test_a_rate_that_is_none_says_why(every: dict[str, int], text: str) -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    with pytest.raises(CutError, match="context= does not go together with every="):
-        chain({"slow": 2}, context="label", num_classes=3)  # type: ignore[call-overload]
+    with pytest.raises(CutError, match="inputs= does not go together with every="):
+        chain({"slow": 2}, inputs="synthetic")  # type: ignore[call-overload]
     with pytest.raises(CutError, match="name the modules after which to cut"):
         dnifx.decouple(Chain(), 2, every={"slow": 2}, args=(torch.randn(1, 2, 3),))
     with pytest.raises(EstimatorError, match="give an estimator that answers at once"):

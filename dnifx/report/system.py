@@ -51,6 +51,7 @@ class SystemFacts:
     parameters: int
     parts: tuple[PartFacts, ...]
     messages: tuple[MessageFacts, ...]
+    context: str | None
     period: str
 
 
@@ -70,6 +71,8 @@ class SystemReport:
         for part in facts.parts:
             lines += ["", shown(replace(part.program, model=often(part.every)))]
         lines += ["", Text("messages", "bold"), *(Text(f"  {message_line(each)}") for each in facts.messages)]
+        if facts.context:
+            lines.append(Text(f"  their estimators see: {facts.context}, of the part that sends"))
         period = schedules.sequential_period(self.system.schedule)
         return Group(*lines, "", schedules.grid(period, self.system.schedule))
 
@@ -96,6 +99,7 @@ def system_facts(system: System) -> SystemFacts:
         parameters=count_parameters(system.whole.model),
         parts=tuple(part_facts(plan, program, system) for plan, program in parts),
         messages=tuple(message_facts(each) for each in system.messages),
+        context=system.schedule.context.description if system.schedule.context else None,
         period=str(schedules.sequential_period(system.schedule)),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnifx.errors import DnifxError, InputError, LossError
+from dnifx.errors import ContextError, DnifxError, InputError, LossError
 from dnifx.ir import Boundary, Partition, Program
 from dnifx.runtime.module import DecoupledModule, Emitters
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec
@@ -140,14 +140,27 @@ class DecoupledSystem(nn.Module):
 
         Raises:
             LossError: The system was made without ``loss=``.
+            ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
             OptimizerError: The mapping does not cover the partitions exactly.
         """
         if not self.losses:
             raise LossError(
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable, or one for each part by the name of its module"
             )
+        self.check_context()
         source = self.period(schedule, self.system.schedule)
         return SystemTrainer(self, source, optimizer, lr_scheduler, estimator_optimizer)
+
+    def check_context(self) -> None:
+        """Raise ContextError where no target would be there for the context of a message."""
+        for each in self.system.messages:
+            if self.program.context is not None and each.source not in self.losses:
+                name = self.partitions[each.boundary.producer].name
+                raise ContextError(
+                    f"context= ({self.program.context.description}) is made of the target of the part that sends a message, and {name}, "
+                    f"which sends {each.boundary.name!r}, has no loss, and so no target: give its part one too, loss={{...}} by the path "
+                    "of a module in it, or leave context= out"
+                )
 
     period: Callable[[Any, Program], Any]
     report: Callable[[System], Any]

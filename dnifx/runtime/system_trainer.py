@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from dnifx.errors import DnifxError, StateError
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.runtime.interface import compare, fit_gradient, per_example
-from dnifx.runtime.messages import BATCH, Kept, Mail, end_to_end
+from dnifx.runtime.messages import BATCH, Kept, Mail, end_to_end, features_of_each
 from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec, advance, fitted_parameters, make_optimizers
 from dnifx.runtime.part_loss import nothing
 from dnifx.runtime.parts import Message, PartPlan
@@ -104,9 +104,6 @@ class SystemTrainer:
         )
         owned = {number: trainer.optimizers[name] for name, number in names.items()}
         trainer.lr_schedulers = makers.schedulers({**owned, **trainer.estimator_optimizers})
-        sent = [each for each in self.system.messages if each.source == plan.index]
-        if sent:
-            trainer.beside = lambda output: self.answered(output[1], sent)
         return trainer
 
     @property
@@ -119,16 +116,22 @@ class SystemTrainer:
             if each.name in trainer.optimizers
         }
 
-    def answered(self, gives: Sequence[Tensor], sent: Sequence[Message]) -> Tensor:
+    def features(self, plan: PartPlan, target: Any) -> Tensor | None:
+        """Return the features of a firing's context, where estimators of the part's messages see one: of its own target."""
+        context = self.system.schedule.context
+        sends = any(each.source == plan.index for each in self.system.messages)
+        return context.features(target) if context is not None and sends else None
+
+    def answered(self, gives: Sequence[Tensor], sent: Sequence[Message], features: Tensor | None) -> Tensor:
         """Return a zero that, differentiated, gives each message its synthetic gradient."""
         total = torch.zeros((), dtype=gives[sent[0].places[0]].dtype, device=gives[sent[0].places[0]].device)
         for each in sent:
             values = [gives[place] for place in each.places]
-            with torch.no_grad():
-                estimates = each.interface.estimator(tuple(value.flatten(0, BATCH) for value in values), None)
+            seen = tuple(value.detach().flatten(0, BATCH) for value in values)
+            estimates = each.interface.estimator(seen, told(features, values[0]))
             weight = each.scale * self.weight(each, values[0].size(BATCH))
             for value, estimate in zip(values, estimates, strict=True):
-                total = total + (value * (estimate * weight).view_as(value).to(value.dtype)).sum()
+                total = total + (value * (estimate.detach() * weight).view_as(value).to(value.dtype)).sum()
         return total - total.detach()
 
     def weight(self, each: Message, examples: int) -> float:
@@ -154,7 +157,7 @@ class SystemTrainer:
         own = [self.net.losses.get(plan.index) for plan in firing]
         targets = [None if loss is None else loss.target_among(target) for loss in own]
         flat = self.flat_inputs(args, kwargs)
-        before = [list(mail.kept) for mail in self.mail]
+        before = [mail.held() for mail in self.mail]
         losses: dict[str, Tensor] = {}
         diagnostics: dict[str, Mapping[str, Tensor]] = {}
         output: list[Any] = [None] * self.states.size
@@ -167,7 +170,7 @@ class SystemTrainer:
                 diagnostics.update(found.diagnostics)
         except BaseException:
             for mail, kept in zip(self.mail, before, strict=True):
-                mail.kept = kept
+                mail.hold(kept)
             raise
         self.steps += 1
         return SystemResult(losses, self.states.output(output), diagnostics)
@@ -178,14 +181,20 @@ class SystemTrainer:
         self.told[plan.index].schedule = self.told_of(schedule, plan)
         values = mail.laid_out()
         taken = [each for each in self.system.messages if each.target == plan.index]
-        arriving = [each for each in taken if Action(Kind.TARGET, each.boundary.index) in schedule.actions]
+        arriving = [each for each in taken if diagnose or Action(Kind.TARGET, each.boundary.index) in schedule.actions]
         for value in (values[number] for each in arriving for number in each.inputs):
             value.requires_grad_()
+        features = self.features(plan, target)
+        sent = [each for each in self.system.messages if each.source == plan.index]
+        trainer.beside = (lambda output: self.answered(output[1], sent, features)) if sent else None
         result = trainer.step(values, self.states.given(plan, trainer.window), target=target, diagnose=diagnose)
         results, gives, _ = result.output
         for slower in self.mail[plan.index + 1 :]:
-            slower.add(plan.index, gives)
+            slower.add(plan.index, gives, features)
         diagnostics = dict(result.diagnostics)
+        for each in sent:
+            if fits_by_itself(each, schedule):
+                self.fit_by_itself(each, gives, features)
         for each in arriving:
             diagnostics.update(self.arrived(each, values, schedule, diagnose))
         mail.empty()
@@ -223,20 +232,33 @@ class SystemTrainer:
             target_of(values[number], of, self.weight(each, examples)).flatten(0, BATCH)
             for number, of in zip(each.inputs, letters, strict=True)
         )
-        fits = each.interface.fits and Action(Kind.FIT, each.boundary.index) in schedule.actions
+        fits = each.interface.needs_target and is_fitted(each, schedule)
         if not fits and not diagnose:
             return {}
-        with torch.set_grad_enabled(fits):
-            estimates = each.interface.estimator(seen, None)
+        features = self.mail[each.target].features_of(each.source, letters[0])
+        with torch.enable_grad():
+            estimates = each.interface.estimator(seen, features)
         if fits:
-            made = [
-                fit_gradient(one.detach(), target, len(one)) for one, target in zip(estimates, targets, strict=True)
-            ]
-            torch.autograd.backward(tuple(estimates), made)
-            self.message_optimizers[each.boundary.key].step()
-            self.message_optimizers[each.boundary.key].zero_grad()
-            advance([self.message_schedulers[key] for key in (each.boundary.key,) if key in self.message_schedulers])
+            self.fit(each, estimates, targets)
         return {each.boundary.name: compare(estimates, targets)} if diagnose else {}
+
+    def fit_by_itself(self, each: Message, gives: Sequence[Tensor], features: Tensor | None) -> None:
+        """Fit an estimator that learns from no target, to the messages that a part just gave."""
+        values = [gives[place].detach() for place in each.places]
+        with torch.enable_grad():
+            estimates = each.interface.estimator(
+                tuple(value.flatten(0, BATCH) for value in values), told(features, values[0])
+            )
+        self.fit(each, estimates, [torch.zeros_like(one) for one in estimates])
+
+    def fit(self, each: Message, estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Update an estimator."""
+        key = each.boundary.key
+        made = [fit_gradient(one.detach(), target, len(one)) for one, target in zip(estimates, targets, strict=True)]
+        torch.autograd.backward(tuple(estimates), made)
+        self.message_optimizers[key].step()
+        self.message_optimizers[key].zero_grad()
+        advance([self.message_schedulers[key]] if key in self.message_schedulers else [])
 
     def probe(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: the targets of a window's messages come in another window.
@@ -305,6 +327,21 @@ class SystemTrainer:
                 item.load_state_dict(state[name][key])
         self.source.load_state_dict(state["schedule"])
         self.steps = state["steps"]
+
+
+def told(features: Tensor | None, message: Tensor) -> Tensor | None:
+    """Return the features of each message of a firing, where estimators see a context."""
+    return None if features is None else features_of_each(features, message)
+
+
+def is_fitted(each: Message, schedule: Schedule) -> bool:
+    """Whether the estimator of messages learns, and a window says so."""
+    return each.interface.fits and Action(Kind.FIT, each.boundary.index) in schedule.actions
+
+
+def fits_by_itself(each: Message, schedule: Schedule) -> bool:
+    """Whether the estimator of messages learns in a window, and from no target."""
+    return is_fitted(each, schedule) and not each.interface.needs_target
 
 
 def target_of(value: Tensor, letters: Sequence[Kept], weight: float) -> Tensor:
