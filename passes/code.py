@@ -13,6 +13,7 @@ from dnifx.ir import Program
 from dnifx.passes.capture import module_path
 from dnifx.passes.stepcode import StepWriter
 from dnifx.passes.windowcode import without_step
+from dnifx.runtime.checkpoints import with_checkpoints
 
 
 def program_code(program: Program, mean: bool) -> str:
@@ -35,7 +36,7 @@ def program_code(program: Program, mean: bool) -> str:
 
 def function_code(graph: fx.Graph, name: str, title: str, program: Program, imports: dict[str, Any]) -> str:
     """Return a graph as a function of ``self``, with the type of each value and the provenance of each module as comments."""
-    code = graph.python_code("self")
+    code = with_checkpoints(graph).python_code("self")
     imports.update(code.globals)
     notes = comments(graph, program)
     source = code.src.splitlines()

@@ -12,6 +12,7 @@ from torch import fx, nn
 from dnifx.errors import LegalizeError, PassError
 from dnifx.ir import Boundary, Partition, Program, identifier
 from dnifx.passes.capture import captured, copied, module_path
+from dnifx.passes.checkpoints import settle_checkpoints
 from dnifx.passes.containers import without_containers
 from dnifx.passes.measure import MeasureNodes, node_parameters
 from dnifx.passes.partition import homed
@@ -41,7 +42,7 @@ class Legalize(Pass):
             refuse_remaining(legal)
         boundaries = form_boundaries(legal)
         partitions, owners = form_partitions(legal)
-        notes += owners + silent_cuts(legal, boundaries)
+        notes += owners + silent_cuts(legal, boundaries) + settle_checkpoints(legal)
         return replace(legal, partitions=partitions, boundaries=boundaries, notes=program.notes + tuple(notes))
 
     def check(self, program: Program) -> None:

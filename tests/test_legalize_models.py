@@ -208,7 +208,7 @@ def test_numbers_are_drawn_in_the_models_order_in_the_other_mode_too() -> None:
     def make() -> Example:
         return Draws().eval(), (torch.randn(3, 4),), {}
 
-    net = decoupled(make(), "last", "zero")
+    net = decoupled(make(), ["last"], "zero")
     model, (x,), _ = make()
     model.load_state_dict(net.original.state_dict())
     for training in (True, False):

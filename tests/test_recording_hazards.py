@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from dnifx.errors import CaptureError
 from dnifx.passes.recording import Recording, finish_draws, record, replay, runnable, verify
 from dnifx.passes.recording.state import python_draws, seed
+from dnifx.runtime.checkpoints import regions_of
 from dnifx.runtime.ops import GuardError
 
 
@@ -539,11 +540,11 @@ class Checkpointed(nn.Module):
 def test_checkpoints(reentrant: bool) -> None:
     recording = recorded(Checkpointed(reentrant), torch.randn(3, 4))
     assert "block.0" in [node.target for node in recording.graph.nodes]
-    (note,) = recording.notes
-    assert "checkpoint(self.block, x" in note
-    assert "recorded without recomputation" in note
+    (region,) = {region for node in recording.graph.nodes for region in regions_of(node)}
+    assert "checkpoint(self.block, x" in region.place
+    assert [node.target for node in recording.graph.nodes if regions_of(node)] == ["block.0", "block.1", "block.2"]
     whole = record(Wrapped(Checkpointed(reentrant)), (torch.randn(3, 4),), {}, keep_whole=("inner",))
-    assert whole.notes == ()
+    assert not any(regions_of(node) for node in whole.graph.nodes)
 
 
 def test_forward_hooks_run_as_they_do_in_the_model() -> None:

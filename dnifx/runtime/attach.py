@@ -2,6 +2,8 @@
 
 from torch import fx, nn
 
+from dnifx.runtime.checkpoints import with_checkpoints
+
 
 def attach(graph: fx.Graph, owner: nn.Module, name: str) -> fx.GraphModule:
     """Return a GraphModule over the owner's own modules, parameters and buffers.
@@ -17,6 +19,6 @@ def attach(graph: fx.Graph, owner: nn.Module, name: str) -> fx.GraphModule:
     registries = {registry: owner.__dict__[registry] for registry in ("_modules", "_parameters", "_buffers")}
     holder = nn.Module()
     holder.__dict__.update(registries, training=owner.training)
-    module = fx.GraphModule(holder, graph, name)
+    module = fx.GraphModule(holder, with_checkpoints(graph), name)
     module.__dict__.update(registries)
     return module

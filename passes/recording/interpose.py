@@ -1,9 +1,10 @@
 """Puts the recorder in front of what no function mode sees: module calls, autograd functions, vmap, len and range."""
 
 import builtins
+import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from typing import Any, Protocol
@@ -37,8 +38,8 @@ class Observer(Protocol):
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function under ``torch.vmap`` is called."""
 
-    def called_checkpoint(self) -> None:
-        """A function is run under a checkpoint that is not reentrant."""
+    def checkpoint(self, preserve: bool, early_stop: bool, chooses: bool) -> AbstractContextManager[None]:
+        """A function is run under a checkpoint, which may choose by a ``context_fn`` what it keeps, within the context."""
 
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region."""
@@ -103,11 +104,18 @@ def _calls(observer: Observer) -> list[Patch]:
 
     checkpoints: Any = import_module("torch.utils.checkpoint")
     region = checkpoints._checkpoint_without_reentrant_generator
+    call_of_region = inspect.signature(region)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if observer.active:
-            observer.called_checkpoint()
-        return region(*args, **kwargs)
+        given = call_of_region.bind(*args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        if not observer.active:
+            yield from region(*args, **kwargs)
+        else:
+            chooses = options["context_fn"] is not checkpoints.noop_context_fn
+            with observer.checkpoint(options["preserve_rng_state"], options["early_stop"], chooses):
+                yield from region(*args, **kwargs)
 
     return [
         (nn.Module, "__call__", module_call),

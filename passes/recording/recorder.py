@@ -1,7 +1,7 @@
 """Records one run of a model: a torch function mode that writes down what passes it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from dnifx.passes.recording.state import Snapshot
 from dnifx.passes.recording.structure import tensors_in, walk
 from dnifx.passes.recording.writer import Writer
 from dnifx.runtime import ops
+from dnifx.runtime.checkpoints import Region
 
 
 class Recorder(TorchFunctionMode):
@@ -55,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self.notes: dict[str, None] = {}
         self._plan = plan
         self._opaque = 0
+        self._checkpoints = 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -279,15 +281,18 @@ class Recorder(TorchFunctionMode):
 
     def _dissolve_checkpoint(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         """Record what a reentrant checkpoint runs; it passes gradient only where an argument asks for one."""
-        self.called_checkpoint()
         needed = any(isinstance(item, Tensor) and item.requires_grad for item in args)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and needed), self.checkpoint(preserve, False, False):
             return function(*args)
 
-    def called_checkpoint(self) -> None:
-        """A function is run under a checkpoint; see ``interpose.Observer``."""
-        note = f"the checkpoint at {model_line()} is recorded without recomputation: its activations stay in memory until the backward pass"
-        self.notes[note] = None
+    def checkpoint(self, preserve: bool, early_stop: bool, chooses: bool) -> AbstractContextManager[None]:
+        """Mark what is run under a checkpoint; see ``interpose.Observer``."""
+        if not torch.is_grad_enabled():
+            return nullcontext()
+        self._checkpoints += 1
+        if chooses:
+            self.notes[f"the checkpoint at {model_line()} has a context_fn; here all of it is computed again"] = None
+        return self.writer.checkpointed(Region(self._checkpoints, model_line(), preserve, early_stop))
 
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A vmapped function is called; see ``interpose.Observer``."""

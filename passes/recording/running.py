@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from dnifx.ir import Signature
+from dnifx.runtime.checkpoints import with_checkpoints
 
 
 def runnable(model: nn.Module, graph: fx.Graph, constants: Mapping[str, object]) -> fx.GraphModule:
@@ -13,7 +14,7 @@ def runnable(model: nn.Module, graph: fx.Graph, constants: Mapping[str, object])
     root = nn.Module()
     root._modules, root._parameters, root._buffers = model._modules, model._parameters, model._buffers
     vars(root).update(constants)
-    module = fx.GraphModule(root, graph, class_name=f"Captured{type(model).__name__}")
+    module = fx.GraphModule(root, with_checkpoints(graph), class_name=f"Captured{type(model).__name__}")
     graph.owning_module = None  # or lint asks this module for what the passes to come put into the graph
     return module
 

@@ -2,7 +2,8 @@
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from dnifx.passes.recording.origins import STEPS, Origin, Path
 from dnifx.passes.recording.sizes import Expression, Number, Owner, SymbolicFloat, SymbolicInt, plain_number
 from dnifx.passes.recording.structure import variables_in
 from dnifx.runtime import ops
+from dnifx.runtime.checkpoints import CHECKPOINT, Region
 
 Stack = OrderedDict[str, tuple[str, type[nn.Module]]]
 """The modules that a node lies in, outermost first, as torch.fx's tracer writes them."""
@@ -35,6 +37,7 @@ class Writer:
         self.graph = fx.Graph()
         self.stack: Stack = OrderedDict()
         self.call = 0
+        self.checkpoints: tuple[Region, ...] = ()
         self.constants: dict[str, object] = {}
         self.tainted: set[fx.Node] = set()
         self.ragged: set[fx.Node] = set()
@@ -60,6 +63,15 @@ class Writer:
         self.place(tensor, Origin(node))
         return node.name
 
+    @contextmanager
+    def checkpointed(self, region: Region) -> Iterator[None]:
+        """Let the nodes that are added within the block lie in a region."""
+        outer, self.checkpoints = self.checkpoints, (*self.checkpoints, region)
+        try:
+            yield
+        finally:
+            self.checkpoints = outer
+
     def add(
         self,
         op: str,
@@ -73,6 +85,8 @@ class Writer:
         node.meta["nn_module_stack"] = self.stack
         if self.call:
             node.meta["call"] = self.call
+        if self.checkpoints:
+            node.meta[CHECKPOINT] = self.checkpoints
         self._taint(node, name or name_of(target))
         return node
 
