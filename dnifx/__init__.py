@@ -8,6 +8,7 @@ from dnifx.passes.unroll import unroll
 from dnifx.runtime.module import DecoupledModule
 from dnifx.runtime.probing import Probe
 from dnifx.runtime.system import DecoupledSystem
+from dnifx.runtime.system_probing import SystemProbe
 from dnifx.runtime.system_trainer import SystemResult, SystemTrainer
 from dnifx.runtime.trainer import StepResult, Trainer
 from dnifx.runtime.watch import Watch
@@ -23,6 +24,7 @@ __all__ = [
     "Probe",
     "Recurrent",
     "StepResult",
+    "SystemProbe",
     "SystemResult",
     "SystemTrainer",
     "Trainer",

@@ -277,6 +277,10 @@ def test_a_chain_of_three_rates_is_joint_backpropagation_of_its_longest_period()
         messages = zip(said[name].detach(), 2 * arrived, strict=True)
         each.table = [(message, [gradient]) for message, gradient in messages]
     watched = Watched(net)
+    seen = watched.trainer.probe([(x[number : number + 1], target) for number in range(6)])
+    assert list(seen.true) == ["fast", "middle"]
+    assert all(float(each["relative_error"]) < 1e-12 for each in seen.true.values())
+    assert torch.allclose(seen.losses["loss"], loss.detach(), rtol=1e-12)
     for number in range(6):
         result = watched.trainer.step(x[number : number + 1], target=target)
         assert set(result.losses) == ({"loss"} if number == 5 else set())
@@ -332,8 +336,6 @@ def test_what_does_not_go_together_is_refused() -> None:
         assert net(torch.randn(2, 2, 3).double()).shape == (2, 2)
     with pytest.raises(DnifxError, match="cannot be written to a folder"):
         net.to_folder("never")
-    with pytest.raises(DnifxError, match="has no probe"):
-        net.trainer(sgd).probe(torch.randn(1, 2, 3).double())
 
 
 def test_messages_have_to_lead_with_windows() -> None:

@@ -20,7 +20,7 @@ class Kept:
     """One tensor that was kept.
 
     Attributes:
-        value: [messages, batch, ...], detached.
+        value: [messages, batch, ...].
         lost: Which examples began an episode since, [batch]: for them the part sees zeros, and the target is 0. Or None.
     """
 
@@ -55,10 +55,11 @@ class Mail:
 
     Args:
         plan: The part.
+        attached: Whether what is kept stays attached to what made it: gradients flow from part to part, as in a probe.
     """
 
-    def __init__(self, plan: PartPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: PartPlan, attached: bool = False) -> None:
+        self.plan, self.attached = plan, attached
         self.kept: list[tuple[Kept, ...]] = [() for _ in plan.takes]
         self.features: dict[int, tuple[Tensor, ...]] = {}
 
@@ -74,7 +75,7 @@ class Mail:
             self.features[source] = (*self.features.get(source, ()), features)
         for number, take in enumerate(self.plan.takes):
             if take.source == source:
-                value = values[take.place].detach()
+                value = values[take.place] if self.attached else values[take.place].detach()
                 before = self.kept[number] if value.dim() else ()
                 self.kept[number] = (*before, Kept(value))
 

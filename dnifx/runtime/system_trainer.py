@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dnifx.errors import DnifxError, StateError
+from dnifx.errors import StateError
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.runtime.interface import compare, fit_gradient, per_example
 from dnifx.runtime.messages import BATCH, Kept, Mail, end_to_end, features_of_each
@@ -16,6 +16,7 @@ from dnifx.runtime.optimizers import OptimizerSpec, SchedulerSpec, advance, fitt
 from dnifx.runtime.part_loss import nothing
 from dnifx.runtime.parts import Message, PartPlan
 from dnifx.runtime.system_optimizers import Makers
+from dnifx.runtime.system_probing import SystemProbe, probe
 from dnifx.runtime.system_states import SystemStates
 from dnifx.runtime.trainer import Trainer
 from dnifx.runtime.windows import without_rows
@@ -260,16 +261,23 @@ class SystemTrainer:
         self.message_optimizers[key].zero_grad()
         advance([self.message_schedulers[key]] if key in self.message_schedulers else [])
 
-    def probe(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: the targets of a window's messages come in another window.
+    def probe(self, windows: Sequence[tuple[Any, Any]]) -> SystemProbe:
+        """Compare every estimate over a whole period with the gradient of backpropagation through all of it.
+
+        Weights, buffers, gradients, optimizers, carried states, kept messages and random state are afterwards as they were. The
+        period begins with the states that are carried now, and without the messages that are kept; its weights stay. What
+        stands on a state is compared at the ends of all windows of its part but the period's last. How the estimates
+        compare with what they are fitted to, ``step(..., diagnose=True)`` says.
+
+        Args:
+            windows: For each window of the period, in order, a pair of its inputs and its target, as ``step`` takes them: inputs
+                are one input, a tuple of positional ones, or a mapping of keyword ones.
 
         Raises:
-            DnifxError: Always.
+            InputError: These are no whole period.
+            LossError: A target is missing.
         """
-        raise DnifxError(
-            "a system decoupled with every= has no probe: the targets of a window's messages come once its slow part fires. Ask "
-            "trainer.step(..., diagnose=True) in that window"
-        )
+        return probe(self, windows)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Let episodes begin: the carried states of some examples are zero in the next firing of each part.
