@@ -278,6 +278,10 @@ def _example(shape: list[int], dtype: torch.dtype, device: torch.device | None) 
 def _cut(word: str) -> Cut:
     """Read one cut."""
     next_state, wave, state = word.partition("~>")
+    if wave and not state.strip():
+        raise OptionError(
+            f"--cuts {word}: expected NEXT~>STATE, as in --cuts '1~>state': the input that takes the state"
+        )
     if wave:
         return Recurrent(state.strip(), next_state.strip())
     source, arrow, target = word.partition("->")

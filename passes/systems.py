@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dnifx.errors import CutError, EstimatorError, LossError, nearest
+from dnifx.errors import ContextError, CutError, EstimatorError, LossError, nearest
 from dnifx.ir import Context, Program, Recurrent, identifier
 from dnifx.passes.capture import CaptureGraph
 from dnifx.passes.cuts import CutSpec, ResolveCuts, glob_matches, opened_by
@@ -58,6 +58,11 @@ class SystemCompiler:
         tiers = {windows: self.longer(whole, windows) for windows in whole.windows}
         formed = [self.formed(*part_program(tiers[windows], windows)) for windows in whole.windows]
         found = crossings(tiers, formed)
+        if self.context is not None and not found:
+            raise ContextError(
+                f"context= ({self.context.description}) is seen by the estimators of messages between parts, and no part of "
+                f"every={dict(self.every)!r} fires less often than another: leave context= out, or every="
+            )
         names = titles(found, [program for _, program in formed])
         choices = Chosen.of(self.gradient, names, [program for _, program in formed])
         programs = [self.finished(program, choices, index) for index, (_, program) in enumerate(formed)]

@@ -161,6 +161,7 @@ def test_show_takes_a_system_of_several_rates(model_file: Path, capsys: pytest.C
     ):
         assert word in text
     assert "every 3 windows" in run(["show", *CLOCKS, "--every", "slow=3"], capsys)
+    assert "their estimators see: label (5 classes)" in run(["show", *CLOCKS, "--context", "label"], capsys)
     facts = json.loads(run(["show", *CLOCKS, "-f", "json"], capsys))
     assert [part["every"] for part in facts["parts"]] == [1, 4]
     assert facts["messages"][0]["messages"] == 4
@@ -168,6 +169,20 @@ def test_show_takes_a_system_of_several_rates(model_file: Path, capsys: pytest.C
     assert ElementTree.fromstring(run(["show", *CLOCKS, "-f", "svg"], capsys)).tag.endswith("svg")
     own = ["show", "my_model:Net", "--input", "1x5x6", "--cuts", "first", "--every", "second=2"]
     assert "first: f32[5, 8], submod_0 -> submod_1, 2 at once" in run(own, capsys)
+
+
+def test_a_system_of_one_rate_is_shown_without_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(["show", *CLOCKS, "--every", "slow=1"], capsys)
+    assert "1 part, which fires at every window" in text
+    assert "messages" not in text
+    assert "9 actions in 1 window\n" in text
+
+
+def test_a_recurrent_model_is_cut_in_time(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model_file.parent / "cells.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.GRU(3, 4), (torch.zeros(5, 2, 3), torch.zeros(1, 2, 4))\n"
+    )
+    assert "cut in time at hx (" in run(["show", "cells:make", "--cuts", "1~>hx"], capsys)
 
 
 def test_a_system_that_is_none_says_so(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,6 +392,11 @@ def test_rates_that_are_none_say_how_they_are_written(text: str) -> None:
 def test_a_rate_is_given_once() -> None:
     with pytest.raises(OptionError, match="slow was given 2 windows before"):
         read_every(["slow=2", "slow=3"])
+
+
+def test_a_cut_in_time_names_the_input() -> None:
+    with pytest.raises(OptionError, match=r"--cuts 1~>: expected NEXT~>STATE"):
+        read_cuts(["fast, 1~>"])
 
 
 def test_settings_are_literals_or_text() -> None:

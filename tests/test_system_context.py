@@ -207,6 +207,10 @@ def test_local_losses_stand_on_messages_where_labels_are_told() -> None:
 
 
 def test_a_context_that_cannot_be_says_why() -> None:
+    with pytest.raises(ContextError, match=r"no part of every=\{'slow': 1\} fires less often than another"):
+        dnifx.decouple(
+            Ladder(), ["fast"], every={"slow": 1}, args=(torch.randn(1, 5, 3),), context="label", num_classes=4
+        )
     with pytest.raises(ContextError, match=r"submod_0, which sends 'fast', has no loss, and so no target"):
         ladder("zero", ("middle", "slow")).trainer(sgd)
     trainer = ladder("zero").trainer(sgd)

@@ -66,11 +66,13 @@ class SystemReport:
 
     def __rich__(self) -> RenderableType:
         facts = system_facts(self.system)
-        sizes = f"{plural(len(facts.parts), 'part')}, which fire at different rates · {plural(facts.parameters, 'parameter')}"
+        rates = "fire at different rates" if len(facts.parts) > 1 else "fires at every window"
+        sizes = f"{plural(len(facts.parts), 'part')}, which {rates} · {plural(facts.parameters, 'parameter')}"
         lines: list[RenderableType] = [Text.assemble((facts.model, "bold"), "  ", sizes)]
         for part in facts.parts:
             lines += ["", shown(replace(part.program, model=often(part.every)))]
-        lines += ["", Text("messages", "bold"), *(Text(f"  {message_line(each)}") for each in facts.messages)]
+        if facts.messages:
+            lines += ["", Text("messages", "bold"), *(Text(f"  {message_line(each)}") for each in facts.messages)]
         if facts.context:
             lines.append(Text(f"  their estimators see: {facts.context}, of the part that sends"))
         period = schedules.sequential_period(self.system.schedule)

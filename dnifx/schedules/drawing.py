@@ -143,7 +143,7 @@ def grid(schedule: Schedule | Period, program: Program) -> Grid:
         moved = [Cell(each.action, rows.index(whole.rows[each.row]), each.slot + start) for each in whole.cells]
         cells += moved
         bars.append(max((each.slot for each in moved), default=start) + 1)
-    title = f"{schedule.name}: {len(cells)} actions in {len(wholes)} windows"
+    title = f"{schedule.name}: {len(cells)} actions in {len(wholes)} window{'s' if len(wholes) > 1 else ''}"
     return Grid(title, rows, tuple(cells), frozenset(bars[:-1]))
 
 
