@@ -172,8 +172,24 @@ def test_deep_networks_learn_more_slowly_unless_told_or_on_the_papers_budget() -
 def test_presets_distinguish_synthetic_gradients_without_a_label() -> None:
     settings = complete(Feedforward(data="mnist"))
     (plain,), (labelled,) = candidates(Arm("synthetic"), settings), candidates(Arm("synthetic", "label"), settings)
-    assert (plain.lr, plain.estimator_lr, plain.hidden) == (3e-4, 3e-3, 1)
+    assert (plain.lr, plain.estimator_lr, plain.hidden) == (3e-5, 3e-3, 1)
     assert (labelled.lr, labelled.estimator_lr, labelled.hidden) == (1e-3, 1e-3, 0)
+
+
+def test_unlocked_networks_have_faster_estimators_unless_told_or_on_the_papers_budget() -> None:
+    unlocked = Feedforward(data="mnist", schedule="unlocked", p=(0.5,))
+    asked = [unlocked, replace(unlocked, lr=(0.01,)), replace(unlocked, budget="paper")]
+    found = [(each.lr, each.estimator_lr) for each in map(complete, asked)]
+    assert found == [((3e-4,), (3e-3,)), ((0.01,), (0.01,)), ((3e-5,), (3e-5,))]
+
+
+def test_a_rare_loss_is_waited_for_unless_told() -> None:
+    rare = Feedforward(data="mnist", schedule="random_order", p=(0.5, 0.05), steps=2000)
+    assert complete(rare).evaluate_every == 400
+    assert complete(replace(rare, steps=24_000)).evaluate_every == 1200
+    assert complete(replace(rare, steps=100)).evaluate_every == 100
+    assert complete(replace(rare, evaluate_every=7)).evaluate_every == 7
+    assert complete(replace(rare, schedule="sequential", p=())).evaluate_every == 100
 
 
 def states(options: Feedforward, folder: Path) -> Mapping[str, Any]:
