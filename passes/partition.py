@@ -5,6 +5,7 @@ before it. Nodes of one level that are connected form a partition, so a path tha
 level and never comes back.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,6 +19,7 @@ from dnifx.ir import Cut, Edge, Program
 from dnifx.passes.balance import execution_order
 from dnifx.passes.capture import captured, output_of
 from dnifx.passes.pipeline import Pass
+from dnifx.runtime.checkpoints import regions_of
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,12 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
             if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
                 joined.union(source.name, node.name)
     live = ancestors(output_of(graph))
+    beside = {node: beside_its_region(program, node) for node in homed(graph) if node not in live and regions_of(node)}
+    for node, other in beside.items():
+        if other is not None:
+            joined.union(node.name, other.name)
     for first, second in ordered_pairs(program):
-        if second not in live and levels[first.name] == levels[second.name]:
+        if second not in live and not beside.get(second) and levels[first.name] == levels[second.name]:
             joined.union(first.name, second.name)
     flowing = {joined[node.name] for node in live if node.op == "output" or carries(program, node)}
     after = neighbours(ordered_pairs(program))
@@ -239,6 +245,26 @@ def unused_home(program: Program, node: fx.Node, joined: UnionFind) -> fx.Node:
     sources = [s for s in node.all_input_nodes if s.op.startswith("call") and joined[s.name] != joined[node.name]]
     first = next((each for each in graph.nodes if carries(program, each)), None)
     return output_of(graph) if sources or first is None else first
+
+
+def beside_its_region(program: Program, node: fx.Node) -> fx.Node | None:
+    """Return the node whose partition takes what a checkpointed region writes and nobody reads: it is written again with the region."""
+    sources = [source for source in node.all_input_nodes if source.op.startswith("call")]
+    found = [max(sources)] if sources else [each for each in around(node) if carries(program, each)]
+    return (
+        found[0] if found and program.measures[node.name].writes and regions_of(found[0]) == regions_of(node) else None
+    )
+
+
+def around(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes of the same checkpointed regions that stand around a node, those before it first, the nearest foremost."""
+    found = []
+    for step in (operator.attrgetter("prev"), operator.attrgetter("next")):
+        each = step(node)
+        while regions_of(each) == regions_of(node):
+            found.append(each)
+            each = step(each)
+    return found
 
 
 def carries(program: Program, node: fx.Node) -> bool:

@@ -66,6 +66,8 @@ class Blocks(nn.Module):
         )
         self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
+        self.means: Tensor
+        self.register_buffer("means", torch.zeros(()))
 
     def region(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Run a function, under a checkpoint or as it is."""
@@ -121,6 +123,21 @@ class Several(Blocks):
         return result
 
 
+class Counts(Blocks):
+    """Regions that keep count of how often they are computed, and of what: nothing reads that."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        def counted(x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            result: Tensor = self.blocks[0](x)
+            self.means.add_(result.detach().mean())
+            return result.tanh()
+
+        for _ in range(2):
+            x = self.region(counted, x)
+        return x
+
+
 class InSegments(Blocks):
     """``checkpoint_sequential``."""
 
@@ -137,7 +154,7 @@ class Forgetful(Blocks):
         return result
 
 
-MODELS = (Blocks, Together, Nested, Several, InSegments, Forgetful)
+MODELS = (Blocks, Together, Nested, Several, Counts, InSegments)
 
 
 def decoupled(model: nn.Module, cuts: Any, gradient: str = "oracle", loss: Any = spread_loss) -> DecoupledModule:
@@ -216,6 +233,30 @@ def test_a_region_that_is_cut_is_computed_again_side_by_side(reentrant: bool, ta
     assert note[0].endswith("is cut: each side is computed again by itself")
     plain = decoupled(Together(reentrant, kept=False), ["blocks.0", "blocks.2.norm"], "zero")
     assert saved(net, target) < 0.4 * saved(plain, target)
+
+
+class Counting(Blocks):
+    """A region whose values depend on how often it was computed."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        def counting(x: Tensor) -> Tensor:
+            count = self.calls.add_(1)
+            return self.blocks[1].back(self.blocks[0].wide(x).tanh() * count)  # type: ignore[no-any-return,union-attr,operator]
+
+        result: Tensor = self.region(counting, x)
+        return result
+
+
+@pytest.mark.parametrize("make", [Counting, Forgetful])
+def test_what_gives_something_else_when_computed_again_is_kept_whole_or_not_at_all(make: type[Blocks]) -> None:
+    whole = decoupled(make(), ["first"])
+    assert not any("checkpoint" in note for note in whole.program.notes)
+    check_call(copy.deepcopy(whole.original), whole, ((X,), {}))
+    cut = decoupled(make(), ["blocks.0.wide"])
+    (note,) = [note for note in cut.program.notes if "checkpoint" in note]
+    assert "is not kept (computed again it gives something else, and it is cut): its activations stay in memory" in note
+    assert "torch.utils.checkpoint" not in cut.code
+    check_call(make(kept=False).double(), cut, ((X,), {}))
 
 
 def test_a_checkpoint_that_chooses_what_it_keeps_is_computed_again_whole() -> None:

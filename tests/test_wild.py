@@ -156,7 +156,8 @@ def test_further_random_programs_pass_or_are_refused() -> None:
 
 
 def test_a_program_shrinks_to_what_fails() -> None:
-    program = next(each for each in map(wide, range(50)) if len(each.source.splitlines()) > 30)
+    drawn = (each for each in map(wide, range(50)) if "class Answer" not in each.source)  # its dataclass stays whole
+    program = next(each for each in drawn if len(each.source.splitlines()) > 30)
     kept = next(line.strip() for line in program.source.splitlines() if " = self.m" in line or "einsum" in line)
 
     def fails(other: Wild) -> bool:

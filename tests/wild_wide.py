@@ -138,6 +138,45 @@ def guards(draft: Draft) -> None:
     update(draft, given)
 
 
+def checkpointed(draft: Draft) -> None:
+    given, name = draft.pick(), draft.fresh("region")
+    width = draft.widths[given]
+    body = [f"def {name}(self, value, other, k):", f"    value = self.{draft.linear(width, width)}(value)"]
+    lines = [
+        ["value = F.dropout(value.tanh(), 0.5, self.training)"],
+        ["value = value.sigmoid()", "value = value.clone().mul_(k).add_(other)"],
+        [f"value = torch.tanh(self.{draft.linear(width, width)}(value)) / value.shape[0]"],
+        ["self.calls.add_(1)", "value = value.exp()"],
+    ]
+    for chosen in draft.rng.sample(lines, 2):
+        if "self.calls.add_(1)" in chosen and "calls" not in draft.features:
+            draft.features.add("calls")
+            draft.parts.append("self.register_buffer('calls', torch.zeros(()))")
+        body += [f"    {line}" for line in chosen]
+    draft.methods += [f"    {line}" for line in [*body, "    return value * 0.5"]]
+    call = "torch.utils.checkpoint.checkpoint"
+    entered = f"self.{draft.linear(width, width)}({given})"
+    draft.bind(
+        width, f"{call}(self.{name}, {entered}, {draft.pick(width)}, k, use_reentrant={draft.rng.random() < 0.5})"
+    )
+
+
+def pieces(draft: Draft) -> None:
+    given = draft.pick()
+    width = draft.widths[given]
+    held = draft.fresh("pieces")
+    split = draft.rng.choice(["chunk(2, 1)", "split(1, 1)", "unbind(1)", "tensor_split(2, 1)", "split(1)"])
+    draft.write(f"{held} = {given}.{split}")
+    join = "stack" if split == "unbind(1)" else "cat"
+    dim = 0 if split == "split(1)" else 1
+    codes = [
+        f"torch.{join}({held}, {dim})",
+        f"torch.{join}([piece.tanh() for piece in {held}], {dim})",
+        f"torch.{join}([*reversed({held})], {dim}) * len({held})",
+    ]
+    draft.bind(width, draft.rng.choice(codes))
+
+
 MORE: dict[Step, int] = {
     module_dict: 5,
     parameter_list: 5,
@@ -149,6 +188,8 @@ MORE: dict[Step, int] = {
     zipped_modules: 4,
     comprehension: 4,
     guards: 3,
+    checkpointed: 4,
+    pieces: 4,
 }
 """Every further kind of step and how often it is drawn, beside those of ``FEATURES``."""
 
@@ -232,7 +273,7 @@ def draw_cuts(rng: random.Random, made: list[tuple[str, Tensor, Tensor]]) -> tup
         "path": [[path] for path in often] or ["each"],
         "call": [[path] for path in again],
         "edge": [[pair] for pair in pairs],
-        "callable": [Named(start) for start in ("m", "m", "tanh", "add")],
+        "callable": [Named(start) for start in ("m", "m", "tanh", "add", "chunk", "split")],
     }
     kind = rng.choice([kind for kind, choices in kinds.items() if choices])
     return kind, rng.choice(kinds[kind])

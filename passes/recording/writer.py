@@ -14,7 +14,7 @@ from dnifx.passes.recording.origins import STEPS, Origin, Path
 from dnifx.passes.recording.sizes import Expression, Number, Owner, SymbolicFloat, SymbolicInt, plain_number
 from dnifx.passes.recording.structure import variables_in
 from dnifx.runtime import ops
-from dnifx.runtime.checkpoints import CHECKPOINT, Region
+from dnifx.runtime.checkpoints import CHECKPOINT, Region, regions_of
 
 Stack = OrderedDict[str, tuple[str, type[nn.Module]]]
 """The modules that a node lies in, outermost first, as torch.fx's tracer writes them."""
@@ -144,10 +144,10 @@ class Writer:
 
     def tensor(self, tensor: Tensor) -> fx.Node:
         """Return a node whose value is the tensor."""
-        origin = self._origins.get(id(tensor))
-        if origin is not None:
+        origin, path = self._origins.get(id(tensor)), self.owned.get(id(tensor))
+        anew = path is not None and bool(self.checkpoints)  # what a region does not hold fixed, it reads where it is computed
+        if origin is not None and not (anew and regions_of(origin.base) != self.checkpoints):
             return self.node_at(origin)
-        path = self.owned.get(id(tensor))
         if path is not None:
             return self.add("get_attr", path, name=path.replace(".", "_"))
         return self.constant(self._unknown(tensor), tensor)
