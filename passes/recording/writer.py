@@ -145,9 +145,7 @@ class Writer:
     def tensor(self, tensor: Tensor) -> fx.Node:
         """Return a node whose value is the tensor."""
         origin, path = self._origins.get(id(tensor)), self.owned.get(id(tensor))
-        anew = path is not None and bool(
-            self.checkpoints
-        )  # what a region does not hold fixed, it reads where it is computed
+        anew = path is not None and bool(self.checkpoints)  # a region reads a buffer each time that it is computed
         if origin is not None and not (anew and regions_of(origin.base) != self.checkpoints):
             return self.node_at(origin)
         if path is not None:
