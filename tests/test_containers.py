@@ -173,3 +173,9 @@ def test_the_folder_takes_a_container_apart_as_the_module_does(tmp_path: Path, m
 def test_what_cannot_be_made_again_is_refused(kind: str, readers: int, text: str) -> None:
     with pytest.raises(LegalizeError, match=text):
         decoupled(Passes(kind, readers), ["makes"])
+
+
+def test_fewer_pieces_than_were_captured_are_another_situation() -> None:
+    model = Loops(0)
+    net = dnifx.decouple(model.double(), ["first"], args=(inputs(6),), gradient="oracle", loss=spread_loss)
+    check_call(copy.deepcopy(model), net, ((inputs(2),), {}))

@@ -94,6 +94,8 @@ class Writer:
         """Add a call as early as its arguments allow: then a number crosses a cut, and not the tensor it is read from."""
         last = max(node for node in args if isinstance(node, fx.Node))
         place = self._last_placeholder if last.op == "placeholder" else last
+        if last.next.target is ops.guard_length:
+            place = last.next  # before an item is asked for that is not there
         kind = "call_method" if isinstance(function, str) else "call_function"
         with self.graph.inserting_after(place or last):
             node = self.graph.create_node(kind, function, args, {}, name)
