@@ -1,6 +1,9 @@
-"""What every test runs under: one thread, derandomised examples, and reasons for what is left out."""
+"""What every test runs under: one thread, derandomised examples, reasons for what is left out, and a place for emitted packages."""
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,3 +40,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Iterator[Path]:
+    """A place for packages called ``emitted_...``, importable and forgotten afterwards."""
+    sys.path.insert(0, str(tmp_path))
+    yield tmp_path
+    sys.path.remove(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("emitted_")]:
+        del sys.modules[name]

@@ -3,7 +3,6 @@
 import copy
 import functools
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,16 +320,6 @@ def test_an_eligibility_trace_keeps_what_a_window_made() -> None:
     ]
     assert ["torch.utils.checkpoint.checkpoint(" in net.code for net in made] == [True, False]
     assert [sum("activations stay in memory" in note for note in net.program.notes) for net in made] == [0, 1]
-
-
-@pytest.fixture
-def packages(tmp_path: Path) -> Iterator[Path]:
-    """A place for packages called ``emitted_...``, importable and forgotten afterwards."""
-    sys.path.insert(0, str(tmp_path))
-    yield tmp_path
-    sys.path.remove(str(tmp_path))
-    for name in [name for name in sys.modules if name.startswith("emitted_")]:
-        del sys.modules[name]
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

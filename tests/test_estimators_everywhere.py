@@ -1,8 +1,6 @@
 """Every estimator that has a name, and a user's own, in both targets, in the folder, in reports and saved states."""
 
 import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +74,6 @@ def test_both_targets_give_the_same(name: str) -> None:
     wanted = scheduled_state(*make_net(name))
     for key, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, wanted[key], rtol=1e-9, atol=1e-11)
-
-
-@pytest.fixture
-def packages(tmp_path: Path) -> Iterator[Path]:
-    sys.path.insert(0, str(tmp_path))
-    yield tmp_path
-    sys.path.remove(str(tmp_path))
-    for name in [name for name in sys.modules if name.startswith("emitted_")]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("name", sorted(CHOICES))
