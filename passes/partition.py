@@ -41,13 +41,15 @@ class FormPartitions(Pass):
         return replace(program, levels=levels, homes=number(program, components(program, levels)))
 
     def check(self, program: Program) -> None:
-        """Every node that computes has one home, and no value flows to an earlier partition."""
+        """Every node that computes has one home, the output's is the last, and no value flows to an earlier partition."""
         for node in homed(captured(program)):
             if node.name not in program.homes:
                 raise PassError(f"partition gave node {node.name} no home")
             for user in node.users:
                 if program.homes[node.name] > program.homes[user.name]:
                     raise PassError(f"partition lets a value flow back: {node.name} -> {user.name}")
+        if program.homes[output_of(captured(program)).name] != max(program.homes.values()):
+            raise PassError("partition puts something behind the output")
 
 
 def homed(graph: fx.Graph) -> list[fx.Node]:
@@ -273,10 +275,11 @@ def carries(program: Program, node: fx.Node) -> bool:
 
 
 def without_cycles(program: Program, joined: UnionFind) -> UnionFind:
-    """Join components that would have to run before each other."""
+    """Join components that would have to run before each other, and to the output's what would have to run after it."""
     while True:
-        knots = [knot for knot in nx.strongly_connected_components(quotient(program, joined)) if len(knot) > 1]
-        if not knots:
+        order, last = quotient(program, joined), joined[output_of(captured(program)).name]
+        knots = [*nx.strongly_connected_components(order), {last, *nx.descendants(order, last)}]
+        if all(len(knot) == 1 for knot in knots):
             return joined
         for knot in knots:
             joined.union(*knot)

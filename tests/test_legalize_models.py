@@ -240,3 +240,26 @@ def test_a_layer_under_no_grad_makes_no_gradient_for_its_partition() -> None:
 
     cuts = ["first", "last"]
     check_zero(make, cuts, decoupled(make(), cuts, "zero"))
+
+
+class Discards(nn.Module):
+    """Writes in place to what it does not use; the output is made before that, of another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        unused, twice = self.unused(x), y * 2
+        unused += twice
+        unused[:, 0] = 0.5
+        return self.last(twice)
+
+
+def test_nothing_is_computed_behind_the_output() -> None:
+    def make() -> Example:
+        return Discards(), (torch.randn(3, 4), torch.randn(3, 4)), {}
+
+    net = decoupled(make(), "*", "oracle")
+    assert "last" in net.partitions[-1].nodes
+    check_oracle(make, "*", net)
