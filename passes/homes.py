@@ -134,7 +134,7 @@ def inherited(first: Program, program: Program, homes: Mapping[str, int]) -> dic
                 f"{node.name} belongs to partition {found[node.name]} of the first situation, but reads of {least}"
             )
         follows = max((found[other.name] for other in before.get(node, ())), default=0)
-        if follows > found[node.name] and node.users:
+        if follows > found[node.name] and (node.users or program.measures[node.name].writes):
             raise CutError(
                 f"{node.name} belongs to partition {found[node.name]} of the first situation, but draws random numbers or "
                 f"writes after one of partition {follows}"

@@ -1,6 +1,8 @@
 """What the sweep over real models found wanting, each on a small model."""
 
+import copy
 import random
+import warnings
 from typing import Any
 
 import torch
@@ -263,3 +265,31 @@ def test_nothing_is_computed_behind_the_output() -> None:
     net = decoupled(make(), ["*"], "oracle")
     assert "last" in net.partitions[-1].nodes
     check_oracle(make, ["*"], net)
+
+
+class WritesInEvaluation(nn.Module):
+    """Writes to what a dropout gives: in evaluation that is the input itself, which the second layer has read before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unused = self.last(self.first(x))
+        read = x + 1
+        dropped = nn.functional.dropout(x, 0.3, self.training)
+        dropped[:, 0] = 0.5
+        return self.last(self.first(read)) + unused
+
+
+def test_a_write_to_an_input_in_one_mode_alone_is_not_lost() -> None:
+    model = WritesInEvaluation()
+    net = decoupled((model, (torch.randn(3, 4),), {}), ["first@1"], "zero")
+    given = torch.randn(3, 4)
+    own = given.clone()
+    wanted = copy.deepcopy(model).eval()(own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = net.eval()(given)
+    assert torch.equal(found, wanted)
+    assert torch.equal(given, own)
