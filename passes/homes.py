@@ -40,9 +40,13 @@ class SameHomes(Pass):
         Raises:
             CutError: A value would flow back to an earlier partition.
         """
-        graph = captured(program)
-        homes, levels = (inherited(self.first, program, each) for each in (self.first.homes, self.first.levels))
-        found = {name: node for node, name in likes(captured(self.first), graph).items()}
+        first, graph = captured(self.first), captured(program)
+        same = likes(first, graph)
+        homes, levels = (
+            inherited(graph, same, standing(first, graph, each), each) for each in (self.first.homes, self.first.levels)
+        )
+        homes = in_order(program, homes)
+        found = {name: node for node, name in same.items()}
         cuts = tuple(moved(cut, found, homes, self.first.homes) for cut in self.first.cuts)
         return replace(program, cuts=cuts, levels=levels, homes=homes)
 
@@ -112,17 +116,20 @@ def standing(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict
     return found
 
 
-def inherited(first: Program, program: Program, homes: Mapping[str, int]) -> dict[str, int]:
+def inherited(
+    graph: fx.Graph, same: Mapping[str, str], near: Mapping[str, int], homes: Mapping[str, int]
+) -> dict[str, int]:
     """Return the home (or level) of each node: its like's; where it has none, that of the module around it, or of what it reads.
 
-    What nothing uses, a random number that is only drawn, goes as far back as the order of draws and writes asks.
+    Args:
+        graph: What is placed.
+        same: The name of the node that each is like, in the first graph.
+        near: Where the module around a node stood.
+        homes: Of the first graph's nodes.
 
     Raises:
-        CutError: A value would flow back, or a node would run before another that the model runs first.
+        CutError: A value would flow back.
     """
-    graph = captured(program)
-    same, near = likes(captured(first), graph), standing(captured(first), graph, homes)
-    before = neighbours(ordered_pairs(program), reverse=True)
     found: dict[str, int] = {}
     for node in graph.nodes:
         if not node.op.startswith("call"):
@@ -133,15 +140,27 @@ def inherited(first: Program, program: Program, homes: Mapping[str, int]) -> dic
             raise CutError(
                 f"{node.name} belongs to partition {found[node.name]} of the first situation, but reads of {least}"
             )
-        follows = max((found[other.name] for other in before.get(node, ())), default=0)
-        if follows > found[node.name] and (node.users or program.measures[node.name].writes):
-            raise CutError(
-                f"{node.name} belongs to partition {found[node.name]} of the first situation, but draws random numbers or "
-                f"writes after one of partition {follows}"
-            )
-        found[node.name] = max(found[node.name], follows)
     found[output_of(graph).name] = max(homes.values())
     return with_reads(graph, found)
+
+
+def in_order(program: Program, homes: Mapping[str, int]) -> dict[str, int]:
+    """Return the homes with numbers that are drawn and not used moved back, so that all draws keep their order.
+
+    Raises:
+        CutError: A node that cannot be moved would run before another that the model runs first.
+    """
+    before, found = neighbours(ordered_pairs(program), reverse=True), dict(homes)
+    for node in captured(program).nodes:
+        follows = max((found[other.name] for other in before.get(node, ())), default=0)
+        if follows > found.get(node.name, follows):
+            if node.users or program.measures[node.name].writes:
+                raise CutError(
+                    f"{node.name} belongs to partition {found[node.name]} of the first situation, but draws random numbers or "
+                    f"writes after one of partition {follows}"
+                )
+            found[node.name] = follows
+    return found
 
 
 def moved(cut: Cut, found: Mapping[str, str], homes: Mapping[str, int], first: Mapping[str, int]) -> Cut:

@@ -1,6 +1,7 @@
 """Padding neither trains nor counts, whatever estimates the gradient: what is padded may be anything, and as long as it likes."""
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,33 +92,29 @@ def make_net(name: str, tokens: Tensor, mask: Tensor) -> DecoupledModule:
     return net
 
 
-def gradients(name: str, target: str, tokens: Tensor, mask: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The gradients of one step, by parameter name."""
-    net = make_net(name, tokens, mask)
-    before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
-    if target == "scheduled":
-        net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=1.0)).step(tokens, mask, target=y)
-        return {key: before[key] - parameter.detach() for key, parameter in net.named_parameters()}
-    told = {"target": y} if name in FORESEEING else {}
-    torch.autograd.backward(per_example(net(tokens, mask, context=y, **told), y).mean())
-    found = {key: parameter.grad for key, parameter in net.named_parameters()}
-    return {key: torch.zeros_like(before[key]) if grad is None else grad for key, grad in found.items()}
-
-
-def stepped(net: DecoupledModule, mode: str, calls: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    """How far the steps of one target move every parameter."""
+def stepped(
+    net: DecoupledModule, mode: str, tokens: Tensor, mask: Tensor, y: Tensor, told: Iterable[str] = (), steps: int = 1
+) -> dict[str, Tensor]:
+    """How far steps move every parameter at the rate 1, by its name; ``told`` are the names under which a forward is given y."""
     before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
     if mode == "fused":
         optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-        for tokens, mask, y in calls:
+        for _ in range(steps):
             optimizer.zero_grad()
-            torch.autograd.backward(per_example(net(tokens, mask), y).mean())
+            torch.autograd.backward(per_example(net(tokens, mask, **dict.fromkeys(told, y)), y).mean())
             optimizer.step()
     else:
         trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=1.0), mode)
-        for tokens, mask, y in calls:
+        for _ in range(steps):
             trainer.step(tokens, mask, target=y)
     return {key: before[key] - parameter.detach() for key, parameter in net.named_parameters()}
+
+
+def gradients(name: str, target: str, tokens: Tensor, mask: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The gradients of one step, by parameter name."""
+    mode = "sequential" if target == "scheduled" else target
+    told = ("context", "target") if name in FORESEEING else ("context",)
+    return stepped(make_net(name, tokens, mask), mode, tokens, mask, y, told)
 
 
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -225,7 +222,7 @@ def test_what_is_padded_may_be_anything_without_a_label(name: str, mode: str) ->
         )
         for parameter in net.interface_parameters():
             parameter.data.add_(0.1)
-        moved.append(stepped(net, mode, [(given, MASK, Y)] * 3))
+        moved.append(stepped(net, mode, given, MASK, Y, steps=3))
     close(moved[1], moved[0])
     imagined = [moved[0][key] for key in moved[0] if key.startswith("input_models")]
     assert all(gradient.any() for gradient in imagined)

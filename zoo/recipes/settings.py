@@ -257,8 +257,9 @@ def _chosen(options: Feedforward) -> dict[str, Any]:
 def _preset(options: Feedforward) -> Preset:
     preset = PRESETS[options.net, options.data]
     if options.budget == "small":
-        deep = min(options.layers or (preset.layers,)) > 10
-        return replace(preset, other=_UNLOCKED if options.schedule == "unlocked" else _DEEP if deep else preset.other)
+        if options.schedule == "unlocked":
+            return replace(preset, other=_UNLOCKED)
+        return replace(preset, other=_DEEP) if min(options.layers or (preset.layers,)) > 10 else preset
     hidden, labelled, width = PAPER_ESTIMATORS.get(
         (options.net, options.data), (preset.plain.hidden, preset.other.hidden, preset.estimator_width)
     )
