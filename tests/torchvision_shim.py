@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LIBRARY: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -41,9 +41,9 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 def install() -> None:
     """Define the operators and import torchvision with its pure Python paths."""
-    _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.impl("nms", suppress, "CPU")
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", SCHEMA)
+    torch.library.impl("torchvision::nms", "cpu", suppress)
     boxes: Any = import_module("torchvision.ops.boxes")
     boxes._assert_has_ops = lambda: None
     align: Any = import_module("torchvision.ops.roi_align")
