@@ -172,7 +172,7 @@ def test_deep_networks_learn_more_slowly_unless_told_or_on_the_papers_budget() -
 def test_presets_distinguish_synthetic_gradients_without_a_label() -> None:
     settings = complete(Feedforward(data="mnist"))
     (plain,), (labelled,) = candidates(Arm("synthetic"), settings), candidates(Arm("synthetic", "label"), settings)
-    assert (plain.lr, plain.estimator_lr, plain.hidden) == (3e-5, 3e-3, 1)
+    assert (plain.lr, plain.estimator_lr, plain.hidden) == (3e-5, 1e-3, 2)
     assert (labelled.lr, labelled.estimator_lr, labelled.hidden) == (1e-3, 1e-3, 0)
 
 

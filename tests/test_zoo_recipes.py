@@ -132,8 +132,8 @@ def test_every_preset_is_complete() -> None:
     for net, data in PRESETS:
         settings = complete(Feedforward(net=net, data=data))
         assert None not in [value for name, value in vars(settings).items() if name != "out"]
-    assert complete(Feedforward(data="mnist")).plain_hidden == (1,)
-    assert complete(Feedforward(data="mnist", hidden=(2,))).hidden == (2,)
+    assert complete(Feedforward(data="mnist")).plain_hidden == (2,)
+    assert complete(Feedforward(data="mnist", hidden=(1,))).plain_hidden == (1,)
 
 
 def test_the_paper_s_budget_is_its_own_schedule() -> None:
