@@ -305,7 +305,8 @@ class Recurrent:
     Attributes:
         state: Where the state is among the model's inputs: ``"state"``, ``"batch.state"``; a tensor or a structure of them.
         next_state: Where the next state, of the same structure, is in the output: ``"1"``; empty where it is the whole output.
-        scale: What the synthetic gradient at a window's end is multiplied by.
+        scale: What the synthetic gradient at a window's end is multiplied by. Near 1, a memory cell whose forget gate stays open
+            hands an estimate back as its own target: nothing corrects a wrong one, and the cell can run away.
         batch_dim: The dimension of the state's tensors that counts examples; None: 1 where an ``nn.RNN``, ``nn.GRU`` or
             ``nn.LSTM`` takes the tensor itself, 0 elsewhere.
         into_core: Whether the estimator's own error reaches the core: the trainer computes the last window again for it.
