@@ -133,7 +133,8 @@ def test_every_preset_is_complete() -> None:
         settings = complete(Feedforward(net=net, data=data))
         assert None not in [value for name, value in vars(settings).items() if name != "out"]
     assert complete(Feedforward(data="mnist")).plain_hidden == (2,)
-    assert complete(Feedforward(data="mnist", hidden=(1,))).plain_hidden == (1,)
+    told = complete(Feedforward(data="mnist", hidden=(1,)))
+    assert told.hidden == told.plain_hidden == (1,)
 
 
 def test_the_paper_s_budget_is_its_own_schedule() -> None:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
@@ -42,8 +42,8 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 def install() -> None:
     """Define the operators and import torchvision with its pure Python paths."""
     for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", SCHEMA)
-    torch.library.impl("torchvision::nms", "cpu", suppress)
+        library.define(f"torchvision::{name}", SCHEMA)
+    library.impl("torchvision::nms", "cpu", suppress)
     boxes: Any = import_module("torchvision.ops.boxes")
     boxes._assert_has_ops = lambda: None
     align: Any = import_module("torchvision.ops.roi_align")
