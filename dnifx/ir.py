@@ -466,13 +466,13 @@ class Context:
 
     Attributes:
         features: From what the user passes as context (a label, by default) to a float tensor [batch, ..., width].
-        width: Size of its last dimension, or None where it is known only once it runs.
+        width: Size of its last dimension.
         description: A few words for reports: ``label (10 classes)``.
         classes: Number of classes of a label context, or None.
     """
 
     features: Callable[[Any], torch.Tensor]
-    width: int | None
+    width: int
     description: str
     classes: int | None = None
 

@@ -83,6 +83,10 @@ def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int
             raise ContextError(f"context='label' needs num_classes= of 2 or more, got {num_classes!r}")
         return Context(Label(num_classes), num_classes, f"label ({num_classes} classes)", num_classes)
     if callable(context):
+        if num_classes is None or num_classes < 1:
+            raise ContextError(
+                f"a callable context= needs num_classes=, the width of its features [batch, ..., num_classes]; got {num_classes!r}"
+            )
         return Context(context, num_classes, getattr(context, "__name__", type(context).__name__))
     raise ContextError(f"context={context!r}: give None, 'label' or a callable from the context to features")
 
@@ -269,8 +273,6 @@ def check_estimates(
     Raises:
         EstimatorError: It does not answer with one gradient of the right shape a value.
     """
-    if context is not None and context.width is None:
-        return
     estimator = interface.estimator
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     flags = [(module, module.training) for module in estimator.modules()]

@@ -189,6 +189,8 @@ def test_a_value_that_no_synthetic_gradient_takes_is_named() -> None:
         ("label", None, "context='label' needs num_classes= of 2 or more, got None"),
         ("label", 1, "needs num_classes= of 2 or more, got 1"),
         ("labels", 10, "context='labels': give None, 'label' or a callable"),
+        (torch.abs, None, r"a callable context= needs num_classes=, the width of its features .*got None"),
+        (torch.abs, 0, "needs num_classes=.*got 0"),
     ],
 )
 def test_a_context_that_does_not_fit_together(context: Any, classes: int | None, text: str) -> None:

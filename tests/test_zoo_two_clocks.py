@@ -16,7 +16,7 @@ from dnifx.errors import OptionError
 from dnifx.zoo.cells import BatchNormLSTMCell
 from dnifx.zoo.data import Split
 from dnifx.zoo.recipes import RECIPES
-from dnifx.zoo.recipes.two_clocks import ClockPoint, Clocks, first_at, run
+from dnifx.zoo.recipes.two_clocks import ClockPoint, Clocks, Decoupled, first_at, run
 from dnifx.zoo.two_clocks import DigitStreams, TwoClocks, count_errors, count_loss, zero_state
 
 BRIEF: dict[str, Any] = {"data": "digits", "width": 6, "batch": 4, "ticks": 2, "windows": 8, "evaluate_every": 4}
@@ -114,15 +114,43 @@ def test_counts_are_compared_by_cross_entropy_and_error() -> None:
 
 def test_the_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = run(Clocks(**BRIEF, out=tmp_path / "whole"))
-    assert [arm.arm for arm in whole.arms] == ["joint", "dni", "none"]
-    run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), windows=4, arms=("joint", "dni")))
-    parts = run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), arms=("joint", "dni")))
+    assert [arm.arm for arm in whole.arms] == ["joint", "dni", "cdni", "none"]
+    resumed = ("joint", "dni", "cdni")
+    run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), windows=4, arms=resumed))
+    parts = run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), arms=resumed))
     for one, other in zip(whole.arms, parts.arms, strict=False):
         assert [point.digits for point in one.runs[0].curve] == [8, 16]
         assert one.runs[0].curve == other.runs[0].curve
     saved = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert saved["command"].startswith("dnifx train two-clocks --data digits")
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 10000
+
+
+class Reader(nn.Module):
+    """Answers with zeros, and writes down the context that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[Tensor | None] = []
+
+    def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+        self.read.append(context)
+        return tuple(torch.zeros_like(value) for value in values)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_conditional_arm_is_shown_the_threes_of_the_last_windows(labelled: bool) -> None:
+    options, reader = Clocks(**BRIEF), Reader()
+    split = Split(torch.rand(9, 4), torch.tensor([3, 1, 3, 2, 5, 3, 7, 8, 9]))
+    learner = Decoupled(options, TwoClocks(4, options.width, options.ticks), lambda spec: reader, labelled)
+    streams, twin = (DigitStreams(split, options.batch, options.ticks, seed=5) for _ in range(2))
+    reader.read.clear()
+    learner.period(streams)
+    threes = [twin.window()[2] for _ in range(options.ticks)]
+    shown = [context.argmax(1) if context is not None else None for context in reader.read]
+    assert len(shown) >= options.ticks
+    for found, expected in zip(shown, threes, strict=False):
+        assert (found is None) if not labelled else (found is not None and found.tolist() == expected.tolist())
 
 
 def test_the_first_place_at_an_error_is_found() -> None:

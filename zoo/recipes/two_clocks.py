@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn import functional
 
 import dnifx
 from dnifx.errors import LossError, OptionError
@@ -28,8 +29,8 @@ from dnifx.zoo.two_clocks import DigitStreams, TwoClocks, count_errors, count_lo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ARMS = ("joint", "dni", "none")
-NAMES = {"joint": "joint backprop", "dni": "DNI", "none": "no gradient"}
+ARMS = ("joint", "dni", "cdni", "none")
+NAMES = {"joint": "joint backprop", "dni": "DNI", "cdni": "cDNI", "none": "no gradient"}
 TEST_STREAMS = 250
 TEST_SEED = 20170806
 """Of the streams of test digits, which are the same at every measurement of every arm."""
@@ -283,18 +284,28 @@ class Joint(Learner):
 
 
 class Decoupled(Learner):
-    """The fast network learns in every window, the slow one once a period, with or without a synthetic gradient between."""
+    """The fast network learns in every window, the slow one once a period, with or without a synthetic gradient between.
 
-    def __init__(self, options: Clocks, model: TwoClocks, gradient: Any) -> None:
+    Args:
+        options: What is trained.
+        model: Both networks.
+        gradient: The estimator of the messages' gradient.
+        labelled: Whether it sees, beside a message, the slow network's label of that moment: the threes of the last T windows.
+    """
+
+    def __init__(self, options: Clocks, model: TwoClocks, gradient: Any, labelled: bool) -> None:
         digits = torch.rand(options.ticks, options.batch, model.fast.pixels)
         states = [zero_state(options.batch, options.width) for _ in range(2)]
+        counts = model.slow.readout.out_features
         net = dnifx.decouple(
             model,
             ["fast", dnifx.Recurrent("fast_state", "2"), dnifx.Recurrent("slow_state", "3")],
             every={"slow": dnifx.Every(options.ticks, scale=options.scale)},
             args=(digits, *states),
             gradient={"fast": gradient, "*_state": "zero"},
-            loss={"fast": count_loss, "slow": count_loss},
+            context=ThreesUntilNow(counts) if labelled else None,
+            num_classes=counts if labelled else None,
+            loss={"fast": odd_loss, "slow": count_loss},
         )
         adam = torch.optim.Adam
         self.trainer = net.trainer(
@@ -307,7 +318,7 @@ class Decoupled(Learner):
         """Train on the windows of the next period and return the slow network's loss."""
         for _ in range(self.ticks):
             digits, odd, threes = streams.window()
-            result = self.trainer.step(digits, target={"fast": odd, "slow": threes})
+            result = self.trainer.step(digits, target={"fast": (odd, threes), "slow": threes})
         return result.losses["slow"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,6 +328,26 @@ class Decoupled(Learner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         self.trainer.load_state_dict(state)
+
+
+def odd_loss(logits: torch.Tensor, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Return the fast network's loss: ``count_loss`` of the first of its target's two counts, the odd digits."""
+    return count_loss(logits, target[0])
+
+
+@dataclass(frozen=True)
+class ThreesUntilNow:
+    """The second of the fast network's target's two counts, the threes of the last T windows, as one-hot features.
+
+    Attributes:
+        width: Of the features, T T + 1.
+    """
+
+    width: int
+
+    def __call__(self, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return features [batch, width]."""
+        return functional.one_hot(target[1], self.width)
 
 
 class Training:
@@ -344,7 +375,7 @@ class Training:
         if self.arm == "joint":
             return Joint(self.options, self.model)
         synthetic = dnifx.estimators.Synthetic(hidden=1, width=self.options.estimator_width)
-        return Decoupled(self.options, self.model, synthetic if self.arm == "dni" else "zero")
+        return Decoupled(self.options, self.model, "zero" if self.arm == "none" else synthetic, self.arm == "cdni")
 
     def train(self, line: Line) -> ClockRun:
         """Train to the end and return how it went; of a run that went on further before, the part up to there."""
@@ -408,5 +439,8 @@ class Training:
 
 
 TWO_CLOCKS = Recipe(
-    "two-clocks", "two networks that tick at different rates: joint backprop, DNI, and no gradient between", Clocks, run
+    "two-clocks",
+    "two networks that tick at different rates: joint backprop, DNI, cDNI, and no gradient between",
+    Clocks,
+    run,
 )
