@@ -163,7 +163,9 @@ def test_unlocked_layers_have_synthetic_inputs() -> None:
 
 
 def test_deep_networks_learn_more_slowly_unless_told_or_on_the_papers_budget() -> None:
-    assert complete(Feedforward(data="mnist", layers=(21,))).lr == (1e-4,)
+    deep = complete(Feedforward(data="mnist", layers=(21,)))
+    assert (deep.lr, deep.estimator_lr, deep.hidden) == ((1e-4,), (5e-4,), (1,))
+    assert (deep.estimator_width, deep.steps) == (256, 12000)
     assert complete(Feedforward(data="mnist", layers=(3, 21))).lr == (1e-3,)
     assert complete(Feedforward(data="mnist", layers=(21,), lr=(2e-3,))).lr == (2e-3,)
     assert complete(Feedforward(data="mnist", layers=(21,), budget="paper")).lr == (3e-5,)
