@@ -118,7 +118,7 @@ def decouple(
             features [batch, ..., num_classes]. With ``every``, what the estimators between parts see, those of messages: of the
             target of the part that sends, in the window in which it sends, to features [batch, num_classes] or
             [messages, batch, ..., num_classes].
-        num_classes: Number of classes of the label; width of a callable's features.
+        num_classes: Number of classes of the label, or width of a callable's features: given with either.
         mask: Name of a tensor input [batch, length] that is non-zero for tokens that count; padding then neither trains an
             estimator nor receives a synthetic gradient.
         loss: (output, target) to a scalar or to one loss an example; a trainer needs it. With ``every``, also one for each part

@@ -87,7 +87,8 @@ def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int
             raise ContextError(
                 f"a callable context= needs num_classes=, the width of its features [batch, ..., num_classes]; got {num_classes!r}"
             )
-        return Context(context, num_classes, getattr(context, "__name__", type(context).__name__))
+        name = getattr(context, "__name__", type(context).__name__)
+        return Context(Features(context, num_classes, name), num_classes, name)
     raise ContextError(f"context={context!r}: give None, 'label' or a callable from the context to features")
 
 
@@ -100,6 +101,29 @@ class Label:
     def __call__(self, label: Tensor) -> Tensor:
         """Return [batch, ..., classes] from labels [batch, ...]."""
         return torch.nn.functional.one_hot(label, self.classes)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a callable makes of the context, held to the width that ``num_classes=`` says."""
+
+    function: Callable[[Any], Tensor]
+    width: int
+    name: str
+
+    def __call__(self, context: Any) -> Tensor:
+        """Return the features [batch, ..., width].
+
+        Raises:
+            ContextError: They are of another shape.
+        """
+        features = self.function(context)
+        if not isinstance(features, Tensor) or features.dim() < 2 or features.shape[-1] != self.width:
+            found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ContextError(
+                f"context= ({self.name}) gave {found}; expected features [batch, ..., {self.width}], as num_classes={self.width} says"
+            )
+        return features
 
 
 def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:

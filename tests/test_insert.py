@@ -215,6 +215,23 @@ def test_a_callable_context_gives_the_features() -> None:
     assert context.features((torch.ones(2, 2), torch.zeros(2, 3))).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (lambda y: torch.ones(3, 4), r"gave \[3, 4\]; expected features \[batch, ..., 5\], as num_classes=5 says"),
+        (lambda y: torch.ones(5), r"gave \[5\]; expected"),
+        (lambda y: [y], "gave list; expected"),
+    ],
+)
+def test_features_of_another_width_are_refused(made: Any, text: str) -> None:
+    y = torch.zeros(3, dtype=torch.long)
+    net = dnifx.decouple(mlp(6, 6, 2), ["0"], args=(X,), context=made, num_classes=5, loss=nn.functional.cross_entropy)
+    with pytest.raises(ContextError, match=text):
+        net.trainer(torch.optim.Adam).step(X, target=y)
+    with pytest.raises(ContextError, match=text):
+        net(X, context=y)
+
+
 def test_a_model_with_an_input_called_context_is_refused_where_there_is_a_context() -> None:
     class Taken(nn.Module):
         def __init__(self) -> None:
