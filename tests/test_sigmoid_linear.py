@@ -56,7 +56,7 @@ def test_it_learns_that_gradient_better_than_a_linear_one() -> None:
 
 
 @pytest.mark.parametrize("context", [None, 2])
-@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5)])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5), (4, 3, 5, 2)])
 def test_the_first_estimate_is_zero_with_and_without_labels(shape: tuple[int, ...], context: int | None) -> None:
     estimator = SigmoidLinear(width=7)(spec(*shape, context=context)).double()
     label = None if context is None else torch.ones(4, 2)
@@ -73,6 +73,24 @@ def test_a_label_an_example_reaches_every_token() -> None:
     assert torch.equal(answer, torch.arange(1.0, 5).double()[:, None, None].expand(4, 3, 5))
 
 
-def test_it_refuses_images() -> None:
+def test_of_a_map_it_holds_the_gradient_of_a_classifier_over_all_of_it() -> None:
+    torch.manual_seed(0)
+    maps, label = torch.randn(8, 3, 4, 2, dtype=torch.float64), torch.randint(2, (8, 2)).double()
+    theta = torch.randn(3 * 4 * 2, 2, dtype=torch.float64)
+    expected = log_loss_gradient(maps.flatten(1), label, theta).view_as(maps)
+    estimator = SigmoidLinear()(spec(8, 3, 4, 2)).double()
+    by_position = theta.view(3, 4, 2, 2).movedim(0, 2).reshape(-1, 2)
+    parameters = dict(estimator.named_parameters())
+    with torch.no_grad():
+        parameters["models.0.model.logits.weight"].copy_(by_position.T)
+        parameters["models.0.model.logits.bias"].zero_()
+        parameters["models.0.model.mixture.weight"].copy_(by_position)
+        parameters["models.0.model.label.weight"].copy_(-by_position)
+    torch.testing.assert_close(estimator((maps,), label)[0], expected)
+    innermost = maps.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(estimator((innermost,), label)[0], expected)
+
+
+def test_it_refuses_volumes() -> None:
     with pytest.raises(EstimatorError, match="Synthetic"):
-        SigmoidLinear()(spec(4, 3, 8, 8))
+        SigmoidLinear()(spec(4, 3, 8, 8, 8))

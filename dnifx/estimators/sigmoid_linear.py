@@ -20,13 +20,17 @@ class SigmoidLinear:
     For a log loss over a linear map theta of h the gradient is (sigmoid(h theta) - y) theta', which is of this form: A =
     theta, D = theta', B = -theta', C = 0. D, B and C start at 0, so the first synthetic gradients are exactly 0.
 
-    Values are vectors [batch, features] or tokens [batch, length, features]; y is the context, where there is one.
+    Values are vectors [batch, features], tokens [batch, length, features] or maps [batch, channels, height, width]; y is the
+    context, where there is one. Of a map, h is all of it, so that a sigmoid sees every position and a label says another thing at
+    each, as the gradient of a classifier over the flattened map does: what convolutions of a label's constant channels cannot. An
+    estimator of maps takes those of the example's size.
 
     Args:
-        width: Number of sigmoids; by default one for each feature of the context, or of the value where there is none.
+        width: Number of sigmoids; by default one for each feature of the context, or, where there is none, for each feature of a
+            vector or token and each channel of a map.
 
     Raises:
-        EstimatorError: A value is neither a vector nor a sequence of tokens.
+        EstimatorError: A value is no vector, sequence of tokens or map.
 
     Example:
         >>> import torch
@@ -51,15 +55,19 @@ class SigmoidLinear:
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""
         for value in spec.values:
-            if len(value.shape) not in (2, 3) or not value.dtype.is_floating_point:
+            if len(value.shape) not in (2, 3, 4) or not value.dtype.is_floating_point:
                 raise EstimatorError(
-                    f"boundary {spec.name!r}: SigmoidLinear takes floating-point values [batch, features] or [batch, length, "
-                    f"features], got {value}; use Synthetic(), or cut elsewhere"
+                    f"boundary {spec.name!r}: SigmoidLinear takes floating-point values [batch, features], [batch, length, "
+                    f"features] or [batch, channels, height, width], got {value}; use Synthetic(), or cut elsewhere"
                 )
         return SigmoidLinearGradient([self.single(spec, value) for value in spec.values])
 
     def single(self, spec: BoundarySpec, value: TensorSpec) -> nn.Module:
         """Build the model of one value."""
+        if len(value.shape) == 4:
+            channels, height, width = value.shape[1:]
+            model = SigmoidModel(channels * height * width, self.width or spec.context or channels, spec.context)
+            return MapModel(model, (height, width, channels))
         return SigmoidModel(value.shape[-1], self.width or spec.context or value.shape[-1], spec.context)
 
 
@@ -81,6 +89,25 @@ class SigmoidModel(nn.Module):
             return answer
         added: Tensor = self.label(spread_context(context, value))
         return answer + added
+
+
+class MapModel(nn.Module):
+    """A model of vectors, for maps [batch, channels, height, width]: of each, all positions end to end.
+
+    Args:
+        model: The model of vectors.
+        size: Height, width and channels.
+    """
+
+    def __init__(self, model: SigmoidModel, size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """Predict the gradient of one value."""
+        answer: Tensor = self.model(value.movedim(1, -1).flatten(1), context)
+        return answer.reshape(-1, *self.size).movedim(-1, 1)
 
 
 class SigmoidLinearGradient(GradientEstimator):
