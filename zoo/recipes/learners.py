@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ PROP_ALPHA = 0.01
 """Weight of the ``prop`` term."""
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+M = TypeVar("M", bound=nn.Module)
 MakeScheduler = Callable[[torch.optim.Optimizer], MultiStepLR]
 
 
@@ -35,9 +36,7 @@ def network(settings: Settings, layers: int) -> nn.Module:
     """Return the network that the options ask for, with fresh weights."""
     dataset = DATASETS[settings.data]
     if settings.net == "cnn":
-        # Convolutions and pools of a CPU take a fifth to a third less time with the channels innermost.
-        model: nn.Module = CNN(dataset.shape, dataset.classes, layers, settings.width)
-        return convert_conv2d_weight_memory_format(model, torch.channels_last)
+        return _channels_last(CNN(dataset.shape, dataset.classes, layers, settings.width))
     return FCN(torch.Size(dataset.shape).numel(), dataset.classes, layers, settings.width)
 
 
@@ -45,7 +44,7 @@ def decoupled(settings: Settings, arm: Arm, model: nn.Module, example: Tensor) -
     """Return the network with the arm's interfaces: after every hidden layer, or after one."""
     labelled = arm.context == "label"
     unlocked = estimators.SyntheticInput(hidden=1, width=settings.estimator_width)
-    return dnifx.decouple(
+    net = dnifx.decouple(
         model,
         "hidden.*" if arm.position is None else f"hidden.{arm.position - 1}",
         args=(example,),
@@ -55,6 +54,7 @@ def decoupled(settings: Settings, arm: Arm, model: nn.Module, example: Tensor) -
         num_classes=DATASETS[settings.data].classes if labelled else None,
         loss=partial(functional.cross_entropy, reduction="none" if arm.gradient in PER_EXAMPLE else "mean"),
     )
+    return _channels_last(net)
 
 
 def estimator(settings: Settings, arm: Arm) -> Any:
@@ -230,6 +230,12 @@ class TrainerLearner(Learner):
 def _adam(rate: float, device: torch.device) -> "partial[torch.optim.Adam]":
     """Return what makes an Adam that a CUDA graph can hold; fused, it takes a third of the time."""
     return partial(torch.optim.Adam, lr=rate, fused=True, capturable=device.type == "cuda")
+
+
+def _channels_last(module: M) -> M:
+    """Put the channels of its convolutions innermost: on a CPU they, and the pools, take a fifth to a third less time."""
+    converted: M = convert_conv2d_weight_memory_format(module, torch.channels_last)
+    return converted
 
 
 def _milestones(settings: Settings) -> list[int]:
