@@ -165,6 +165,15 @@ def test_a_watch_warns_where_the_norm_runs_away() -> None:
         watch.see(look(norm=6.0))
 
 
+def test_a_watch_says_by_itself_that_an_estimator_is_too_coarse_for_its_target() -> None:
+    watch = Watch(patience=2, decay=0.0)
+    for norm in (2.9, 3.1, 2.9):
+        watch.see(look(cosine=0.02, norm=norm))
+    watch.see(look(cosine=0.02, norm=3.1))
+    with pytest.warns(HarmWarning, match=r"3\.1 times its target's.*too coarse.*lower the estimator_optimizer rate"):
+        watch.see(look(cosine=0.02, norm=3.1))
+
+
 def test_a_watch_is_quiet_where_nothing_is_estimated_yet() -> None:
     net, x, y = make_net(Synthetic())
     for parameter in net.interface_parameters():

@@ -17,7 +17,7 @@ REMEDIES = {
         "give it the label (context='label'), more capacity (Synthetic(hidden=2)) or a higher estimator_optimizer rate; "
         + ALWAYS
     ),
-    "norm": "lower the estimator_optimizer rate, or use Adam there; " + ALWAYS,
+    "norm": "its steps are too coarse for its target: lower the estimator_optimizer rate, or use Adam there; " + ALWAYS,
 }
 """What helps against each harm."""
 
@@ -32,7 +32,7 @@ class Watch:
     Args:
         patience: Looks in a row before it warns.
         cosine: Average cosine below which an estimate points the wrong way.
-        growth: Norm of the estimates over that of the targets above which they have run away.
+        growth: Norm of the estimates over that of the targets above which they have run away: with 3, nearly all of an estimate is noise.
         decay: Share of the average that stays at each look, in [0, 1).
 
     Raises:
@@ -49,7 +49,7 @@ class Watch:
 
     patience: int = 50
     cosine: float = 0.0
-    growth: float = 10.0
+    growth: float = 3.0
     decay: float = 0.9
     averages: dict[str, dict[str, float]] = field(default_factory=dict, init=False)
     streaks: dict[tuple[str, str], int] = field(default_factory=dict, init=False)

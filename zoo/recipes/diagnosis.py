@@ -23,7 +23,7 @@ MEASURES = {"cosine": "cosine", "relative_error": "relative L2 error", "wrong_si
 
 REMEDIES = {
     "direction": "try --context label, --hidden 2, a higher --estimator-lr, or --gradient bplambda",
-    "norm": "try a lower --estimator-lr, or --gradient bplambda",
+    "norm": "its steps are too coarse for its target: try a lower --estimator-lr, or --gradient bplambda",
 }
 """What helps against each harm that a watch finds, in the options of the recipes."""
 
