@@ -16,7 +16,7 @@ from dnifx.errors import OptionError
 from dnifx.zoo.cells import BatchNormLSTMCell
 from dnifx.zoo.data import Split
 from dnifx.zoo.recipes import RECIPES
-from dnifx.zoo.recipes.two_clocks import ClockPoint, Clocks, Decoupled, first_at, run
+from dnifx.zoo.recipes.two_clocks import ClockPoint, Clocks, Decoupled, first_at, mean_of, run
 from dnifx.zoo.two_clocks import DigitStreams, TwoClocks, count_errors, count_loss, zero_state
 
 BRIEF: dict[str, Any] = {"data": "digits", "width": 6, "batch": 4, "ticks": 2, "windows": 8, "evaluate_every": 4}
@@ -157,6 +157,9 @@ def test_the_first_place_at_an_error_is_found() -> None:
     curve = tuple(ClockPoint(digits, 0.0, odd, 0.0) for digits, odd in ((10, 30.0), (20, 9.0), (30, 12.0)))
     assert first_at(curve, 10.0) == 20
     assert first_at(curve, 5.0) is None
+    assert mean_of([first_at(curve, 10.0), 40]) == "30"
+    assert mean_of([2000, None, 3000]) == "2,500 (2 of 3)"
+    assert mean_of([None]) == "never"
 
 
 @pytest.mark.parametrize(

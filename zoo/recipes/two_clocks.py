@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,14 +43,16 @@ class Clocks:
     data: str = option("mnist", "digits to draw from", ("mnist", "digits"))
     arms: tuple[str, ...] = option(ARMS, "how the networks learn, one or more", ARMS)
     ticks: int = option(4, "T: digits of a window, and windows of a period")
-    width: int = option(256, "units of every layer, and size of a message")
+    width: int = option(128, "units of every layer, and size of a message; the paper has 256")
     batch: int = option(64, "streams in parallel")
-    windows: int = option(25000, "windows of T digits to train on, a multiple of T")
-    scale: float = option(10.0, "what the synthetic gradient of a message is multiplied by")
+    windows: int = option(
+        25000, "windows of T digits to train on, a multiple of T; these are the paper's 100,000 digits"
+    )
+    scale: float = option(3.0, "what the synthetic gradient of a message is multiplied by; the paper has 10")
     estimator_width: int = option(256, "units of the estimator's one hidden layer")
-    lr: float = option(1e-3, "learning rate of Adam")
+    lr: float = option(1e-4, "learning rate of Adam")
     slow_lr: float | None = option(None, "learning rate of the slow network, where it is another")
-    estimator_lr: float | None = option(None, "learning rate of the estimator, where it is another")
+    estimator_lr: float = option(1e-3, "learning rate of the estimator")
     seeds: int = option(1, "runs of each arm")
     seed: int = option(0, "the first seed; the others follow it")
     evaluate_every: int = option(500, "windows from one measurement (and checkpoint) to the next, a multiple of T")
@@ -120,9 +122,9 @@ class ClockResults:
             table.add_column(column, justify="left" if column == "trained by" else "right")
         for arm in self.arms:
             odd, threes = (statistics.fmean(getattr(run, name) for run in arm.runs) for name in ("odd", "threes"))
-            reached = ", ".join(str(first_at(run.curve, 10.0) or "-") for run in arm.runs)
+            reached = [first_at(run.curve, 10.0) for run in arm.runs]
             speed = statistics.fmean(digits / max(run.seconds, 1e-9) for run in arm.runs)
-            table.add_row(arm.name, f"{odd:.2f}", f"{threes:.2f}", reached, f"{speed:,.0f}")
+            table.add_row(arm.name, f"{odd:.2f}", f"{threes:.2f}", mean_of(reached), f"{speed:,.0f}")
         return table
 
     def to_folder(self, folder: Path) -> None:
@@ -159,6 +161,15 @@ def _draw_arm(axes: "Axes", arm: ClockArm, name: str, colour: str) -> None:
 def first_at(curve: tuple[ClockPoint, ...], error: float) -> int | None:
     """Return the digits after which the fast network's error was first at most ``error``, or None."""
     return next((point.digits for point in curve if point.odd <= error), None)
+
+
+def mean_of(places: Sequence[int | None]) -> str:
+    """Return the mean of the places as a table shows it, and how many there are where some are not."""
+    known = [place for place in places if place is not None]
+    if not known:
+        return "never"
+    missing = f" ({len(known)} of {len(places)})" if len(known) < len(places) else ""
+    return f"{statistics.fmean(known):,.0f}{missing}"
 
 
 def run(options: Clocks, console: Console | None = None) -> ClockResults:
@@ -310,7 +321,7 @@ class Decoupled(Learner):
         adam = torch.optim.Adam
         self.trainer = net.trainer(
             {"submod_0": partial(adam, lr=options.lr), "submod_1": partial(adam, lr=options.slow_lr or options.lr)},
-            estimator_optimizer=partial(adam, lr=options.estimator_lr or options.lr),
+            estimator_optimizer=partial(adam, lr=options.estimator_lr),
         )
         self.ticks = options.ticks
 
