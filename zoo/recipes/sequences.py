@@ -46,7 +46,7 @@ class Sequences:
     scale: float = option(0.1, "what synthetic gradients are multiplied by")
     steps: int = option(10000, "training steps, of one window each, at most")
     lr: float = option(7e-5, "learning rate of Adam")
-    estimator_lr: float | None = option(None, "learning rate of the estimators; by default that of the network")
+    estimator_lr: float = option(7e-5, "learning rate of the estimators, whatever the network's")
     seeds: int = option(1, "runs of each arm")
     seed: int = option(0, "the first seed; the others follow it")
     evaluate_every: int = option(1000, "steps from one measurement (and checkpoint) to the next")
@@ -270,9 +270,10 @@ def check(options: Sequences) -> None:
             f"--unroll, --arms: got {options.unroll}, {options.arms}; expected steps of 1 or more, and an arm"
         )
     for name in ("lr", "estimator_lr"):
-        rate = getattr(options, name)
-        if rate is not None and rate <= 0:
-            raise OptionError(f"--{name.replace('_', '-')}: got {rate}, expected a rate above 0, as 7e-5")
+        if getattr(options, name) <= 0:
+            raise OptionError(
+                f"--{name.replace('_', '-')}: got {getattr(options, name)}, expected a rate above 0, as 7e-5"
+            )
 
 
 def read(options: Sequences) -> Text:
@@ -299,7 +300,7 @@ class Training:
         self.model = self.task.network(self.width)
         adam = torch.optim.Adam
         self.trainer = self.decoupled().trainer(
-            partial(adam, lr=settings.lr), estimator_optimizer=partial(adam, lr=settings.estimator_lr or settings.lr)
+            partial(adam, lr=settings.lr), estimator_optimizer=partial(adam, lr=settings.estimator_lr)
         )
         self.curve: list[Point] = []
         self.seconds = 0.0

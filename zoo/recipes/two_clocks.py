@@ -48,11 +48,11 @@ class Clocks:
     windows: int = option(
         25000, "windows of T digits to train on, a multiple of T; these are the paper's 100,000 digits"
     )
-    scale: float = option(3.0, "what the synthetic gradient of a message is multiplied by; the paper has 10")
+    scale: float = option(5.0, "what the synthetic gradient of a message is multiplied by; the paper has 10")
     estimator_width: int = option(256, "units of the estimator's one hidden layer")
     lr: float = option(1e-4, "learning rate of Adam")
     slow_lr: float | None = option(None, "learning rate of the slow network, where it is another")
-    estimator_lr: float = option(1e-3, "learning rate of the estimator")
+    estimator_lr: float = option(3e-5, "learning rate of the estimator")
     seeds: int = option(1, "runs of each arm")
     seed: int = option(0, "the first seed; the others follow it")
     evaluate_every: int = option(500, "windows from one measurement (and checkpoint) to the next, a multiple of T")
