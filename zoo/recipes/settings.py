@@ -147,7 +147,7 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
         ("cnn", "digits"): Preset(3, 16, Tuned(1e-3, 1e-3, 1), _SMALL, 32, 1000, 64, 3, 180, threads=1),
         ("cnn", "mnist"): _MNIST_CNN,
         ("cnn", "fashion"): _MNIST_CNN,
-        ("cnn", "cifar10"): Preset(3, 128, Tuned(3e-4, 3e-3, 1), _SMALL, 128, 2000, 128, 1, 5000),
+        ("cnn", "cifar10"): Preset(3, 128, Tuned(3e-4, 3e-3, 1), Tuned(3e-4, 1e-5, 0), 128, 2000, 128, 1, 5000),
     }
 )
 """By network and data: the paper's networks (smaller for the digits), and the steps and rates of a small machine."""
