@@ -1,13 +1,19 @@
 """The sigmoid-linear head represents the gradient of a log loss exactly, which a linear one cannot."""
 
+import importlib
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+import dnifx
 from dnifx.errors import EstimatorError
 from dnifx.estimators import BoundarySpec, SigmoidLinear, Synthetic
 from dnifx.ir import TensorSpec
+from dnifx.zoo import CNN
 
 
 def spec(*shape: int, context: int | None = 2) -> BoundarySpec:
@@ -89,6 +95,35 @@ def test_of_a_map_it_holds_the_gradient_of_a_classifier_over_all_of_it() -> None
     torch.testing.assert_close(estimator((maps,), label)[0], expected)
     innermost = maps.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(estimator((innermost,), label)[0], expected)
+
+
+def test_of_maps_a_folder_trains_as_the_net_does(packages: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    net = dnifx.decouple(
+        CNN((3, 8, 8), layers=3, filters=4),
+        "hidden.*",
+        args=(x,),
+        gradient="sigmoid_linear",
+        context="label",
+        num_classes=10,
+        loss=cross_entropy,
+    )
+    net.to_folder(packages / "emitted_maps")
+    package = importlib.import_module("emitted_maps")
+    emitted = package.Net()
+    theirs, ours = package.Trainer(emitted, descend, cross_entropy), net.trainer(descend)
+    for _ in range(3):
+        theirs.step(x, y, y)
+        ours.step(x, target=y)
+    found, wanted = emitted.state_dict(), net.state_dict()
+    assert set(found) == set(wanted)
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in found.items())
+    assert any(key.endswith("label.weight") and bool(tensor.any()) for key, tensor in found.items())
+
+
+def descend(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def test_it_refuses_volumes() -> None:

@@ -28,8 +28,8 @@ PROP_ALPHA = 0.01
 """Weight of the ``prop`` term."""
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
-M = TypeVar("M", bound=nn.Module)
 MakeScheduler = Callable[[torch.optim.Optimizer], MultiStepLR]
+M = TypeVar("M", bound=nn.Module)
 
 
 def network(settings: Settings, layers: int) -> nn.Module:
