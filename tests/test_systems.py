@@ -17,7 +17,11 @@ from tests.system_models import Both, Fast, Slow, SystemCase, joint, largest, sy
 
 
 class Known(nn.Module):
-    """Answers with what a table says of the values it is asked about, zero for any other."""
+    """Answers with what a table says of the values it is asked about, zero for any other.
+
+    Values are found where they are equal but for rounding: some processors round a product of one window otherwise than the same
+    rows of a product of several.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +32,7 @@ class Known(nn.Module):
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         answer: Sequence[Tensor] = [torch.zeros_like(value) for value in values]
         for first, gradients in self.table:
-            if torch.equal(first, values[0]):
+            if first.shape == values[0].shape and torch.allclose(first, values[0], rtol=1e-9, atol=1e-12):
                 answer = gradients
         made = tuple(each + 0 * self.anchor for each in answer)
         found = [torch.empty(0)] * len(made)
