@@ -143,7 +143,7 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
         ("fcn", "digits"): Preset(4, 128, Tuned(3e-4, 3e-4, 1), Tuned(3e-4, 3e-4, 0), 256, 1500, 64, 3, 180, threads=1),
         ("fcn", "mnist"): _MNIST_FCN,
         ("fcn", "fashion"): _MNIST_FCN,
-        ("fcn", "cifar10"): Preset(5, 1000, Tuned(3e-4, 3e-3, 1), Tuned(1e-4, 1e-3, 0), 1000, 2000, 256, 1, 5000),
+        ("fcn", "cifar10"): Preset(5, 1000, Tuned(1e-5, 1e-3, 2), Tuned(1e-4, 1e-3, 0), 1000, 2000, 256, 1, 5000),
         ("cnn", "digits"): Preset(3, 16, Tuned(1e-3, 1e-3, 1), _SMALL, 32, 1000, 64, 3, 180, threads=1),
         ("cnn", "mnist"): _MNIST_CNN,
         ("cnn", "fashion"): _MNIST_CNN,
