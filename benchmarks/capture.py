@@ -19,8 +19,8 @@ from torch import nn
 import dnifx
 from benchmarks.timing import as_json
 from dnifx.ir import Program
-from dnifx.passes.capture import CaptureGraph
-from tests.real_models import shim
+from dnifx.passes.capture.capture import CaptureGraph
+from tests.real_models.families import shim
 
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 PARTS = 8

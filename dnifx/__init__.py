@@ -4,14 +4,14 @@ from dnifx import errors, estimators, schedules
 from dnifx.api import decouple
 from dnifx.errors import DnifxError
 from dnifx.ir import Edge, Every, Recurrent
-from dnifx.passes.unroll import unroll
-from dnifx.runtime.module import DecoupledModule
-from dnifx.runtime.probing import Probe
-from dnifx.runtime.system import DecoupledSystem
-from dnifx.runtime.system_probing import SystemProbe
-from dnifx.runtime.system_trainer import SystemResult, SystemTrainer
-from dnifx.runtime.trainer import StepResult, Trainer
-from dnifx.runtime.watch import Watch
+from dnifx.passes.time.unroll import unroll
+from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.module.system import DecoupledSystem
+from dnifx.runtime.training.probing import Probe
+from dnifx.runtime.training.system_probing import SystemProbe
+from dnifx.runtime.training.system_trainer import SystemResult, SystemTrainer
+from dnifx.runtime.training.trainer import StepResult, Trainer
+from dnifx.runtime.training.watch import Watch
 
 __version__ = "0.1.0"
 

@@ -9,20 +9,25 @@ from torch import Tensor, nn
 from dnifx import schedules
 from dnifx.errors import CaptureError, CutError, DnifxError, InputError, LegalizeError, LossError, PassError
 from dnifx.ir import Program, Recurrent, Schedule
-from dnifx.passes.capture import CaptureGraph
-from dnifx.passes.code import program_code
-from dnifx.passes.cuts import CutSpec, FixedCuts, ResolveCuts, opened_by
-from dnifx.passes.emit import INPUT_MODELS, EmitFused, interface_root
-from dnifx.passes.folder import write_folder
-from dnifx.passes.homes import SameHomes
-from dnifx.passes.insert import Choices, InputChoices, InsertInterfaces, make_context
-from dnifx.passes.legalize import Legalize
-from dnifx.passes.likeness import REMEDY, same_owners, same_shape
+from dnifx.passes.capture.capture import CaptureGraph
+from dnifx.passes.cuts.partition import FormPartitions
+from dnifx.passes.cuts.resolve import CutSpec, FixedCuts, ResolveCuts, opened_by
+from dnifx.passes.cuts.same_partitions import SameHomes
+from dnifx.passes.emit.code import program_code
+from dnifx.passes.emit.folder import write_folder
+from dnifx.passes.emit.fused import INPUT_MODELS, EmitFused, interface_root
+from dnifx.passes.emit.split import SplitPartitions
+from dnifx.passes.emit.step import StepWriter
+from dnifx.passes.emit.windows import EmitWindows
+from dnifx.passes.insert.interfaces import Choices, InputChoices, InsertInterfaces, make_context
+from dnifx.passes.insert.same_interfaces import REMEDY, same_owners, same_shape
+from dnifx.passes.legalize.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
-from dnifx.passes.partition import FormPartitions
 from dnifx.passes.pipeline import Callback, Pass, run_passes
-from dnifx.passes.rates import Rates
-from dnifx.passes.recurrent import (
+from dnifx.passes.rates.rates import Rates
+from dnifx.passes.rates.systems import SystemCompiler, part_named
+from dnifx.passes.schedule import ScheduleActions
+from dnifx.passes.time.recurrences import (
     FormRecurrences,
     InsertRecurrences,
     ResolveStates,
@@ -31,18 +36,13 @@ from dnifx.passes.recurrent import (
     spatial_choices,
     split_cuts,
 )
-from dnifx.passes.schedule import ScheduleActions
-from dnifx.passes.split import SplitPartitions
-from dnifx.passes.stepcode import StepWriter
-from dnifx.passes.systems import SystemCompiler, part_named
-from dnifx.passes.windows import EmitWindows
 from dnifx.report.system import SystemReport
 from dnifx.report.terminal import ProgramReport, render
-from dnifx.runtime.losses import Loss
-from dnifx.runtime.module import DecoupledModule, Emitters
-from dnifx.runtime.part_loss import PartLoss
-from dnifx.runtime.parts import System
-from dnifx.runtime.system import DecoupledSystem
+from dnifx.runtime.module.decoupled import DecoupledModule, Emitters
+from dnifx.runtime.module.parts import System
+from dnifx.runtime.module.system import DecoupledSystem
+from dnifx.runtime.training.losses import Loss
+from dnifx.runtime.training.part_loss import PartLoss
 
 Reduction = Literal["mean", "sum"]
 

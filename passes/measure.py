@@ -20,12 +20,12 @@ from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture import captured, copied, module_path
+from dnifx.passes.capture.capture import captured, copied, module_path
+from dnifx.passes.capture.record.rounds import copied as copied_arguments
+from dnifx.passes.capture.record.state import preserved, seed
+from dnifx.passes.capture.record.structure import tensors_in
 from dnifx.passes.pipeline import Pass
-from dnifx.passes.recording.rounds import copied as copied_arguments
-from dnifx.passes.recording.state import preserved, seed
-from dnifx.passes.recording.structure import tensors_in
-from dnifx.passes.silence import silent
+from dnifx.passes.torch_logging import silent
 
 NEEDS_VALUES = (
     DataDependentOutputException,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import dnifx
 from dnifx import errors
 from dnifx.errors import DnifxError, nearest
-from dnifx.runtime.module import DecoupledModule
-from tests.programs import Residual, mlp
+from dnifx.runtime.module.decoupled import DecoupledModule
+from tests.passes.programs import Residual, mlp
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
 

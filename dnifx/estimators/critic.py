@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
 from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context, uncompiled
-from dnifx.runtime.gradients import absolute_fit, predicted_gradients
+from dnifx.runtime.emitted.gradients import absolute_fit, predicted_gradients
 
 fx.wrap("predicted_gradients")
 fx.wrap("absolute_fit")

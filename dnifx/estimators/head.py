@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec
 from dnifx.ir import TensorSpec
-from dnifx.runtime.interface import token_mean
+from dnifx.runtime.emitted.interface import token_mean
 
 fx.wrap("token_mean")
 

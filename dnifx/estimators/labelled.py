@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
-from dnifx.runtime.gradients import leaf
+from dnifx.runtime.emitted.gradients import leaf
 
 fx.wrap("leaf")
 

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
 from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context, uncompiled
-from dnifx.runtime.gradients import own_gradients
+from dnifx.runtime.emitted.gradients import own_gradients
 
 fx.wrap("own_gradients")
 

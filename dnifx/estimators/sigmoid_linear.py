@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.ir import TensorSpec
-from dnifx.runtime.interface import spread_context
+from dnifx.runtime.emitted.interface import spread_context
 
 fx.wrap("spread_context")
 

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
-from dnifx.runtime.interface import average_gradient
+from dnifx.runtime.emitted.interface import average_gradient
 
 fx.wrap("average_gradient")
 

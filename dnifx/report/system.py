@@ -13,7 +13,7 @@ from dnifx.ir import Boundary, Program
 from dnifx.report.facts import FORMAT, ProgramFacts, count_parameters, plain, program_facts
 from dnifx.report.terminal import plain_text, shown
 from dnifx.report.units import plural
-from dnifx.runtime.parts import Message, PartPlan, System
+from dnifx.runtime.module.parts import Message, PartPlan, System
 
 WIDTH = 100
 """Characters of a line of the plain text."""

@@ -1,4 +1,4 @@
-"""Golden files of emitted code: ``python -m tests.golden`` writes them anew, ``tests/test_golden.py`` compares."""
+"""Golden files of emitted code: ``python -m tests.golden`` writes them anew, ``tests/passes/emit/test_golden.py`` compares."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import dnifx
 from dnifx.estimators import Synthetic
-from dnifx.runtime.module import DecoupledModule
+from dnifx.runtime.module.decoupled import DecoupledModule
 
 FOLDER = Path(__file__).parent
 COMMAND = "python -m tests.golden"

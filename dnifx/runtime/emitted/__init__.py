@@ -1,0 +1,1 @@
+"""What emitted code calls. These files import torch alone, so that an emitted folder can carry copies of them."""

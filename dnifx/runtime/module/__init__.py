@@ -1,0 +1,1 @@
+"""The decoupled module: the user's model with interfaces."""

@@ -1,0 +1,1 @@
+"""The trainer: optimizers, training steps, probes and saved states."""

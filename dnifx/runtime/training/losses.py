@@ -1,0 +1,102 @@
+"""The loss that a trainer was given: computed, reduced, and looked at with care the first time."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dnifx.errors import LossError
+from dnifx.runtime.emitted.interface import example_losses
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """What the model is trained on.
+
+    Attributes:
+        function: (output, target) to a scalar or one loss an example.
+        mean: Whether it averages over examples (else it sums).
+        teaches: Whether something learns from it, so that it has to carry a gradient.
+        batch_first: Whether outputs and targets lead with the examples, so that a loss that sums can be found out.
+    """
+
+    function: Loss
+    mean: bool
+    teaches: bool
+    batch_first: bool = True
+
+    def raw(self, output: Any, target: Any, step: int) -> Tensor:
+        """Return the loss as the function gives it; that of step 0 is computed with care."""
+        return self.first(output, target) if step == 0 else self.function(output, target)
+
+    def reduced(self, loss: Tensor, step: int) -> Tensor:
+        """Return a loss as a scalar, on the CPU made sure to be finite.
+
+        Raises:
+            LossError: It is not.
+        """
+        scalar = example_losses(loss, self.mean)
+        if scalar.device.type == "cpu" and not math.isfinite(scalar.item()):
+            raise LossError(
+                f"the loss of step {step} is {scalar.item()}: nothing that depends on it was updated; look at the inputs and "
+                "targets of this batch, or lower the learning rate"
+            )
+        return scalar
+
+    def first(self, output: Any, target: Any) -> Tensor:
+        """Compute the loss with care: turn what it complains of into a LossError, and find out its reduction.
+
+        Raises:
+            LossError: It cannot be computed, has a wrong form, teaches nothing, or sums where a mean was asked for.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*target size.*different.*")
+                loss = self.function(output, target)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
+            raise LossError(
+                f"the loss cannot be computed: {type(error).__name__}: {error}\n  output: {describe(output)}\n  target: "
+                f"{describe(target)}\ngive target= in the form that the loss compares with the output"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.dim() > 1:
+            raise LossError(f"the loss gave {describe(loss)}; expected a scalar tensor or one loss an example")
+        if not loss.requires_grad and self.teaches:
+            raise LossError(
+                "the loss carries no gradient, so nothing can learn from it: compute it from the output by differentiable operations "
+                "(no argmax, no detach, no .item())"
+            )
+        if self.mean and self.batch_first and loss.dim() == 0 and sums(self.function, loss, output, target):
+            raise LossError(
+                "the loss sums over examples, but the interfaces were made for a mean: synthetic gradients would be too small by "
+                "the batch size; give dnifx.decouple(..., reduction='sum')"
+            )
+        return loss
+
+
+def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
+    """Whether a loss doubles, rather than stays, when every example is there twice."""
+    twice = [
+        pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, item) for item in (output, target)
+    ]
+    try:
+        with torch.no_grad():
+            doubled = loss(*twice)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return bool(value != 0) and bool(torch.isclose(doubled, 2 * value, rtol=1e-3, atol=0))
+
+
+def describe(value: Any) -> str:
+    """Describe a value in an error text."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} of {value.dtype}"
+    return type(value).__name__

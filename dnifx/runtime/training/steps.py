@@ -1,0 +1,128 @@
+"""Training steps as functions: generated once for each situation and schedule, compiled, and given what they call."""
+
+import linecache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dnifx.ir import Schedule
+from dnifx.runtime.emitted.interface import (
+    apply_gradients,
+    arrived,
+    backpropagate,
+    compare,
+    count_only,
+    fit_gradient,
+    output_error,
+    per_example,
+    propagated,
+)
+from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_gradients, window_targets, without_rows
+from dnifx.runtime.module.input_kinds import Situation
+from dnifx.runtime.training.ownership import Adoption
+from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
+
+if TYPE_CHECKING:
+    from dnifx.runtime.module.decoupled import DecoupledModule
+
+Step = Callable[..., Any]
+STEP_GLOBALS = {
+    "torch": torch,
+    "apply_gradients": apply_gradients,
+    "arrived": arrived,
+    "auxiliary_fit": auxiliary_fit,
+    "backpropagate": backpropagate,
+    "by_example": by_example,
+    "compare": compare,
+    "count_only": count_only,
+    "extend_trace": extend_trace,
+    "fit_by_trace": fit_by_trace,
+    "fit_gradient": fit_gradient,
+    "output_error": output_error,
+    "pass_on": pass_on,
+    "per_example": per_example,
+    "propagated": propagated,
+    "window_gradients": window_gradients,
+    "window_jacobian": window_jacobian,
+    "window_targets": window_targets,
+    "without_rows": without_rows,
+}
+KEPT_STEPS = 256
+
+
+@dataclass
+class Steps:
+    """The compiled steps of a trainer.
+
+    Attributes:
+        net: The decoupled module.
+        shared: What the steps of all situations call by name: optimizers, the loss, the context's features.
+        adoption: Lets the optimizers update what only another situation trains.
+    """
+
+    net: "DecoupledModule"
+    shared: Mapping[str, Any]
+    adoption: Adoption
+    _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
+    _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
+    _parts: dict[int, SimpleNamespace] = field(default_factory=dict)
+    _latest: tuple[Situation, Schedule, bool, Step] | None = None
+
+    def training(self, situation: Situation, schedule: Schedule, diagnose: bool) -> Step:
+        """Return the function of a schedule in a situation, generated once.
+
+        Raises:
+            InputError: It would train parameters that no optimizer of their partition can hold.
+        """
+        latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
+        if latest and latest[0] is situation and latest[1] is schedule and latest[2] is diagnose:
+            return latest[3]
+        key = (id(situation), schedule, diagnose)
+        if key not in self._functions:
+            self.adoption.admit(situation.program)
+            if len(self._functions) >= KEPT_STEPS:
+                self._functions.pop(next(iter(self._functions)))
+            source = self.net.emitters.step(situation.program, schedule, self.net.mean, diagnose)
+            self._functions[key] = compile_step(source)
+        self._latest = situation, schedule, diagnose, self._functions[key]
+        return self._functions[key]
+
+    def probing(self, situation: Situation, true: bool) -> Step:
+        """Return the function of a probe in a situation, against true gradients or targets, generated once."""
+        key = (id(situation), true)
+        if key not in self._probes:
+            self._probes[key] = compile_step(self.net.emitters.probe(situation.program, self.net.mean, true))
+        return self._probes[key]
+
+    def parts(self, situation: Situation) -> SimpleNamespace:
+        """Return what the functions of a situation call by name, gathered once."""
+        if id(situation) not in self._parts:
+            self._parts[id(situation)] = gathered(self.net, situation, self.shared)
+        return self._parts[id(situation)]
+
+
+def gathered(net: "DecoupledModule", situation: Situation, shared: Mapping[str, Any]) -> SimpleNamespace:
+    """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
+    parts = SimpleNamespace(**shared, unflatten=situation.signature.unflatten)
+    for partition, module in zip(situation.program.partitions, situation.submodules, strict=True):
+        setattr(parts, partition.name, module.forward)
+    for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True):
+        setattr(parts, f"estimate_{boundary.key}", interface.estimator)
+        setattr(parts, f"imagine_{boundary.key}", interface.input_model)
+    for each in net.program.recurrences:
+        setattr(parts, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
+        setattr(parts, f"head_{each.key}", each.head)
+    return parts
+
+
+def compile_step(source: str) -> Step:
+    """Compile the source of a step; tracebacks show its lines."""
+    name = f"<dnifx step {abs(hash(source)):x}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    namespace: dict[str, Any] = dict(STEP_GLOBALS)
+    exec(compile(source, name, "exec"), namespace)
+    function: Step = namespace["step"]
+    return function

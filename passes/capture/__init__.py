@@ -1,0 +1,1 @@
+"""Capture: from a module to a verified graph over the module's own paths."""

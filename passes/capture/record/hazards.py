@@ -1,0 +1,73 @@
+"""What stands in the way of recording, and the line of the model's source where it stands."""
+
+import linecache
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_OURS = str(Path(__file__).resolve().parent)
+_TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
+_START = str(Path("recording", "rounds.py"))
+_OPS = str(Path("dnifx", "runtime", "ops.py"))
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """Something in a module's forward that a recorded graph alone would not repeat faithfully.
+
+    Attributes:
+        construct: What the code does, in words.
+        line: Where, as ``file.py:12: source``.
+        hard: Whether no guard can stand in for it, so that the module has to be kept whole.
+        draws: Whether it is a draw of Python's random numbers.
+    """
+
+    construct: str
+    line: str
+    hard: bool = False
+    draws: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.construct} ({self.line})" if self.line else self.construct
+
+
+def model_line() -> str:
+    """Return the innermost line of the model's own source that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    fallback = ""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.endswith(_START):
+            break
+        if _is_models(path, frame.f_lineno):
+            return describe(path, frame.f_lineno)
+        if not fallback and path.startswith(_TORCH) and "modules" in path:
+            fallback = describe(path, frame.f_lineno)
+        frame = frame.f_back
+    return fallback
+
+
+def close_to_line(error: BaseException) -> str:
+    """Return the innermost line of the model's own source in an error's traceback, as ``file.py:12: source``."""
+    lines = traceback.extract_tb(error.__traceback__)
+    own = [line for line in lines if _is_models(line.filename, line.lineno or 0)] or list(lines)
+    return describe(own[-1].filename, own[-1].lineno or 0) if own else ""
+
+
+def describe(path: str, number: int) -> str:
+    """Write a place in a source file as ``file.py:12: source``."""
+    source = linecache.getline(path, number).strip()
+    return f"{Path(path).name}:{number}: {source}" if source else f"{Path(path).name}:{number}"
+
+
+def _is_models(path: str, number: int) -> bool:
+    """Whether a line belongs to the model rather than to torch, to the recorder, or to code of which no source is known."""
+    if path.startswith("<"):
+        return bool(linecache.getline(path, number))
+    ours = path.startswith(_OURS) or "/passes/capture/record/" in path or path.endswith(_OPS)
+    return not ours and not path.startswith(_TORCH)

@@ -1,0 +1,109 @@
+"""Walks over the objects that models take and give: which tensors they hold, and under which names."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnifx.passes.capture.record.node_values import Path
+from dnifx.passes.capture.record.sizes import SymbolicFloat, SymbolicInt
+from dnifx.runtime.emitted.ops import children
+
+DEPTH = 12
+"""How deep objects are looked into."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """Stands where an object has a tensor that it had before."""
+
+    first: Path
+
+    def __repr__(self) -> str:
+        return f"the same object as {path_name(self.first)}"
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Stands where an object has a part without leaves."""
+
+    kind: str
+
+    def __repr__(self) -> str:
+        return f"an empty {self.kind}"
+
+
+def tensors_in(item: Any) -> list[tuple[Path, Tensor]]:
+    """Return the tensors that an object holds, each once, with the path to it."""
+    return [(path, part) for path, part in walk(item) if isinstance(part, Tensor)]
+
+
+def variables_in(item: Any) -> list[Any]:
+    """Return what changes from call to call in an object: its tensors and symbolic numbers, each once."""
+    parts = walk(item, functions=True)
+    return [part for _, part in parts if isinstance(part, Tensor | SymbolicInt | SymbolicFloat)]
+
+
+def walk(item: Any, functions: bool = False, whole: bool = False) -> Iterator[tuple[Path, Any]]:
+    """Yield the leaves of an object with the path to each; an object that appears twice is walked once.
+
+    Args:
+        item: The object.
+        functions: Whether to look into the closures of functions.
+        whole: Whether to walk a container as often as it appears, and to yield an ``Again`` where a tensor appears once more and
+            an ``Empty`` where there is no leaf.
+    """
+    yield from _walk(item, (), {}, functions, whole)
+
+
+def _walk(item: Any, path: Path, seen: dict[int, Path], functions: bool, whole: bool) -> Iterator[tuple[Path, Any]]:
+    number = isinstance(item, SymbolicInt | SymbolicFloat)
+    parts = _parts(item, functions) if len(path) < DEPTH and not number else None
+    known = (parts is not None or number or isinstance(item, Tensor)) and id(item) in seen
+    if whole and parts == []:
+        yield path, Empty(type(item).__name__)
+    elif known and not (whole and isinstance(item, tuple | list | dict)):
+        if whole and parts is None:
+            yield path, Again(seen[id(item)])
+    else:
+        seen.setdefault(id(item), path)
+        if parts is None:
+            yield path, item
+        for step, part in parts or ():
+            yield from _walk(part, (*path, step), seen, functions, whole)
+
+
+def _parts(item: Any, functions: bool) -> list[tuple[tuple[str, Any], Any]] | None:
+    if isinstance(item, torch.Size):
+        return [(("item", index), part) for index, part in enumerate(item)]
+    if isinstance(item, Enum) or (inspect.isroutine(item) and not functions):
+        return None
+    if isinstance(item, Mapping) and not isinstance(item, nn.Module):
+        return [(("item", key), item[key]) for key in list(item)]
+    names = getattr(item, "_fields", None) if isinstance(item, tuple) else None
+    if names is not None and len(names) == len(item):
+        return [(("attribute", name), part) for name, part in zip(names, item, strict=True)]
+    parts = children(item)
+    if parts is None or isinstance(item, type(None)):
+        return None
+    kind = "item" if isinstance(item, tuple | list | set | frozenset) else "attribute"
+    return [((kind, key), part) for key, part in parts]
+
+
+def follow(item: Any, path: Path) -> Any:
+    """Return the part of an object that a path leads to."""
+    for kind, key in path:
+        item = item[key] if kind == "item" else getattr(item, key)
+    return item
+
+
+def path_name(path: Path) -> str:
+    """Return a path as an identifier: ``x``, ``batch_mask``, ``states_0``."""
+    shown = [str(key) for kind, key in path if kind == "item" or not str(key).startswith("_")]
+    text = "_".join(part.strip("_") for part in shown)
+    text = "".join(letter if letter.isalnum() else "_" for letter in text)
+    return text if text[:1].isalpha() else f"input_{text}".rstrip("_")

@@ -1,0 +1,1 @@
+"""Cuts: from what the user asked for to one partition for every node."""

@@ -1,0 +1,352 @@
+"""Partition: every node gets one home; the partitions are convex and their graph is acyclic.
+
+Each cut divides the graph into what its values are computed from and the rest. A node's level counts the cuts that lie
+before it. Nodes of one level that are connected form a partition, so a path that leaves a partition has gone to a higher
+level and never comes back.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import networkx as nx
+from networkx.utils import UnionFind
+from torch import fx
+
+from dnifx.errors import CutError, PassError
+from dnifx.ir import Cut, Edge, Program
+from dnifx.passes.capture.capture import captured, output_of
+from dnifx.passes.cuts.balance import execution_order
+from dnifx.passes.pipeline import Pass
+from dnifx.runtime.emitted.checkpoints import regions_of
+
+
+@dataclass(frozen=True)
+class FormPartitions(Pass):
+    """Give every node its home."""
+
+    name: ClassVar[str] = "partition"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts")
+    ensures: ClassVar[tuple[str, ...]] = ("levels", "homes")
+
+    def run(self, program: Program) -> Program:
+        """Level the nodes, check exact edges, and number the partitions in the order of execution."""
+        graph = captured(program)
+        if program.cuts[0].level is not None:
+            levels = prefix_levels(graph, program.cuts)
+            return replace(program, levels=levels, homes=levels)
+        levels = cut_levels(program)
+        check_exact_edges(program, levels)
+        return replace(program, levels=levels, homes=number(program, components(program, levels)))
+
+    def check(self, program: Program) -> None:
+        """Every node that computes has one home, the output's is the last, and no value flows to an earlier partition."""
+        for node in homed(captured(program)):
+            if node.name not in program.homes:
+                raise PassError(f"partition gave node {node.name} no home")
+            for user in node.users:
+                if program.homes[node.name] > program.homes[user.name]:
+                    raise PassError(f"partition lets a value flow back: {node.name} -> {user.name}")
+        if program.homes[output_of(captured(program)).name] != max(program.homes.values()):
+            raise PassError("partition puts something behind the output")
+
+
+def homed(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that have a home: all but the inputs."""
+    return [node for node in graph.nodes if node.op != "placeholder"]
+
+
+def prefix_levels(graph: fx.Graph, cuts: Sequence[Cut]) -> dict[str, int]:
+    """Level nodes by the prefixes of the execution order that the integer form chose."""
+    last = {cut.nodes[0] for cut in cuts}
+    levels: dict[str, int] = {}
+    level = 0
+    for node in execution_order(graph):
+        levels[node.name] = level
+        level += node.name in last
+    levels[output_of(graph).name] = level
+    return with_reads(graph, levels)
+
+
+def with_reads(graph: fx.Graph, levels: dict[str, int]) -> dict[str, int]:
+    """Put each read of a parameter, buffer or constant where its reader is."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            levels[node.name] = min((levels[user.name] for user in node.users), default=0)
+    return levels
+
+
+def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
+    """Return pairs of nodes whose order a partition may not change although no value flows between them.
+
+    These draw random numbers one after the other, or call the same module, whose buffers both may update, or one of them
+    writes in place to memory of an input, parameter or buffer that the other sees.
+    """
+    pairs = []
+    last: dict[str, fx.Node] = {}
+    for node in captured(program).nodes:
+        if not node.op.startswith("call"):
+            continue
+        keys = [f"module {node.target}"] if node.op == "call_module" else []
+        keys += ["random"] if program.measures[node.name].random else []
+        for key in keys:
+            if key in last:
+                pairs.append((last[key], node))
+            last[key] = node
+    return pairs + write_pairs(program)
+
+
+def write_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
+    """Return what reads memory of an input, parameter or buffer before and after each in-place write to it."""
+    measures, nodes = program.measures, captured(program).nodes
+    outside = {s for node in nodes if node.op in ("placeholder", "get_attr") for s in measures[node.name].storages}
+    pairs = []
+    writer: dict[int, fx.Node] = {}
+    readers: dict[int, list[fx.Node]] = {}
+    for node in nodes:
+        if not node.op.startswith("call"):
+            continue
+        writes = {storage for name in measures[node.name].writes for storage in measures[name].storages}
+        for storage in {s for source in node.all_input_nodes for s in measures[source.name].storages} & outside:
+            if storage in writer:
+                pairs.append((writer[storage], node))
+            if storage in writes:
+                pairs += [(reader, node) for reader in readers.pop(storage, [])]
+                writer[storage] = node
+            else:
+                readers.setdefault(storage, []).append(node)
+    return pairs
+
+
+def neighbours(pairs: Iterable[tuple[fx.Node, fx.Node]], reverse: bool = False) -> dict[fx.Node, list[fx.Node]]:
+    """Return, for each node, those that have to come after it (or before it)."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for first, second in pairs:
+        key, value = (second, first) if reverse else (first, second)
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def cut_levels(program: Program) -> dict[str, int]:
+    """Count the cuts before each node, and keep what no cut is computed from with its users.
+
+    A node that some cut of its own level is computed from stays as early as it can; every other node that carries a
+    gradient moves to the earliest of its users. Values without a gradient (sizes, masks) stay early: it is cheaper to
+    send a size than the tensor it is read from.
+    """
+    graph = captured(program)
+    crossed = crossings(graph, program.cuts)
+    pairs = ordered_pairs(program)
+    before, after = neighbours(pairs, reverse=True), neighbours(pairs)
+    early: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "get_attr"):
+            least = [early.get(source, 0) + crossed(source, node) for source in node.all_input_nodes]
+            early[node] = max([*least, *(early[other] for other in before.get(node, ()))], default=0)
+    sources = {name for cut in program.cuts for name in (*cut.nodes, *(edge.source for edge in cut.edges))}
+    live = ancestors(output_of(graph))
+    levels: dict[str, int] = {}
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node not in early or node not in live:
+            continue
+        users = [user for user in (*node.users, *after.get(node, ())) if user in early and user in live]
+        if node.name in sources or any(user in needed and early[user] == early[node] for user in users):
+            needed.add(node)
+        stays = node in needed or not users or not program.measures[node.name].requires_grad
+        levels[node.name] = early[node] if stays else min(levels[user.name] for user in users)
+    for node in early:
+        if node not in live:
+            earlier = [*node.all_input_nodes, *before.get(node, ())]
+            levels[node.name] = max([early[node], *(levels[other.name] for other in earlier if other.name in levels)])
+    return with_reads(graph, levels)
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """Return a node and all that it is computed from."""
+    found, queue = {node}, [node]
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                queue.append(source)
+    return found
+
+
+def crossings(graph: fx.Graph, cuts: Iterable[Cut]) -> Callable[[fx.Node, fx.Node], int]:
+    """Return what counts the cuts that the edge from one node to another crosses."""
+    before: dict[str, list[set[str]]] = {}
+    edges: set[tuple[str, str]] = set()
+    for cut in cuts:
+        inside = upstream(graph, cut.nodes)
+        for name in cut.nodes:
+            before.setdefault(name, []).append(inside)
+        edges |= {(edge.source, edge.target) for edge in cut.edges}
+
+    def count(source: fx.Node, target: fx.Node) -> int:
+        after = sum(target.name not in inside for inside in before.get(source.name, ()))
+        return after + ((source.name, target.name) in edges)
+
+    return count
+
+
+def upstream(graph: fx.Graph, names: Sequence[str]) -> set[str]:
+    """Return the nodes among and between the named ones: each is an ancestor of one of them and follows another."""
+    if len(names) < 2:
+        return set(names)
+    nodes = {node.name: node for node in graph.nodes if node.name in set(names)}
+    first = next(iter(nodes.values()))
+    found = set(nodes)
+    queue = list(nodes.values())
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source.name not in found and not source < first:
+                found.add(source.name)
+                queue.append(source)
+    return found
+
+
+def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
+    """Join neighbours of one level, and join what carries no gradient to those who first use it or have to follow it."""
+    graph = captured(program)
+    joined = UnionFind(node.name for node in homed(graph))
+    for node in homed(graph):
+        for source in node.all_input_nodes:
+            if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
+                joined.union(source.name, node.name)
+    live = ancestors(output_of(graph))
+    beside = {node: beside_its_region(program, node) for node in homed(graph) if node not in live and regions_of(node)}
+    for node, other in beside.items():
+        if other is not None:
+            joined.union(node.name, other.name)
+    for first, second in ordered_pairs(program):
+        if second not in live and not beside.get(second) and levels[first.name] == levels[second.name]:
+            joined.union(first.name, second.name)
+    flowing = {joined[node.name] for node in live if node.op == "output" or carries(program, node)}
+    after = neighbours(ordered_pairs(program))
+    together: dict[str, list[fx.Node]] = {}
+    for node in homed(graph):
+        together.setdefault(joined[node.name], []).append(node)
+    for node in reversed(graph.nodes):
+        if node.op == "placeholder" or joined[node.name] in flowing:
+            continue
+        later = [user for member in together[joined[node.name]] for user in (*member.users, *after.get(member, ()))]
+        users = [user for user in later if joined[user.name] != joined[node.name]]
+        first_level = min((levels[user.name] for user in users), default=-1)
+        followers = [user for user in users if levels[user.name] == first_level]
+        for user in followers or [unused_home(program, node, joined)]:
+            joined.union(user.name, node.name)
+        flowing.add(joined[node.name])
+    return without_cycles(program, joined)
+
+
+def unused_home(program: Program, node: fx.Node, joined: UnionFind) -> fx.Node:
+    """Return a node whose partition takes what nobody uses: a guard on the inputs goes first, so that it fires early."""
+    graph = captured(program)
+    sources = [s for s in node.all_input_nodes if s.op.startswith("call") and joined[s.name] != joined[node.name]]
+    first = next((each for each in graph.nodes if carries(program, each)), None)
+    return output_of(graph) if sources or first is None else first
+
+
+def beside_its_region(program: Program, node: fx.Node) -> fx.Node | None:
+    """Return the node whose partition takes what a checkpointed region writes and nobody reads: it is written again with the region."""
+    sources = [source for source in node.all_input_nodes if source.op.startswith("call")]
+    found = [max(sources)] if sources else [each for each in around(node) if carries(program, each)]
+    return (
+        found[0] if found and program.measures[node.name].writes and regions_of(found[0]) == regions_of(node) else None
+    )
+
+
+def around(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes of the same checkpointed regions that stand around a node, those before it first, the nearest foremost."""
+    found = []
+    for step in (operator.attrgetter("prev"), operator.attrgetter("next")):
+        each = step(node)
+        while regions_of(each) == regions_of(node):
+            found.append(each)
+            each = step(each)
+    return found
+
+
+def carries(program: Program, node: fx.Node) -> bool:
+    """Whether a node computes a value with a gradient."""
+    return node.op.startswith("call") and program.measures[node.name].requires_grad
+
+
+def without_cycles(program: Program, joined: UnionFind) -> UnionFind:
+    """Join components that would have to run before each other, and to the output's what would have to run after it."""
+    while True:
+        order, last = quotient(program, joined), joined[output_of(captured(program)).name]
+        knots = [*nx.strongly_connected_components(order), {last, *nx.descendants(order, last)}]
+        if all(len(knot) == 1 for knot in knots):
+            return joined
+        for knot in knots:
+            joined.union(*knot)
+
+
+def quotient(program: Program, joined: UnionFind) -> nx.DiGraph:
+    """Return the graph of components: who has to run before whom."""
+    graph = captured(program)
+    flow = [(node, user) for node in homed(graph) for user in node.users]
+    ends = [(joined[first.name], joined[second.name]) for first, second in (*flow, *ordered_pairs(program))]
+    found = nx.DiGraph((first, second) for first, second in ends if first != second)
+    found.add_nodes_from(joined[node.name] for node in homed(graph))
+    return found
+
+
+def number(program: Program, joined: UnionFind) -> dict[str, int]:
+    """Number the components in a topological order that keeps to the order of execution."""
+    nodes = homed(captured(program))
+    first: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        first.setdefault(joined[node.name], index)
+    first[joined[output_of(captured(program)).name]] = len(nodes)
+    sequence = nx.lexicographical_topological_sort(quotient(program, joined), key=first.__getitem__)
+    order = {root: index for index, root in enumerate(sequence)}
+    return {node.name: order[joined[node.name]] for node in nodes}
+
+
+def check_exact_edges(program: Program, levels: Mapping[str, int]) -> None:
+    """Refuse edges named as cuts where a value with a gradient goes round them.
+
+    Raises:
+        CutError: The text draws the cut and the way round it.
+    """
+    named = {(edge.source, edge.target): edge for cut in program.cuts for edge in cut.edges}
+    if not named:
+        return
+    after_nodes = {levels[name] for cut in program.cuts for name in cut.nodes}
+    for node in homed(captured(program)):
+        for user in node.users:
+            crossed = range(levels[node.name], levels[user.name])
+            exact = crossed and not any(level in after_nodes for level in crossed)
+            if exact and user.op != "output" and carries(program, node) and (node.name, user.name) not in named:
+                raise CutError(way_round(captured(program), Edge(node.name, user.name), list(named.values()), levels))
+
+
+def way_round(graph: fx.Graph, uncut: Edge, edges: Sequence[Edge], levels: Mapping[str, int]) -> str:
+    """Draw a cut edge and the uncut edge that goes round it."""
+    flow = nx.DiGraph((node.name, user.name) for node in graph.nodes for user in node.users)
+    behind = [edge for edge in edges if nx.has_path(flow, uncut.source, edge.source)]
+    cut = next((edge for edge in behind if levels[edge.source] == levels[uncut.source]), (behind or list(edges))[0])
+    meeting = uncut.target if nx.has_path(flow, cut.target, uncut.target) else output_of(graph).name
+    lines = [
+        f"  cut:    {draw(flow, uncut.source, cut.source)} ==X==> {draw(flow, cut.target, meeting)}",
+        f"  round:  {uncut.source} -----> {draw(flow, uncut.target, meeting)}",
+    ]
+    text = "\n".join(lines)
+    return (
+        f"the cut {cut} does not separate the model: a value leaves the partition and comes back past the cut\n{text}\n"
+        f"also cut dnifx.Edge({uncut.source!r}, {uncut.target!r}), or name the module {cut.source!r}: a cut after a module takes "
+        "every value that crosses there along"
+    )
+
+
+def draw(flow: nx.DiGraph, source: str, target: str) -> str:
+    """Draw a path between two nodes, or both ends where there is none."""
+    if source == target:
+        return source
+    if nx.has_path(flow, source, target):
+        return " -> ".join(nx.shortest_path(flow, source, target))
+    return target if flow.in_degree(target) else source

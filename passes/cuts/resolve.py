@@ -1,0 +1,382 @@
+"""Cuts: from what the user asked for to nodes and edges of the graph."""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import fx, nn
+
+from dnifx.errors import CutError, nearest
+from dnifx.ir import Cut, Edge, Program, Recurrent
+from dnifx.passes.capture.capture import captured, module_path
+from dnifx.passes.capture.record.rounds import copied as copied_arguments
+from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.cuts.balance import balanced_cuts
+from dnifx.passes.measure import node_parameters
+from dnifx.passes.pipeline import Pass
+from dnifx.runtime.emitted.interface import detached
+
+CutSpec = str | Edge | Recurrent | int | Callable[[fx.Node], bool] | Sequence[str | Edge | Recurrent]
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class ResolveCuts(Pass):
+    """Resolve module paths, globs, node names, edges, a callable, ``"each"`` or a number of partitions.
+
+    Attributes:
+        cuts: What the user asked for.
+        slack: In the integer form, how much costlier than the best possible the costliest partition may be for fewer bytes.
+    """
+
+    cuts: CutSpec = field(default=())
+    slack: float = 0.1
+    name: ClassVar[str] = "cuts"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures")
+    ensures: ClassVar[tuple[str, ...]] = ("cuts",)
+
+    def run(self, program: Program) -> Program:
+        """Resolve every cut, and leave out those with nothing behind them."""
+        cuts = tuple(unpacked(program, cut) for cut in resolve(program, self.cuts, self.slack))
+        return replace(program, **without_ends(program, cuts, self.cuts))
+
+
+@dataclass(frozen=True)
+class FixedCuts(Pass):
+    """Cut where an earlier compilation of the same model did; the integer form would balance anew.
+
+    Attributes:
+        cuts: The resolved cuts.
+    """
+
+    cuts: tuple[Cut, ...] = ()
+    name: ClassVar[str] = "cuts"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures")
+    ensures: ClassVar[tuple[str, ...]] = ("cuts",)
+
+    def run(self, program: Program) -> Program:
+        """Take the cuts, if their nodes are there."""
+        names = {node.name for node in captured(program).nodes}
+        missing = [name for cut in self.cuts for name in cut.nodes if name not in names]
+        if missing:
+            raise CutError(
+                f"{label(program)} has no node {missing[0]!r} for these inputs, which is where it was cut; name modules as cuts"
+            )
+        return replace(program, cuts=self.cuts)
+
+
+def opened_by(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
+    """Return the modules that have to be looked into for cuts given by module paths; None where the cuts do not say."""
+    items = [spec] if isinstance(spec, str | Edge) else spec
+    if spec == "each" or not isinstance(items, Sequence):
+        return None
+    named = [item for item in items if isinstance(item, str | Edge)]
+    if len(named) < len(items):
+        return None
+    ends = [
+        end for item in named for end in ((item.source, item.target) if isinstance(item, Edge) else item.split("->"))
+    ]
+    known = [path for path, _ in model.named_modules() if path]
+    opened: dict[str, None] = {}
+    for end in (end.strip().partition("@")[0] for end in ends):
+        matched = [path for path in known if glob_matches(end, path)]
+        if not matched:
+            return None
+        opened.update(dict.fromkeys(path.rpartition(".")[0] for path in matched))
+    return tuple(path for path in opened if path)
+
+
+def unpacked(program: Program, cut: Cut) -> Cut:
+    """Cut after the items of a tuple rather than after the tuple."""
+    if cut.level is not None:
+        return cut
+    nodes = {node.name: node for node in captured(program).nodes}
+    names: dict[str, None] = {}
+    for name in (detached_end(nodes[name]).name for name in cut.nodes):
+        items = [user.name for user in nodes[name].users if is_item(user)]
+        packed = bool(items) and not program.measures[name].is_tensor and len(items) == len(nodes[name].users)
+        names.update(dict.fromkeys(items if packed else [name]))
+    return replace(cut, nodes=tuple(names))
+
+
+def detached_end(node: fx.Node) -> fx.Node:
+    """Follow a value that is only used detached, as under ``torch.no_grad()``, to the detached one."""
+    users = list(node.users)
+    if len(users) == 1 and (users[0].target is detached or (users[0].op, users[0].target) == ("call_method", "detach")):
+        return users[0]
+    return node
+
+
+def is_item(node: fx.Node) -> bool:
+    """Whether a node takes a value out of a container."""
+    return node.op == "call_function" and node.target in (operator.getitem, getattr)
+
+
+def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, ...]:
+    """Return the cuts that a specification names, in the order of the graph.
+
+    Raises:
+        CutError: It names nothing in the model; the text lists the nearest names.
+    """
+    if isinstance(spec, bool) or (not isinstance(spec, (str, Edge, int, Sequence)) and not callable(spec)):
+        raise CutError(
+            f"cuts={spec!r} is a {type(spec).__name__}; give module paths, globs, edges, a callable, 'each' or a number"
+        )
+    if isinstance(spec, int):
+        return balanced_cuts(program, spec, slack)
+    graph = captured(program)
+    if callable(spec):
+        chosen = [node for node in graph.nodes if node.op.startswith("call") and spec(node)]
+        if not chosen:
+            raise CutError(f"the callable cuts={getattr(spec, '__name__', spec)!r} chose no node of {label(program)}")
+        return unique(Cut(node_title(node), (node.name,)) for node in chosen)
+    if spec == "each":
+        return blocks(program)
+    items = [spec] if isinstance(spec, (str, Edge)) else list(spec)
+    if not items:
+        raise CutError(
+            f"cuts={spec!r} asks for no cut; name a module of {label(program)}, for example {nearest('', paths(program))}"
+        )
+    calls = calls_by_path(graph)
+    return unique(cut for item in items for cut in resolve_one(program, item, calls))
+
+
+def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node]]) -> list[Cut]:
+    """Resolve one path, glob, node name or edge."""
+    if isinstance(item, Edge):
+        return [resolve_edge(program, item, calls)]
+    if not isinstance(item, str):
+        raise CutError(f"cuts= holds {item!r}, a {type(item).__name__}; give names and dnifx.Edge")
+    if "->" in item:
+        source, _, target = item.partition("->")
+        return [resolve_edge(program, Edge(source.strip(), target.strip()), calls)]
+    matched = [path for path in calls if glob_matches(item, path)] if is_glob(item) else [item] if item in calls else []
+    if matched:
+        return [Cut(path, exits(calls[path])) for path in matched]
+    names = {node.name: node for node in captured(program).nodes if node.op.startswith("call")}
+    found = [name for name in names if glob_matches(item, name)]
+    if found:
+        return [Cut(name, (name,)) for name in found]
+    raise CutError(no_such_cut(program, item, [*calls, *names]))
+
+
+def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
+    """Say why a name cuts nothing, and what would."""
+    near = f"the nearest names are {nearest(item, names)}"
+    module = dict(program.model.named_modules()).get(item.partition("@")[0])
+    if module is None or is_glob(item):
+        return f"no cut {item!r}: {label(program)} has no module or node of that name; {near}"
+    kept = next(
+        (kept for kept in (program.capture.kept if program.capture else ()) if item.startswith(f"{kept.path}.")), None
+    )
+    if kept:
+        return f"no cut {item!r}: it lies inside {kept.path!r}, which is kept whole ({kept.reason}); cut after {kept.path!r} instead"
+    mode = "training" if program.model.training else "evaluation"
+    if not is_called(program, module):
+        return (
+            f"no cut {item!r}: {label(program)} has that module, but its forward does not call it for these inputs in {mode} mode; give an "
+            f"example (args=, kwargs=, model.train() or .eval()) for which it does, or another cut: {near}"
+        )
+    return (
+        f"no cut {item!r}: the forward of {label(program)} calls that module, but the output is not computed from what it makes, or it "
+        f"is called fewer times than the name says; {near}"
+    )
+
+
+def is_called(program: Program, module: nn.Module) -> bool:
+    """Run the model on its example inputs to see whether it calls a module; all is put back."""
+    calls: list[nn.Module] = []
+    handle = module.register_forward_hook(lambda each, inputs, output: calls.append(each))
+    args, kwargs = copied_arguments(program.args, program.kwargs)
+    try:
+        with preserved(program.model) as kept, kept.watching(), torch.no_grad():
+            program.model(*args, **kwargs)
+    finally:
+        handle.remove()
+    return bool(calls)
+
+
+def resolve_edge(program: Program, edge: Edge, calls: Mapping[str, list[fx.Node]]) -> Cut:
+    """Resolve an edge between nodes or modules to the edges of the graph."""
+    graph = captured(program)
+    sources = end_nodes(program, edge.source, calls)
+    targets = set(end_nodes(program, edge.target, calls))
+    edges = tuple(
+        Edge(node.name, user.name) for node in graph.nodes if node in sources for user in node.users if user in targets
+    )
+    if not edges:
+        users = [user.name for node in sources for user in node.users if user not in sources]
+        raise CutError(
+            f"no edge {edge}: what {edge.source!r} makes goes to {nearest(edge.target, users)}, not to {edge.target!r}"
+        )
+    return Cut(str(edge), (), edges)
+
+
+def end_nodes(program: Program, name: str, calls: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
+    """Return the nodes that an end of an edge names: all of a module's, or one node."""
+    if name in calls:
+        return calls[name]
+    found = [node for node in captured(program).nodes if node.name == name]
+    if not found:
+        raise CutError(no_such_cut(program, name, [*calls, *(node.name for node in captured(program).nodes)]))
+    return found
+
+
+def calls_by_path(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return the nodes of each call of each module: ``path`` for the first call, ``path@1`` for the second."""
+    calls: dict[str, list[fx.Node]] = {}
+    leaf_calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if not node.op.startswith("call"):
+            continue
+        keys = dict.fromkeys(str(key) for key, entry in (node.meta.get("nn_module_stack") or {}).items() if entry[0])
+        if node.op == "call_module":
+            number = leaf_calls.get(str(node.target), 0)
+            leaf_calls[str(node.target)] = number + 1
+            keys = {key: None for key in keys if key.partition("@")[0] != node.target}
+            keys[f"{node.target}@{number}" if number else str(node.target)] = None
+        for key in with_containers(keys):
+            calls.setdefault(key, []).append(node)
+    return calls
+
+
+def with_containers(keys: Iterable[str]) -> Iterable[str]:
+    """Add the paths of containers that are never called themselves (``blocks`` of ``blocks.0``)."""
+    seen = dict.fromkeys(keys)
+    for key in list(seen):
+        parts = key.partition("@")[0].split(".")
+        for end in range(1, len(parts)):
+            seen.setdefault(".".join(parts[:end]))
+    return seen
+
+
+def exits(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    """Return the names of the nodes whose values leave a set of nodes."""
+    inside = set(nodes)
+    return tuple(node.name for node in nodes if any(user not in inside for user in node.users)) or (nodes[-1].name,)
+
+
+def blocks(program: Program) -> tuple[Cut, ...]:
+    """Cut after every parametrised block: the outermost called modules with parameters that are no containers.
+
+    A block that is a single layer takes the normalisation and the parameter-free operations that follow it along.
+    """
+    graph = captured(program)
+    modules = dict(program.model.named_modules())
+    calls = calls_by_path(graph)
+    chosen: list[Cut] = []
+    for path, nodes in calls.items():
+        module = modules.get(path.partition("@")[0])
+        if module is None or not is_block(path, modules) or not any(True for _ in module.parameters()):
+            continue
+        if isinstance(module, NORMALISATIONS):
+            continue
+        ends = exits(nodes)
+        if len(nodes) == 1:
+            ends = (end_of_block(program, nodes[0]).name,)
+        chosen.append(Cut(path, ends))
+    if not chosen:
+        raise CutError(f"cuts='each' finds no block with parameters in {label(program)}; name nodes or modules instead")
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    return tuple(sorted(chosen, key=lambda cut: order[cut.nodes[-1]]))
+
+
+def is_block(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is outermost among those that are no containers."""
+    parts = path.partition("@")[0].split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    return not isinstance(modules[".".join(parts)], CONTAINERS) and all(
+        isinstance(modules[p], CONTAINERS) for p in above
+    )
+
+
+def end_of_block(program: Program, node: fx.Node) -> fx.Node:
+    """Follow a layer through the normalisation and parameter-free operations that only it feeds."""
+    while len(node.users) == 1:
+        after = next(iter(node.users))
+        alone = all(
+            argument is node or argument.op in ("placeholder", "get_attr") for argument in after.all_input_nodes
+        )
+        if after.op == "output" or not alone or not continues(program, after):
+            break
+        node = after
+    return node
+
+
+def continues(program: Program, node: fx.Node) -> bool:
+    """Whether a node belongs to the block before it."""
+    if node.op == "call_module":
+        module = program.model.get_submodule(str(node.target))
+        return isinstance(module, NORMALISATIONS) or not any(True for _ in module.parameters())
+    return not any(node_parameters(program.model, argument, program.constants) for argument in node.all_input_nodes)
+
+
+def without_ends(program: Program, cuts: tuple[Cut, ...], spec: Any) -> dict[str, Any]:
+    """Leave out cuts at values that only the output takes; refuse where none remains."""
+    nodes = {node.name: node for node in captured(program).nodes}
+
+    def goes_on(cut: Cut) -> bool:
+        return (
+            cut.level is not None
+            or bool(cut.edges)
+            or any(user.op != "output" for name in cut.nodes for user in nodes[name].users)
+        )
+
+    kept = tuple(cut for cut in cuts if goes_on(cut))
+    if not kept:
+        raise CutError(f"cuts={spec!r} leaves nothing behind the cut: its values are the model's output; cut earlier")
+    notes = tuple(
+        f"no cut after {cut.name}: only the model's output lies behind it" for cut in cuts if not goes_on(cut)
+    )
+    return {"cuts": kept, "notes": program.notes + notes}
+
+
+def unique(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
+    """Drop cuts that are named twice; tell apart different ones of one name by ``@1``."""
+    chosen: dict[str, Cut] = {}
+    for cut in cuts:
+        if any((cut.nodes, cut.edges) == (other.nodes, other.edges) for other in chosen.values()):
+            continue
+        name, number = cut.name, 1
+        while name in chosen:
+            name, number = f"{cut.name}@{number}", number + 1
+        chosen[name] = replace(cut, name=name)
+    return tuple(chosen.values())
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a name holds wildcards."""
+    return any(letter in pattern for letter in "*?[")
+
+
+def glob_matches(pattern: str, path: str) -> bool:
+    """Match segment by segment: ``*`` stays inside one segment, ``**`` spans any number."""
+    if not is_glob(pattern):
+        return pattern == path
+    text = re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
+    text = text.replace(r"\[", "[").replace(r"\]", "]").replace(r"\-", "-").replace("[!", "[^")
+    try:
+        return re.fullmatch(text, path) is not None
+    except re.error as error:
+        raise CutError(
+            f"{pattern!r} is no pattern for names: {error}; write *, **, ? and [...] as in file names"
+        ) from error
+
+
+def node_title(node: fx.Node) -> str:
+    """Return the name a user knows a node by: its module's path for a module call, else the node's own."""
+    return module_path(node) if node.op == "call_module" else node.name
+
+
+def paths(program: Program) -> list[str]:
+    """Return the module paths of the model."""
+    return [path for path, _ in program.model.named_modules() if path]
+
+
+def label(program: Program) -> str:
+    """Name the model in an error text."""
+    return type(program.model).__name__

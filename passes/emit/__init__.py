@@ -1,0 +1,1 @@
+"""Emit: graphs and readable Python for both targets."""

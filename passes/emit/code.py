@@ -1,0 +1,87 @@
+"""The emitted program as Python text: what people read, and what an emitted folder runs."""
+
+import builtins
+import re
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import fx
+
+from dnifx.errors import PassError
+from dnifx.ir import Program
+from dnifx.passes.capture.capture import module_path
+from dnifx.passes.emit.step import StepWriter
+from dnifx.passes.emit.window_lines import without_step
+from dnifx.runtime.emitted.checkpoints import with_checkpoints
+
+
+def program_code(program: Program, mean: bool) -> str:
+    """Return the fused forward, every partition and one training step, where there is one, as readable Python."""
+    if program.fused is None or program.schedule is None:
+        raise PassError("the program was not emitted; run all passes first")
+    imports: dict[str, Any] = {}
+    parts = [function_code(program.fused, "forward", "the fused program", program, imports)]
+    for partition, graph in zip(program.partitions, program.submodules, strict=True):
+        parts.append(
+            function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
+        )
+    refusal = without_step(program)
+    parts.append(
+        f"# no training step: {refusal}\n" if refusal else StepWriter(program, program.schedule, mean).source()
+    )
+    text = "\n\n".join(parts)
+    return f"{import_block(imports, text)}\n\n{text}"
+
+
+def function_code(graph: fx.Graph, name: str, title: str, program: Program, imports: dict[str, Any]) -> str:
+    """Return a graph as a function of ``self``, with the type of each value and the provenance of each module as comments."""
+    code = with_checkpoints(graph).python_code("self")
+    imports.update(code.globals)
+    notes = comments(graph, program)
+    source = code.src.splitlines()
+    start = next(number for number, line in enumerate(source) if line.lstrip().startswith("def forward("))
+    lines = [with_comment(line, notes) for line in source[start + 1 :] if line.strip()]
+    inputs = [
+        f"{node.target}=None" if node.args else str(node.target) for node in graph.nodes if node.op == "placeholder"
+    ]
+    return (
+        "\n".join([f"def {name}({', '.join(['self', *inputs])}):", f'    """{title.capitalize()}."""', *lines]) + "\n"
+    )
+
+
+def comments(graph: fx.Graph, program: Program) -> Mapping[str, str]:
+    """Return, by value name, its type and where it comes from."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        measure = program.measures.get(node.name)
+        types = ", ".join(map(str, measure.tensors)) if measure is not None else ""
+        origin = node.meta.get("provenance") or (module_path(node) if node.op == "call_function" else "")
+        found[node.name] = "; ".join(part for part in (types, origin) if part)
+    return found
+
+
+def with_comment(line: str, notes: Mapping[str, str]) -> str:
+    """Append the comment of the value that a line defines."""
+    found = re.match(r"\s*(\w+)\s*(:[^=]+)?=\s", line)
+    note = notes.get(found.group(1), "") if found else ""
+    return f"{line}  # {note}" if note else line
+
+
+def import_block(imports: Mapping[str, Any], text: str) -> str:
+    """Return the import lines of everything that generated functions name in their text."""
+    named = set(re.findall(r"\w+", re.sub(r"#.*", "", text)))
+    lines = ["import torch", *(import_line(name, value) for name, value in sorted(imports.items()) if name in named)]
+    return "\n".join(dict.fromkeys(line for line in lines if line))
+
+
+def import_line(name: str, value: Any) -> str:
+    """Return the line that makes a value known by a name; empty for builtins."""
+    if value is Ellipsis or value is getattr(builtins, name, ModuleType):
+        return ""
+    if isinstance(value, ModuleType):
+        return f"import {name}" if name == value.__name__ else f"import {value.__name__} as {name}"
+    if isinstance(value, float):
+        return f"from math import {name}"
+    module, attribute = value.__module__, value.__qualname__
+    return f"from {module} import {attribute}" + ("" if attribute == name else f" as {name}")

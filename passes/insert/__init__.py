@@ -1,0 +1,1 @@
+"""Insert: what stands on a boundary."""

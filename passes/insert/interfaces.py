@@ -1,0 +1,357 @@
+"""Insert: choose, size and check an estimator for each boundary, and the context it sees."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dnifx.errors import ContextError, EstimatorError, nearest
+from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, SyntheticInput
+from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
+from dnifx.passes.capture.capture import captured
+from dnifx.passes.cuts.resolve import glob_matches
+from dnifx.passes.emit.split import flat_output
+from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
+from dnifx.passes.pipeline import Pass
+
+Choice = str | Factory
+Choices = Choice | Mapping[str, Choice]
+InputFactory = Callable[[InputSpec], nn.Module]
+InputChoice = str | InputFactory
+InputChoices = InputChoice | Mapping[str, InputChoice] | None
+
+
+@dataclass(frozen=True)
+class InsertInterfaces(Pass):
+    """Put an interface on every boundary.
+
+    Attributes:
+        gradient: An estimator, its name, a factory, or one of these for each boundary by name or glob.
+        mask: Name of the input [batch, length] that is non-zero for tokens that count; padding neither trains an
+            estimator nor receives a gradient from it.
+        context: None, ``"label"``, or a callable from what is passed as context to features [batch, ..., width].
+        num_classes: Number of classes of a label; the width of a callable's features.
+        inputs: Synthetic input models: None, ``"synthetic"``, a factory, or one of these for some boundaries.
+        existing: Interfaces to use again, by boundary name: those of an earlier compilation of the same model.
+    """
+
+    gradient: Choices = "synthetic"
+    context: str | Callable[[Any], Tensor] | None = None
+    num_classes: int | None = None
+    inputs: InputChoices = None
+    mask: str | None = None
+    existing: Mapping[str, Interface] = field(default_factory=dict)
+    name: ClassVar[str] = "insert"
+    requires: ClassVar[tuple[str, ...]] = ("partitions",)
+
+    def run(self, program: Program) -> Program:
+        """Build one interface a boundary."""
+        context = make_context(self.context, self.num_classes)
+        check_mask(self.mask, program)
+        program = replace(program, context=context, mask=self.mask)
+        choices = assign(self.gradient, program.boundaries)
+        models = assign_inputs(self.inputs, program.boundaries)
+        interfaces = tuple(
+            replace(self.existing[boundary.name], boundary=boundary.index)
+            if boundary.name in self.existing
+            else with_input_model(
+                make_interface(boundary, choices[boundary.name], context, program),
+                models.get(boundary.name),
+                program,
+                context,
+            )
+            for boundary in program.boundaries
+        )
+        return replace(program, interfaces=interfaces)
+
+
+def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int | None) -> Context | None:
+    """Return the context that ``context=`` and ``num_classes=`` describe.
+
+    Raises:
+        ContextError: The two do not fit together.
+    """
+    if context is None:
+        if num_classes is not None:
+            raise ContextError(f"num_classes={num_classes} goes with context='label'; give both or neither")
+        return None
+    if context == "label":
+        if num_classes is None or num_classes < 2:
+            raise ContextError(f"context='label' needs num_classes= of 2 or more, got {num_classes!r}")
+        return Context(Label(num_classes), num_classes, f"label ({num_classes} classes)", num_classes)
+    if callable(context):
+        if num_classes is None or num_classes < 1:
+            raise ContextError(
+                f"a callable context= needs num_classes=, the width of its features [batch, ..., num_classes]; got {num_classes!r}"
+            )
+        name = getattr(context, "__name__", type(context).__name__)
+        return Context(Features(context, num_classes, name), num_classes, name)
+    raise ContextError(f"context={context!r}: give None, 'label' or a callable from the context to features")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One-hot features of integer labels."""
+
+    classes: int
+
+    def __call__(self, label: Tensor) -> Tensor:
+        """Return [batch, ..., classes] from labels [batch, ...]."""
+        return torch.nn.functional.one_hot(label, self.classes)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a callable makes of the context, held to the width that ``num_classes=`` says."""
+
+    function: Callable[[Any], Tensor]
+    width: int
+    name: str
+
+    def __call__(self, context: Any) -> Tensor:
+        """Return the features [batch, ..., width].
+
+        Raises:
+            ContextError: They are of another shape.
+        """
+        features = self.function(context)
+        if not isinstance(features, Tensor) or features.dim() < 2 or features.shape[-1] != self.width:
+            found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ContextError(
+                f"context= ({self.name}) gave {found}; expected features [batch, ..., {self.width}], as num_classes={self.width} says"
+            )
+        return features
+
+
+def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:
+    """Return the choice for each boundary name.
+
+    Raises:
+        EstimatorError: A mapping leaves a boundary out, or names none.
+    """
+    names = [boundary.name for boundary in boundaries]
+    if not isinstance(gradient, Mapping):
+        return dict.fromkeys(names, gradient)
+    chosen: dict[str, Choice] = {}
+    for pattern, choice in gradient.items():
+        matched = [name for name in names if name == pattern or glob_matches(pattern, name)]
+        if not matched:
+            raise EstimatorError(
+                f"gradient= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
+            )
+        chosen.update((name, choice) for name in matched if name not in chosen)
+    missing = [name for name in names if name not in chosen]
+    if missing:
+        raise EstimatorError(
+            f"gradient= gives nothing for {nearest('', missing, 10)}; name them, or add a glob such as '**'"
+        )
+    return chosen
+
+
+def assign_inputs(inputs: InputChoices, boundaries: tuple[Boundary, ...]) -> dict[str, InputFactory]:
+    """Return the input model's factory for each boundary that has one.
+
+    Raises:
+        EstimatorError: It is no factory, or names a boundary that is not there.
+    """
+    if inputs is None:
+        return {}
+    names = [boundary.name for boundary in boundaries]
+    chosen: dict[str, InputFactory] = {}
+    for pattern, choice in (inputs if isinstance(inputs, Mapping) else {"**": inputs}).items():
+        matched = [name for name in names if pattern in (name, "**") or glob_matches(pattern, name)]
+        if not matched:
+            raise EstimatorError(
+                f"inputs= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
+            )
+        factory = SyntheticInput() if choice == "synthetic" else choice
+        if isinstance(factory, str | nn.Module) or not callable(factory):
+            raise EstimatorError(f"inputs={choice!r}: give None, 'synthetic' or a factory (spec -> nn.Module)")
+        chosen.update((name, factory) for name in matched if name not in chosen)
+    return chosen
+
+
+def with_input_model(
+    interface: Interface, factory: InputFactory | None, program: Program, context: Context | None
+) -> Interface:
+    """Add an input model to an interface.
+
+    Raises:
+        EstimatorError: The producer waits for the true gradient, which a synthetic input cannot give.
+    """
+    if factory is None:
+        return interface
+    boundary = program.boundaries[interface.boundary]
+    if interface.locked:
+        raise EstimatorError(
+            f"boundary {boundary.name!r} has both a synthetic input and {interface.description}, which waits for the true gradient; "
+            "a partition that runs on a synthetic input sends none: give it another estimator"
+        )
+    inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
+    model = factory(InputSpec(boundary.name, inputs, boundary.specs, context.width if context else None))
+    if not isinstance(model, nn.Module):
+        raise EstimatorError(
+            f"the factory {factory!r} gave {type(model).__name__} for boundary {boundary.name!r}; it must give an nn.Module"
+        )
+    return replace(interface, input_model=model.to(device=boundary.specs[0].device, dtype=boundary.specs[0].dtype))
+
+
+def check_mask(mask: str | None, program: Program) -> None:
+    """Raise ContextError where the mask is no input of the model."""
+    inputs = program.signature.inputs if program.signature is not None else ()
+    if mask is not None and mask not in inputs:
+        raise ContextError(
+            f"mask={mask!r} is no tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
+        )
+
+
+def make_interface(
+    boundary: Boundary, choice: Choice, context: Context | None, program: Program, examples: int | None = None
+) -> Interface:
+    """Build and check the estimator of one boundary.
+
+    Args:
+        boundary: The boundary.
+        choice: The estimator.
+        context: What it sees beside the values.
+        program: The program.
+        examples: How many examples a value holds; by default as many as the program's inputs.
+    """
+    width, classes = (context.width, context.classes) if context else (None, None)
+    batch = batch_input(program)
+    if examples is None and batch is not None:
+        examples = program.measures[batch].tensors[0].shape[program.batch_dim]
+    spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
+    factory = find_factory(choice, boundary)
+    estimator = build(factory, spec)
+    fits = any(parameter.requires_grad for parameter in estimator.parameters())
+    interface = Interface(boundary.index, estimator, spelled(factory), fits=fits)
+    if isinstance(estimator, GradientEstimator):
+        waits = estimator.locked or estimator.mix > 0 or estimator.prop > 0
+        interface = replace(
+            interface,
+            locked=waits,
+            fits=fits and not estimator.locked,
+            mix=estimator.mix,
+            prop=estimator.prop,
+            needs_target=estimator.needs_target,
+            needs_loss=estimator.needs_loss,
+            needs_error=estimator.needs_error,
+            needs_mask=estimator.needs_mask,
+        )
+    if interface.blends or not interface.locked:
+        check_estimates(interface, spec, context, mask_spec(program) if interface.needs_mask else None)
+    return interface
+
+
+def mask_spec(program: Program) -> TensorSpec | None:
+    """Return the spec of the mask of tokens, where there is one."""
+    return None if program.mask is None else program.measures[program.mask].tensors[0]
+
+
+def output_spec(program: Program) -> TensorSpec | None:
+    """Return the spec of the model's output, or None where that is not one tensor."""
+    values = flat_output(captured(program)) if program.graph is not None else ()
+    if len(values) != 1 or not isinstance(values[0], fx.Node):
+        return None
+    measure = program.measures[values[0].name]
+    return measure.tensors[0] if measure.is_tensor else None
+
+
+def find_factory(choice: Choice, boundary: Boundary) -> Factory:
+    """Return the factory that a choice names."""
+    if isinstance(choice, str):
+        if choice not in BY_NAME:
+            raise EstimatorError(f"gradient={choice!r} is no estimator; the names are {nearest(choice, BY_NAME)}")
+        return BY_NAME[choice]
+    if isinstance(choice, nn.Module) or not callable(choice):
+        raise EstimatorError(
+            f"gradient= for boundary {boundary.name!r} is {type(choice).__name__}; give a name or a factory (spec -> nn.Module), "
+            "for example dnifx.estimators.Synthetic(hidden=1): each boundary gets a module of its own"
+        )
+    return choice
+
+
+def build(factory: Factory, spec: BoundarySpec) -> nn.Module:
+    """Call a factory and put its module where the values are.
+
+    Raises:
+        EstimatorError: It gives something that is not a module.
+    """
+    estimator = factory(spec)
+    if not isinstance(estimator, nn.Module):
+        raise EstimatorError(
+            f"the factory {factory!r} gave {type(estimator).__name__} for boundary {spec.name!r}; it must give an nn.Module"
+        )
+    return estimator.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
+
+
+def check_estimates(
+    interface: Interface, spec: BoundarySpec, context: Context | None, mask: TensorSpec | None = None
+) -> None:
+    """Ask the estimator once, on fake tensors, and compare its answer with the boundary.
+
+    Raises:
+        EstimatorError: It does not answer with one gradient of the right shape a value.
+    """
+    estimator = interface.estimator
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    flags = [(module, module.training) for module in estimator.modules()]
+    state: dict[str, Tensor] = {
+        name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()
+    }
+    try:
+        with mode, torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            values = tuple(torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in spec.values)
+            features = None if context is None else example_features(spec, values[0])
+            if interface.needs_error and spec.output is not None:
+                features = torch.empty(spec.output.shape, dtype=spec.output.dtype, device=spec.output.device)
+            more = () if mask is None else (torch.empty(mask.shape, dtype=mask.dtype, device=mask.device),)
+            answer = torch.func.functional_call(estimator.eval(), state, (values, features, *more))
+    except NEEDS_VALUES:
+        return
+    except Exception as error:
+        raise EstimatorError(
+            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} cannot be asked: {type(error).__name__}: {error}\n"
+            f"its forward takes (values, context): a tuple of {spread_specs(spec.values)} and the context's features"
+            + ("; of a masked model (mask=) the mask too, and so does the head that it asks" if mask else "")
+        ) from error
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    found = "one tensor" if isinstance(answer, Tensor) else type(answer).__name__
+    shapes = [tuple(item.shape) for item in answer] if isinstance(answer, tuple) else found
+    expected = [value.shape for value in spec.values]
+    expected += [expected[0][:1]] if interface.needs_loss else []
+    if shapes != expected:
+        also = ", and the predicted loss of each example" if interface.needs_loss else ""
+        raise EstimatorError(
+            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} answered with {shapes}; expected a tuple with "
+            f"one gradient a value{also}: {expected}"
+        )
+
+
+def example_features(spec: BoundarySpec, value: Tensor) -> Tensor:
+    """Return context features of the right shape."""
+    batch = value.shape[0] if spec.batch is None else spec.batch
+    return torch.empty(batch, spec.context or 0, dtype=value.dtype, device=value.device)
+
+
+def spread_specs(values: tuple[TensorSpec, ...]) -> str:
+    """List specs in an error text."""
+    return ", ".join(map(str, values))
+
+
+def spelled(factory: Any) -> str:
+    """Spell a factory, or one of its options, as a user would write it: its first option, and those that are no defaults."""
+    if not is_dataclass(factory):
+        return str(getattr(factory, "__name__", type(factory).__name__)) if callable(factory) else repr(factory)
+    options = ", ".join(
+        f"{option.name}={spelled(getattr(factory, option.name))}"
+        for index, option in enumerate(fields(factory))
+        if index == 0 or getattr(factory, option.name) != option.default
+    )
+    return f"{type(factory).__name__}({options})"

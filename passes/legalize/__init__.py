@@ -1,0 +1,1 @@
+"""Legalize: what would make a cut wrong is mended or refused."""

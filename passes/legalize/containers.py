@@ -1,0 +1,133 @@
+"""Containers: what crosses a cut is a tensor or a plain value; a tuple, list or dict is taken apart where it is made."""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from dnifx.errors import LegalizeError
+from dnifx.ir import Holder, Program
+from dnifx.passes.capture.capture import captured, module_path
+from dnifx.passes.capture.record.functions import PIECES, name_of
+from dnifx.passes.legalize.writes import INSERTED
+from dnifx.passes.measure import MeasureNodes
+from dnifx.runtime.emitted.ops import guard, guard_length, rebuild
+from dnifx.runtime.module.input_kinds import SIZES_ALONE
+
+READS = (operator.getitem, getattr, guard_length)
+"""What reads of a container as much as is there wherever it stands."""
+
+
+def without_containers(program: Program) -> Program:
+    """Let only tensors and plain values cross a cut; the graph, which is legalize's own, is changed in place.
+
+    Items of a tuple are taken where it is made, and an object is made where it is read. A tuple, list or dict that is read whole is
+    made again of its items for its readers; a guard beside the first one says where it holds others than it did.
+
+    Raises:
+        LegalizeError: An object of another class crosses, or a list or dict that a module may fill for others to read.
+    """
+    homes, graph = dict(program.homes), captured(program)
+    guards = sum(unpack(graph, program, homes, node) for node in list(graph.nodes) if node.op != "output")
+    found = replace(program, graph=graph, homes=dense(homes))
+    if not guards:
+        return found
+    capture = program.capture and replace(program.capture, guards=program.capture.guards + guards)
+    return MeasureNodes().run(replace(found, capture=capture))
+
+
+def unpack(graph: fx.Graph, program: Program, homes: dict[str, int], node: fx.Node) -> int:
+    """Take one container apart, if it crosses, and return the number of guards that this took."""
+    measure = program.measures[node.name]
+    crossing = [user for user in node.users if homes[user.name] != homes.get(node.name)]
+    if node.op == "placeholder" or measure.is_tensor or not measure.tensors or not crossing:
+        return 0
+    if node.target is rebuild and len({homes[user.name] for user in node.users}) == 1:
+        homes[node.name] = homes[crossing[0].name]
+        return 0
+    whole = [user for user in crossing if user.op != "call_function" or user.target not in READS]
+    for user in crossing:
+        if user not in whole:
+            move_home(user, homes, homes[node.name])
+    if not whole:
+        return 0
+    refuse_opaque(node, measure.holder, whole)
+    added: list[fx.Node] = []
+    with graph.inserting_before(node.next):
+        parts = taken_apart(graph, node, measure.holder, added)
+    for each in added:
+        homes[each.name] = homes[node.name]
+        each.meta = {**node.meta, **each.meta, INSERTED: node.meta.get(INSERTED, node.name)}
+    for user in whole:
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda each: parts if each is node else each)
+    guards = [each for each in added if each.target in (guard, guard_length)]
+    for each in guards if of_sizes(program, node) else ():
+        each.meta[SIZES_ALONE] = True
+    return len(guards)
+
+
+def refuse_opaque(node: fx.Node, holder: Holder | None, whole: Sequence[fx.Node]) -> None:
+    """Raise LegalizeError where a container cannot be made again of its items."""
+    made, reader = f"{node.name} in module {module_path(node) or '<root>'!r}", whole[0].name
+    held = list(holders(holder))
+    opaque = next((each.kind for each in held if not each.parts), None)
+    if opaque is not None or any(user.op == "output" for user in whole):
+        raise LegalizeError(
+            f"{made} makes a {(opaque or held[0].kind).__name__} of tensors, which crosses the cut into {reader} as a whole; cut where "
+            "its tensors are taken out, or keep both in one partition"
+        )
+    filled = next((user.name for user in node.users if user.op == "call_module"), None)
+    if filled is not None and len(node.users) > 1 and any(each.kind is not tuple for each in held):
+        raise LegalizeError(
+            f"{made} makes a {held[0].kind.__name__} that crosses the cut into {reader} as a whole, and {filled}, which is kept whole, may "
+            "change what it holds for its other readers; give each a tuple or a list of its own, or keep all in one partition"
+        )
+
+
+def holders(holder: Holder | None) -> Iterator[Holder]:
+    """Yield a container and those within."""
+    if holder is not None:
+        yield holder
+        for _, part in holder.parts:
+            yield from holders(part)
+
+
+def taken_apart(graph: fx.Graph, node: fx.Node, holder: Holder | None, added: list[fx.Node]) -> Any:
+    """Add the nodes that guard a container and take its parts out; return the parts as they stand among arguments."""
+    if holder is None:
+        return node
+    where = f"{module_path(node) or '<root>'}: {node.name}"
+    if holder.kind is dict:
+        added.append(graph.call_function(tuple, (node,)))
+        added.append(graph.call_function(guard, (added[-1], tuple(key for key, _ in holder.parts), where)))
+    else:
+        added.append(graph.call_function(guard_length, (node, len(holder.parts), where)))
+    parts = [(key, graph.call_function(operator.getitem, (node, key)), part) for key, part in holder.parts]
+    added += [made for _, made, _ in parts]
+    found = [(key, taken_apart(graph, made, part, added)) for key, made, part in parts]
+    return dict(found) if holder.kind is dict else holder.kind(made for _, made in found)
+
+
+def of_sizes(program: Program, node: fx.Node) -> bool:
+    """Whether sizes alone decide how many parts a container has: it comes of a split, or of a module of torch's own."""
+    while node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    if node.op == "call_module":
+        return type(program.model.get_submodule(str(node.target))).__module__.startswith("torch.nn.")
+    return name_of(node.target) in PIECES
+
+
+def dense(homes: Mapping[str, int]) -> dict[str, int]:
+    """Number the partitions without holes."""
+    order = {home: index for index, home in enumerate(sorted(set(homes.values())))}
+    return {name: order[home] for name, home in homes.items()}
+
+
+def move_home(node: fx.Node, homes: dict[str, int], home: int) -> None:
+    """Move a node, and what it alone reads, to another partition."""
+    homes[node.name] = home
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            homes[source.name] = home

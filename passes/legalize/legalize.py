@@ -1,0 +1,241 @@
+"""Legalize: what would make a cut wrong is mended or refused; then partitions and boundaries are known in full."""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from typing import ClassVar
+
+import torch
+from torch import fx, nn
+
+from dnifx.errors import LegalizeError, PassError
+from dnifx.ir import Boundary, Partition, Program, identifier
+from dnifx.passes.capture.capture import captured, copied, module_path
+from dnifx.passes.cuts.partition import homed
+from dnifx.passes.legalize.checkpoints import settle_checkpoints
+from dnifx.passes.legalize.containers import without_containers
+from dnifx.passes.legalize.repeats import repeat_parameters
+from dnifx.passes.legalize.writes import crossing_writes, shield_writes
+from dnifx.passes.measure import MeasureNodes, node_parameters
+from dnifx.passes.pipeline import Pass
+from dnifx.passes.time.recurrences import only_as_state
+
+
+@dataclass(frozen=True)
+class Legalize(Pass):
+    """Take containers apart before they cross, shield in-place writes, give each parameter one owner, form boundaries."""
+
+    name: ClassVar[str] = "legalize"
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts", "homes")
+    ensures: ClassVar[tuple[str, ...]] = ("partitions",)
+
+    def run(self, program: Program) -> Program:
+        """Rewrite a copy of the graph where a cut would change what it computes."""
+        program, notes = with_repeats(program)
+        program = without_containers(program)
+        homes, graph = dict(program.homes), captured(program)
+        notes += shield_writes(graph, program, homes)
+        legal = replace(program, graph=graph, homes=homes)
+        if len(graph.nodes) != len(program.measures) + 1:
+            legal = MeasureNodes().run(legal)
+            refuse_remaining(legal)
+        boundaries = form_boundaries(legal)
+        partitions, owners = form_partitions(legal)
+        notes += owners + silent_cuts(legal, boundaries) + settle_checkpoints(legal)
+        return replace(legal, partitions=partitions, boundaries=boundaries, notes=program.notes + tuple(notes))
+
+    def check(self, program: Program) -> None:
+        """Every node has exactly one partition, and boundaries hold tensors only."""
+        nodes = [name for partition in program.partitions for name in partition.nodes]
+        if len(nodes) != len(set(nodes)) or set(nodes) != {node.name for node in homed(captured(program))}:
+            raise PassError("legalize gave a node no partition or two")
+
+
+def with_repeats(program: Program) -> tuple[Program, list[str]]:
+    """Let each partition compute by itself what is made of parameters alone; the graph is a copy in any case."""
+    homes, graph = dict(program.homes), copied(captured(program))
+    notes = repeat_parameters(graph, program, homes)
+    if len(graph.nodes) == len(program.measures) + 1:
+        return replace(program, graph=graph, homes=homes), notes
+    return MeasureNodes().run(replace(program, graph=graph, homes=homes)), notes
+
+
+def refuse_remaining(program: Program) -> None:
+    """Raise LegalizeError where a write still reaches another partition."""
+    for write in crossing_writes(captured(program), program, dict(program.homes)):
+        raise LegalizeError(
+            f"{write.node.name} in module {module_path(write.node) or '<root>'!r} writes in place to memory that another "
+            "partition reads; make the write out of place, or cut elsewhere"
+        )
+
+
+def form_boundaries(program: Program) -> tuple[Boundary, ...]:
+    """Group the differentiable values that leave each partition by the cut they cross."""
+    groups: dict[tuple[int, str], list[fx.Node]] = {}
+    live = differentiable(program)
+    for node in captured(program).nodes:
+        if node in live and crosses(program, node):
+            groups.setdefault((program.homes[node.name], cut_name(program, node)), []).append(node)
+    boundaries: list[Boundary] = []
+    taken: set[str] = set()
+    for (producer, name), nodes in sorted(groups.items(), key=lambda item: item[0][0]):
+        title = free_name(name, taken)
+        taken.add(identifier(title))
+        users = {
+            program.homes[user.name] for node in nodes for user in node.users if not only_as_state(program, node, user)
+        }
+        specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
+        consumers = tuple(sorted(users - {producer}))
+        boundaries.append(
+            Boundary(len(boundaries), title, producer, consumers, tuple(node.name for node in nodes), specs)
+        )
+    return tuple(boundaries)
+
+
+def free_name(name: str, taken: AbstractSet[str]) -> str:
+    """Return a boundary's name, with a number where its identifier is taken (``a.b`` and ``a_b`` have the same)."""
+    numbered = (f"{name}@{number}" for number in count(1))
+    return next(title for title in chain([name], numbered) if identifier(title) not in taken)
+
+
+def differentiable(program: Program) -> set[fx.Node]:
+    """Return the nodes from which a differentiable path leads to the output; no gradient comes back to any other."""
+    found: set[fx.Node] = set()
+    for node in reversed(captured(program).nodes):
+        carries = node.op.startswith("call") and program.measures[node.name].requires_grad
+        if carries and any(user.op == "output" or user in found for user in node.users):
+            found.add(node)
+    return found
+
+
+def crosses(program: Program, node: fx.Node) -> bool:
+    """Whether a node's value carries a gradient into another partition."""
+    measure = program.measures[node.name]
+    away = any(
+        program.homes[user.name] != program.homes[node.name] and not only_as_state(program, node, user)
+        for user in node.users
+    )
+    return away and measure.is_tensor and measure.requires_grad
+
+
+def cut_name(program: Program, node: fx.Node) -> str:
+    """Return the name of the cut that a value crosses: its own, or the first one of its partition."""
+    home, level = program.homes[node.name], program.levels.get(node.name)
+    for cut in program.cuts:
+        if (
+            node.name in cut.nodes
+            or any(edge.source == node.name for edge in cut.edges)
+            or cut.level == level is not None
+        ):
+            return cut.name
+    for cut in program.cuts:
+        sources = (*cut.nodes, *(edge.source for edge in cut.edges))
+        if cut.level is None and any(program.homes[name] == home for name in sources):
+            return cut.name
+    return module_path(node) or node.name
+
+
+def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]:
+    """Describe each partition; a parameter used in several is owned, and updated once, by the last of them."""
+    nodes: dict[int, list[fx.Node]] = {}
+    for node in homed(captured(program)):
+        nodes.setdefault(program.homes[node.name], []).append(node)
+    names = {id(parameter): name for name, parameter in program.model.named_parameters()}
+    live = differentiable(program)
+    reading = {
+        index: [
+            node
+            for node in members
+            if node in live
+            or (node.op == "get_attr" and any(user in live or user.op == "output" for user in node.users))
+        ]
+        for index, members in nodes.items()
+    }
+    uses = {index: used_parameters(program, members, names) for index, members in sorted(reading.items())}
+    owners = {name: index for index, used in sorted(uses.items()) for name in used}
+    partitions = tuple(describe(program, index, nodes[index], uses[index], owners) for index in sorted(nodes))
+    return partitions, ownership_notes(program, uses, owners, names)
+
+
+def used_parameters(program: Program, nodes: Iterable[fx.Node], names: Mapping[int, str]) -> tuple[str, ...]:
+    """Return the paths of the trainable parameters that nodes read, each once, by its first name in the model."""
+    found: dict[str, None] = {}
+    for node in nodes:
+        for parameter in node_parameters(program.model, node, program.constants).values():
+            if parameter.requires_grad and id(parameter) in names:
+                found[names[id(parameter)]] = None
+    return tuple(found)
+
+
+def ownership_notes(
+    program: Program, uses: Mapping[int, tuple[str, ...]], owners: Mapping[str, int], names: Mapping[int, str]
+) -> list[str]:
+    """Say which parameters several partitions share, which are frozen, and which nothing uses."""
+    users: dict[str, list[str]] = {}
+    for index, used in uses.items():
+        for name in used:
+            users.setdefault(name, []).append(f"submod_{index}")
+    notes = [
+        f"{name} is used in {', '.join(users[name])}; submod_{owner} owns it and updates it once, with the gradients of all"
+        for name, owner in owners.items()
+        if len(users[name]) > 1
+    ]
+    frozen = sum(not parameter.requires_grad for parameter in program.model.parameters())
+    if frozen:
+        notes.append(
+            f"{frozen} parameter{'s are' if frozen > 1 else ' is'} frozen and {'belong' if frozen > 1 else 'belongs'} to no update"
+        )
+    unused = [
+        name for name, parameter in program.model.named_parameters() if parameter.requires_grad and name not in owners
+    ]
+    if unused:
+        notes.append(f"no gradient reaches {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}: never updated")
+    return notes
+
+
+def describe(
+    program: Program, index: int, nodes: list[fx.Node], uses: tuple[str, ...], owners: Mapping[str, int]
+) -> Partition:
+    """Describe one partition."""
+    inside = set(nodes)
+    inputs = dict.fromkeys(source.name for node in nodes for source in node.all_input_nodes if source not in inside)
+    outputs = [node.name for node in nodes if any(user not in inside for user in node.users)]
+    measures = [program.measures[node.name] for node in nodes if node.op != "output"]
+    parameters = {
+        id(parameter): parameter
+        for node in nodes
+        for parameter in node_parameters(program.model, node, program.constants).values()
+    }
+    return Partition(
+        index=index,
+        nodes=tuple(node.name for node in nodes),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        parameters=tuple(name for name in uses if owners[name] == index),
+        uses=uses,
+        flops=sum(measure.flops for measure in measures),
+        parameter_bytes=sum(parameter.nbytes for parameter in parameters.values()),
+        activation_bytes=sum(measure.activation_bytes for measure in measures),
+        device=device_of(program, parameters.values()),
+    )
+
+
+def device_of(program: Program, parameters: Iterable[nn.Parameter]) -> torch.device:
+    """Return the device of the first parameter, or of the example inputs."""
+    devices = (parameter.device for parameter in parameters)
+    elsewhere = (tensor.device for measure in program.measures.values() for tensor in measure.tensors)
+    return next(chain(devices, elsewhere), torch.device("cpu"))
+
+
+def silent_cuts(program: Program, boundaries: Iterable[Boundary]) -> list[str]:
+    """Say which cuts no gradient crosses: they need no interface."""
+    named = {boundary.name.partition("@")[0] for boundary in boundaries} | {boundary.name for boundary in boundaries}
+    values = {name for boundary in boundaries for name in boundary.values}
+    return [
+        f"no gradient crosses the cut {cut.name}: it has no interface"
+        for cut in program.cuts
+        if (cut.nodes or cut.edges)
+        and cut.name not in named
+        and not values & {*cut.nodes, *(edge.source for edge in cut.edges)}
+    ]

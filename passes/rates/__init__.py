@@ -1,0 +1,1 @@
+"""Rates: parts of a model that fire at different rates."""

@@ -1,0 +1,1 @@
+"""Cuts in time: the state that a window leaves and the next one takes."""

@@ -1,0 +1,1 @@
+"""The contracts that every decoupled model holds to."""

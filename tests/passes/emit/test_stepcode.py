@@ -1,0 +1,136 @@
+"""The generated step: one block an action, in the schedule's order, what is dead let go, names kept apart."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dnifx
+from dnifx.ir import Program, Schedule
+from dnifx.passes.emit.step import Block, StepWriter, dead_after, local
+from tests.passes.programs import Residual, compiled, mlp
+
+X, Y = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
+
+
+def source(program: Program, schedule: Schedule | None = None, mean: bool = True, diagnose: bool = False) -> str:
+    chosen = schedule or program.schedule
+    assert chosen is not None
+    return StepWriter(program, chosen, mean, diagnose).source()
+
+
+def titles(text: str) -> list[str]:
+    """Return the actions in the comments."""
+    return re.findall(r"^    # (\w\d+):", text, flags=re.M)
+
+
+def test_the_blocks_are_the_schedules_actions_in_order() -> None:
+    program = compiled(mlp(6, 6, 6, 2), ["0", "2"], X)
+    assert program.schedule is not None
+    text = source(program)
+    assert titles(text) == [str(action) for action in program.schedule.actions]
+    assert titles(text)[:4] == ["F0", "S0", "B0", "U0"]
+    compile(text, "<step>", "exec")
+
+
+def test_every_value_is_let_go_after_its_last_reader() -> None:
+    text = source(compiled(mlp(6, 6, 6, 2), ["0", "2"], X))
+    deleted = [name for line in re.findall(r"^    del (.*)$", text, flags=re.M) for name in line.split(", ")]
+    assert len(deleted) == len(set(deleted))
+    assert {"_0", "leaf__0", "_2", "leaf__2", "estimate_cut_0", "target_cut_0"} <= set(deleted)
+    lines = text.splitlines()
+    for name in deleted:
+        gone = next(
+            number
+            for number, line in enumerate(lines)
+            if line.startswith("    del ") and name in re.findall(r"\w+", line)
+        )
+        assert not any(name in re.findall(r"\w+", line.partition("#")[0]) for line in lines[gone + 1 :])
+
+
+def test_dead_after_finds_the_last_block_that_reads() -> None:
+    blocks = [
+        Block("a", ("x = 1", "y = 2"), ("x", "y")),
+        Block("b", ("z = y",), ("z",)),
+        Block("c", ("f(z, xy, 'y')",)),
+    ]
+    assert list(dead_after(blocks)) == [["x"], ["y"], ["z"]]
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(True, "scale = 1.0 / examples"), (False, "scale = 1.0\n")])
+def test_synthetic_gradients_are_scaled_as_the_loss_is_reduced(mean: bool, scale: str) -> None:
+    assert scale in source(compiled(mlp(6, 6, 2), ["0"], X), mean=mean)
+
+
+def test_no_target_is_asked_for_an_estimator_that_is_not_fitted() -> None:
+    text = source(compiled(mlp(6, 6, 2), ["0"], X, gradient="zero"))
+    assert "S0" in titles(text)
+    assert "T0" not in titles(text)
+    assert "M0" not in titles(text)
+    assert ".requires_grad_()" not in text, "no gradient is asked of what nobody is fitted to"
+
+
+def test_an_oracle_gives_what_arrived() -> None:
+    text = source(compiled(mlp(6, 6, 2), ["0"], X, gradient="oracle"))
+    assert "arrived(leaf__0)" in text
+    assert "estimate_cut_0" not in text
+    order = titles(text)
+    assert set(order) == {"F0", "F1", "B1", "T0", "U1", "B0", "U0"}
+    assert [item for item in order if item in ("F1", "B1", "T0", "B0", "U0")] == ["F1", "B1", "T0", "B0", "U0"]
+
+
+def test_nothing_is_compared_unless_it_is_asked_for() -> None:
+    program = compiled(mlp(6, 6, 2), ["0"], X)
+    assert "compare(" not in source(program)
+    assert "diagnostics['0'] = compare(estimate_cut_0, target_cut_0)" in source(program, diagnose=True)
+
+
+def test_another_order_is_written_in_that_order() -> None:
+    program = compiled(mlp(6, 6, 2), ["0"], X)
+    order = "F0 F1 B1 T0 S0 M0 U1 B0 U0"
+    schedule = replace(dnifx.schedules.parse(order), name="late")
+    assert titles(source(program, schedule)) == order.split()
+
+
+@pytest.mark.parametrize("name", ["loss", "target", "self", "examples", "leaf_x", "estimate_a", "submod_1", "compare"])
+def test_a_value_does_not_shadow_a_name_of_the_step(name: str) -> None:
+    assert local(name) == f"{name}_"
+    assert local("hidden") == "hidden"
+
+
+def test_a_model_whose_values_bear_the_steps_names_trains() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.loss, self.output, self.features = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, scale: Tensor, examples: Tensor) -> Tensor:
+            loss = self.loss(scale)
+            output = self.output(torch.relu(loss) + examples)
+            result: Tensor = self.features(output + loss)
+            return result
+
+    def sgd(parameters: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)  # type: ignore[arg-type]
+
+    model, expected = Named(), Named()
+    net = dnifx.decouple(model, ["loss", "output"], args=(X, X), loss=F.cross_entropy, gradient="oracle")
+    optimizer = sgd(expected.parameters())
+    trainer = net.trainer(sgd)
+    for _ in range(2):
+        trainer.step(X, X, target=Y)
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(expected(X, X), Y))
+        optimizer.step()
+    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_each_value_says_its_type_and_each_estimator_its_origin() -> None:
+    text = source(compiled(Residual(), ["blocks.0"], X))
+    assert "# f32[4, 6], f32[4, 6]" in text
+    assert "S0: cut after blocks.0; estimator Synthetic(" in text

@@ -1,0 +1,1 @@
+"""Random models over random graphs."""

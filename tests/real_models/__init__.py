@@ -1,0 +1,1 @@
+"""Real models and models that are hard to capture or to cut."""

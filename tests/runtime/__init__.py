@@ -1,0 +1,1 @@
+"""Tests of the decoupled module and the trainer."""

@@ -1,0 +1,1 @@
+"""Random programs with Python control flow."""

@@ -1,0 +1,1 @@
+"""Tests of the zoo and its recipes."""
