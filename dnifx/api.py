@@ -12,7 +12,7 @@ from dnifx.ir import Program, Recurrent, Schedule
 from dnifx.passes.capture.capture import CaptureGraph
 from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import CutSpec, FixedCuts, ResolveCuts, opened_by
-from dnifx.passes.cuts.same_partitions import SameHomes
+from dnifx.passes.cuts.same_partitions import SamePartitions
 from dnifx.passes.emit.code import program_code
 from dnifx.passes.emit.folder import write_folder
 from dnifx.passes.emit.fused import INPUT_MODELS, EmitFused, interface_root
@@ -20,7 +20,7 @@ from dnifx.passes.emit.split import SplitPartitions
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.emit.windows import EmitWindows
 from dnifx.passes.insert.interfaces import Choices, InputChoices, InsertInterfaces, make_context
-from dnifx.passes.insert.same_interfaces import REMEDY, same_owners, same_shape
+from dnifx.passes.insert.same_interfaces import REMEDY, same_interfaces, same_owners
 from dnifx.passes.legalize.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import Callback, Pass, run_passes
@@ -252,25 +252,25 @@ class CompileOptions:
         return self.whole(CaptureGraph(verify=self.verify, open_paths=opened), ResolveCuts(self.inside))
 
     def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
-        """Compile the model for another situation, with the same cuts and the same interfaces.
+        """Compile the model for another input kind, with the same cuts and the same interfaces.
 
         Raises:
             InputError: The cuts fall elsewhere there.
         """
         opened = opened_by(first.model, self.inside)
         kept = tuple(each.path for each in first.capture.kept if each.path) if first.capture is not None else ()
-        capture = CaptureGraph(verify=self.verify, open_paths=opened, keep_whole=kept, situation=number)
+        capture = CaptureGraph(verify=self.verify, open_paths=opened, keep_whole=kept, input_kind=number)
         given = Program(first.model, args, dict(kwargs))
         if self.cuts is not None:
             try:
                 return same_owners(
-                    first, same_shape(first, run_passes(given, self.whole(capture, SameHomes(first), first)))
+                    first, same_interfaces(first, run_passes(given, self.whole(capture, SamePartitions(first), first)))
                 )
             except (CutError, InputError, PassError, LegalizeError):
                 pass
         cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.inside)
         try:
-            return same_shape(first, run_passes(given, self.whole(capture, cuts, first)))
+            return same_interfaces(first, run_passes(given, self.whole(capture, cuts, first)))
         except (CutError, LegalizeError) as error:
             raise InputError(
                 f"{type(first.model).__name__} computes something else for these inputs, and cannot be cut as before: {error}\n{REMEDY}"
@@ -288,7 +288,7 @@ class CompileOptions:
             *self.in_time(ResolveStates()),
             MeasureNodes(),
             WholeWindow() if self.cuts is None else cuts,
-            *(() if isinstance(cuts, SameHomes) else (FormPartitions(),)),
+            *(() if isinstance(cuts, SamePartitions) else (FormPartitions(),)),
             Legalize(),
             *self.in_time(FormRecurrences()),
             insert,

@@ -20,12 +20,12 @@ from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture.capture import captured, copied, module_path
 from dnifx.passes.capture.record.rounds import copied as copied_arguments
 from dnifx.passes.capture.record.state import preserved, seed
 from dnifx.passes.capture.record.structure import tensors_in
+from dnifx.passes.graph import captured, copied, module_path
 from dnifx.passes.pipeline import Pass
-from dnifx.passes.torch_logging import silent
+from dnifx.passes.torch_logging import quiet_loggers
 
 NEEDS_VALUES = (
     DataDependentOutputException,
@@ -113,7 +113,7 @@ def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with (
         preserved(program.model),
-        silent("torch._subclasses.fake_tensor"),
+        quiet_loggers("torch._subclasses.fake_tensor"),
         mode,
     ):
         seed(0)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def silent(*names: str) -> Iterator[None]:
+def quiet_loggers(*names: str) -> Iterator[None]:
     """Let nothing out of some loggers within the block: what they say of a failure is said again, or answered, by dnifx."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]

@@ -80,9 +80,9 @@ class CrossingFacts:
 
 @dataclass(frozen=True)
 class CaptureFacts:
-    """How the graph was obtained; ``kept`` holds path and reason, ``tried`` rung and reason."""
+    """How the graph was obtained; ``kept`` holds path and reason, ``tried`` method and reason."""
 
-    rung: str
+    method: str
     verified: bool
     kept: tuple[tuple[str, str], ...]
     tried: tuple[tuple[str, str], ...]
@@ -197,7 +197,7 @@ def _capture_facts(program: Program) -> CaptureFacts | None:
     if capture is None:
         return None
     kept = tuple((kept.path, kept.reason) for kept in capture.kept)
-    return CaptureFacts(capture.rung, capture.verified, kept, capture.tried)
+    return CaptureFacts(capture.method, capture.verified, kept, capture.tried)
 
 
 def _partition_facts(

@@ -124,7 +124,7 @@ def part_facts(plan: PartPlan, program: Program, system: System) -> PartFacts:
         replace(each, index=number, producer=names[each.producer], consumers=renamed(each.consumers, names))
         for number, each in zip(numbers, facts.boundaries, strict=True)
     )
-    silent = tuple(
+    without = tuple(
         replace(each, producer=names[each.producer], consumers=renamed(each.consumers, names))
         for each in facts.without_gradient
     )
@@ -135,7 +135,7 @@ def part_facts(plan: PartPlan, program: Program, system: System) -> PartFacts:
         parameters=sum(part.parameters for part in partitions),
         partitions=partitions,
         boundaries=boundaries,
-        without_gradient=silent,
+        without_gradient=without,
         schedule_name=None,
         schedule=None,
         notes=notes,
@@ -179,8 +179,8 @@ def crossing(each: Boundary, whole: Program) -> Boundary:
     values = tuple(
         node.name
         for node in nodes
-        if whole.homes.get(node.name) == each.producer
+        if whole.partition_of.get(node.name) == each.producer
         and whole.measures[node.name].requires_grad
-        and any(user.op != "output" and whole.homes[user.name] in each.consumers for user in node.users)
+        and any(user.op != "output" and whole.partition_of[user.name] in each.consumers for user in node.users)
     )
     return replace(each, values=values, specs=tuple(whole.measures[name].tensors[0] for name in values))

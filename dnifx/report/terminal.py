@@ -69,7 +69,7 @@ def headline(facts: ProgramFacts) -> RenderableType:
         lines.append(_labelled("inputs", _listed([f"{value.name} {value.text}" for value in facts.inputs])))
     if facts.capture:
         checked = "verified against the original" if facts.capture.verified else "not verified"
-        lines.append(_labelled("capture", f"{facts.capture.rung}, {checked}"))
+        lines.append(_labelled("capture", f"{facts.capture.method}, {checked}"))
     lines += [_labelled(name, text) for name, text in _run_lines(facts)]
     return Group(*lines)
 
@@ -156,7 +156,7 @@ def kept_lines(facts: ProgramFacts) -> list[RenderableType]:
     if facts.capture is None:
         return []
     kept = _section("kept whole by capture", [f"{path}: {reason}" for path, reason in facts.capture.kept])
-    return kept + _section("tried before", [f"{rung}: {reason}" for rung, reason in facts.capture.tried])
+    return kept + _section("tried before", [f"{method}: {reason}" for method, reason in facts.capture.tried])
 
 
 def note_lines(facts: ProgramFacts) -> list[RenderableType]:

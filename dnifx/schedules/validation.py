@@ -128,9 +128,9 @@ def _loose_ends(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
 def _lacking(actions: tuple[Action, ...], wiring: Links, diagnose: bool) -> Iterator[_Fault]:
     """Actions of a whole step that are not there."""
     present = frozenset(actions)
-    silent = {index for index, gate in enumerate(wiring.gates) if gate.in_time and not named(index, present)}
+    quiet_loggers = {index for index, gate in enumerate(wiring.gates) if gate.in_time and not named(index, present)}
     whole = chosen_actions(whole_step(wiring, diagnose), wiring)
-    wanted = {action for action in whole if on_partition(action.kind) or action.index not in silent}
+    wanted = {action for action in whole if on_partition(action.kind) or action.index not in quiet_loggers}
     for action in sorted(wanted - present, key=lambda action: (action.index, str(action))):
         text = "Add it, or say that the step is meant to be partial: fixed(schedule, partial=True)."
         yield _Fault(action, None, text)

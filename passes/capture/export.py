@@ -1,4 +1,4 @@
-"""Capture by torch.export: operators instead of modules, train and eval frozen, so each mode is a situation of its own."""
+"""Capture by torch.export: operators instead of modules, train and eval frozen, so each mode is a input kind of its own."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import CaptureError
 from dnifx.passes.capture.signature import Slot, TreeSignature, bind, forward_signature, is_fixed
 from dnifx.passes.capture.symbolic import Trace
-from dnifx.passes.torch_logging import silent
+from dnifx.passes.torch_logging import quiet_loggers
 
 GUARDS = "_guards_fn"
 """The submodule of an exported program that checks sizes; its node is left out, since capture verifies other sizes itself."""
@@ -32,7 +32,7 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     try:
         sizes = pytree.tree_map(any_size, (bound.args, bound.kwargs))
         with (
-            silent("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"),
+            quiet_loggers("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"),
             redirect_stderr(StringIO()),
         ):
             program = torch.export.export(

@@ -22,7 +22,7 @@ GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozense
 
 @dataclass(frozen=True)
 class Found:
-    """What one rung captured.
+    """What one method captured.
 
     Attributes:
         graph: The graph over the model's own module paths; its output is a flat tuple.
@@ -42,10 +42,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Climb:
-    """The rung that was taken, and those that were not."""
+class Attempt:
+    """The method that was taken, and those that were not."""
 
-    rung: str
+    method: str
     found: Found
     verified: bool
     tried: tuple[tuple[str, str], ...]
@@ -79,34 +79,34 @@ def exported(program: Program) -> Found:
     return Found(trace.graph, trace.signature, trace.constants, notes=notes)
 
 
-RUNGS: Mapping[str, Callable[[Program], Found]] = {"export": exported, "symbolic": traced}
+METHODS: Mapping[str, Callable[[Program], Found]] = {"export": exported, "symbolic": traced}
 """The techniques that need nothing but the program; those that record take the modules that are opened or kept."""
 
 
-def climb_ladder(
+def try_methods(
     program: Program,
-    rungs: Sequence[str],
+    methods: Sequence[str],
     open_paths: Sequence[str] | None,
     check: bool,
     keep_whole: Sequence[str] = (),
-) -> Climb:
-    """Return the first rung whose graph does what the model does.
+) -> Attempt:
+    """Return the first method whose graph does what the model does.
 
     Raises:
-        CaptureError: There is none; the text says what each rung met.
+        CaptureError: There is none; the text says what each method met.
         InputError: The model's forward does not take the example inputs.
     """
     tried: list[tuple[str, str]] = []
     blind = any(tensor.is_meta for tensor in (*program.model.parameters(), *tensors_of(program)))
     notes = ("not verified: tensors on the meta device hold no values",) if blind and check else ()
-    for rung in rungs:
-        if rung == "record_cuts" and open_paths is None:
+    for method in methods:
+        if method == "record_cuts" and open_paths is None:
             continue
         try:
-            opened = open_paths if rung == "record_cuts" else None
-            found = RUNGS[rung](program) if rung in RUNGS else recorded(program, opened, keep_whole)
+            opened = open_paths if method == "record_cuts" else None
+            found = METHODS[method](program) if method in METHODS else recorded(program, opened, keep_whole)
         except CaptureError as error:
-            tried.append((rung, str(error)))
+            tried.append((method, str(error)))
             continue
         refuse_names(found.graph, type(program.model).__name__)
         proof = Proof([])
@@ -115,10 +115,10 @@ def climb_ladder(
         differences = proof.differences
         if not differences:
             found = replace(found, guards=found.guards + proof.guards)
-            return Climb(rung, found, check and not blind, tuple(tried), notes)
+            return Attempt(method, found, check and not blind, tuple(tried), notes)
         more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        tried.append((rung, f"it differs from the model: {'; '.join(differences[:SHOWN])}{more}"))
-    met = "\n".join(f"  {rung}: {reason}" for rung, reason in tried)
+        tried.append((method, f"it differs from the model: {'; '.join(differences[:SHOWN])}{more}"))
+    met = "\n".join(f"  {method}: {reason}" for method, reason in tried)
     raise CaptureError(f"{type(program.model).__name__} cannot be captured as a graph that does what it does:\n{met}")
 
 
@@ -136,9 +136,9 @@ def refuse_names(graph: fx.Graph, model: str) -> None:
             )
 
 
-def named_apart(found: Found, situation: int) -> Found:
+def named_apart(found: Found, input_kind: int) -> Found:
     """Let a graph read its constants from where a running module keeps them."""
-    prefix = f"{CONSTANTS}." + (f"situation{situation}_" if situation else "")
+    prefix = f"{CONSTANTS}." + (f"input kind{input_kind}_" if input_kind else "")
     names = {name: prefix + name.removeprefix(f"{CONSTANTS}.").strip("_") for name in found.constants}
     for node in found.graph.nodes:
         if node.op == "get_attr" and node.target in names:

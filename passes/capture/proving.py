@@ -1,4 +1,4 @@
-"""Proving: holds what a rung of the ladder captured to the model, under other seeds, at twice the batch and at other sizes."""
+"""Proving: holds what a capture method captured to the model, under other seeds, at twice the batch and at other sizes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def prove(
     """Compare a captured graph with the model under two seeds, one of them on twice the batch where the model takes that.
 
     A guard may fire under one seed, so that a graph that holds guards meets both with the example inputs. A size that the graph
-    holds fixed, as Python code does that no function shows (a slice of a list, NumPy), is guarded: other ones are another situation.
+    holds fixed, as Python code does that no function shows (a slice of a list, NumPy), is guarded: other ones are another input kind.
 
     Args:
         program: The model and its example inputs.

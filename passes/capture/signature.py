@@ -74,7 +74,7 @@ class TreeSignature:
         return pytree.tree_unflatten(values, self.output)
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-        """Identify the situation that a call is: its structure and its fixed values."""
+        """Identify the input kind that a call is: its structure and its fixed values."""
         flags = tuple(module.training for module in self.modules)
         if self.straight(args, kwargs):
             return self.spec, flags, ("tensor",) * len(args)

@@ -15,7 +15,7 @@ from torch import fx
 
 from dnifx.errors import CutError
 from dnifx.ir import Cut, Program
-from dnifx.passes.capture.capture import captured, module_path
+from dnifx.passes.graph import captured, module_path
 
 
 def balanced_cuts(program: Program, parts: int, slack: float) -> tuple[Cut, ...]:

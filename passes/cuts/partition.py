@@ -1,4 +1,4 @@
-"""Partition: every node gets one home; the partitions are convex and their graph is acyclic.
+"""Partition: every node gets one partition; the partitions are convex and their graph is acyclic.
 
 Each cut divides the graph into what its values are computed from and the rest. A node's level counts the cuts that lie
 before it. Nodes of one level that are connected form a partition, so a path that leaves a partition has gone to a higher
@@ -16,44 +16,44 @@ from torch import fx
 
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Cut, Edge, Program
-from dnifx.passes.capture.capture import captured, output_of
 from dnifx.passes.cuts.balance import execution_order
+from dnifx.passes.graph import captured, output_of
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.checkpoints import regions_of
 
 
 @dataclass(frozen=True)
 class FormPartitions(Pass):
-    """Give every node its home."""
+    """Give every node its partition."""
 
     name: ClassVar[str] = "partition"
     requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts")
-    ensures: ClassVar[tuple[str, ...]] = ("levels", "homes")
+    ensures: ClassVar[tuple[str, ...]] = ("levels", "partition_of")
 
     def run(self, program: Program) -> Program:
         """Level the nodes, check exact edges, and number the partitions in the order of execution."""
         graph = captured(program)
         if program.cuts[0].level is not None:
             levels = prefix_levels(graph, program.cuts)
-            return replace(program, levels=levels, homes=levels)
+            return replace(program, levels=levels, partition_of=levels)
         levels = cut_levels(program)
         check_exact_edges(program, levels)
-        return replace(program, levels=levels, homes=number(program, components(program, levels)))
+        return replace(program, levels=levels, partition_of=number(program, components(program, levels)))
 
     def check(self, program: Program) -> None:
-        """Every node that computes has one home, the output's is the last, and no value flows to an earlier partition."""
-        for node in homed(captured(program)):
-            if node.name not in program.homes:
-                raise PassError(f"partition gave node {node.name} no home")
+        """Every node that computes has one partition, the output's is the last, and no value flows to an earlier partition."""
+        for node in partitioned(captured(program)):
+            if node.name not in program.partition_of:
+                raise PassError(f"partition gave node {node.name} no partition")
             for user in node.users:
-                if program.homes[node.name] > program.homes[user.name]:
+                if program.partition_of[node.name] > program.partition_of[user.name]:
                     raise PassError(f"partition lets a value flow back: {node.name} -> {user.name}")
-        if program.homes[output_of(captured(program)).name] != max(program.homes.values()):
+        if program.partition_of[output_of(captured(program)).name] != max(program.partition_of.values()):
             raise PassError("partition puts something behind the output")
 
 
-def homed(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes that have a home: all but the inputs."""
+def partitioned(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that have a partition: all but the inputs."""
     return [node for node in graph.nodes if node.op != "placeholder"]
 
 
@@ -210,13 +210,15 @@ def upstream(graph: fx.Graph, names: Sequence[str]) -> set[str]:
 def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
     """Join neighbours of one level, and join what carries no gradient to those who first use it or have to follow it."""
     graph = captured(program)
-    joined = UnionFind(node.name for node in homed(graph))
-    for node in homed(graph):
+    joined = UnionFind(node.name for node in partitioned(graph))
+    for node in partitioned(graph):
         for source in node.all_input_nodes:
             if source.op != "placeholder" and (source.op == "get_attr" or levels[source.name] == levels[node.name]):
                 joined.union(source.name, node.name)
     live = ancestors(output_of(graph))
-    beside = {node: beside_its_region(program, node) for node in homed(graph) if node not in live and regions_of(node)}
+    beside = {
+        node: beside_its_region(program, node) for node in partitioned(graph) if node not in live and regions_of(node)
+    }
     for node, other in beside.items():
         if other is not None:
             joined.union(node.name, other.name)
@@ -226,7 +228,7 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
     flowing = {joined[node.name] for node in live if node.op == "output" or carries(program, node)}
     after = neighbours(ordered_pairs(program))
     together: dict[str, list[fx.Node]] = {}
-    for node in homed(graph):
+    for node in partitioned(graph):
         together.setdefault(joined[node.name], []).append(node)
     for node in reversed(graph.nodes):
         if node.op == "placeholder" or joined[node.name] in flowing:
@@ -288,16 +290,16 @@ def without_cycles(program: Program, joined: UnionFind) -> UnionFind:
 def quotient(program: Program, joined: UnionFind) -> nx.DiGraph:
     """Return the graph of components: who has to run before whom."""
     graph = captured(program)
-    flow = [(node, user) for node in homed(graph) for user in node.users]
+    flow = [(node, user) for node in partitioned(graph) for user in node.users]
     ends = [(joined[first.name], joined[second.name]) for first, second in (*flow, *ordered_pairs(program))]
     found = nx.DiGraph((first, second) for first, second in ends if first != second)
-    found.add_nodes_from(joined[node.name] for node in homed(graph))
+    found.add_nodes_from(joined[node.name] for node in partitioned(graph))
     return found
 
 
 def number(program: Program, joined: UnionFind) -> dict[str, int]:
     """Number the components in a topological order that keeps to the order of execution."""
-    nodes = homed(captured(program))
+    nodes = partitioned(captured(program))
     first: dict[str, int] = {}
     for index, node in enumerate(nodes):
         first.setdefault(joined[node.name], index)
@@ -317,7 +319,7 @@ def check_exact_edges(program: Program, levels: Mapping[str, int]) -> None:
     if not named:
         return
     after_nodes = {levels[name] for cut in program.cuts for name in cut.nodes}
-    for node in homed(captured(program)):
+    for node in partitioned(captured(program)):
         for user in node.users:
             crossed = range(levels[node.name], levels[user.name])
             exact = crossed and not any(level in after_nodes for level in crossed)

@@ -11,10 +11,10 @@ from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
 from dnifx.ir import Cut, Edge, Program, Recurrent
-from dnifx.passes.capture.capture import captured, module_path
 from dnifx.passes.capture.record.rounds import copied as copied_arguments
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.cuts.balance import balanced_cuts
+from dnifx.passes.graph import captured, module_path
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.interface import detached

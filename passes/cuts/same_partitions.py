@@ -1,4 +1,4 @@
-"""Homes: another situation of a model gets the partitions of the first one, node by node."""
+"""Same partitions: another input kind of a model gets the partitions of the first one, node by node."""
 
 from collections import Counter, deque
 from collections.abc import Hashable, Mapping
@@ -9,17 +9,16 @@ from torch import fx
 
 from dnifx.errors import CutError
 from dnifx.ir import Cut, Edge, Program
-from dnifx.passes.capture.capture import captured, module_path, output_of
 from dnifx.passes.cuts.partition import neighbours, ordered_pairs, with_reads
 from dnifx.passes.cuts.resolve import calls_by_path
-from dnifx.passes.legalize.writes import INSERTED
+from dnifx.passes.graph import INSERTED, captured, module_path, output_of
 from dnifx.passes.pipeline import Pass
 
 Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class SameHomes(Pass):
+class SamePartitions(Pass):
     """Give every node the partition that its like has in an earlier compilation of the same model.
 
     Evaluation leaves the dropouts of training out, other sizes take another way; what both do, they do in the same modules in
@@ -30,9 +29,9 @@ class SameHomes(Pass):
     """
 
     first: Program
-    name: ClassVar[str] = "homes"
+    name: ClassVar[str] = "same_partitions"
     requires: ClassVar[tuple[str, ...]] = ("graph", "measures")
-    ensures: ClassVar[tuple[str, ...]] = ("cuts", "levels", "homes")
+    ensures: ClassVar[tuple[str, ...]] = ("cuts", "levels", "partition_of")
 
     def run(self, program: Program) -> Program:
         """Find the like of each node, and cut where it was cut.
@@ -42,13 +41,14 @@ class SameHomes(Pass):
         """
         first, graph = captured(self.first), captured(program)
         same = likes(first, graph)
-        homes, levels = (
-            inherited(graph, same, standing(first, graph, each), each) for each in (self.first.homes, self.first.levels)
+        partition_of, levels = (
+            inherited(graph, same, standing(first, graph, each), each)
+            for each in (self.first.partition_of, self.first.levels)
         )
-        homes = in_order(program, homes)
+        partition_of = in_order(program, partition_of)
         found = {name: node for node, name in same.items()}
-        cuts = tuple(moved(cut, found, homes, self.first.homes) for cut in self.first.cuts)
-        return replace(program, cuts=cuts, levels=levels, homes=homes)
+        cuts = tuple(moved(cut, found, partition_of, self.first.partition_of) for cut in self.first.cuts)
+        return replace(program, cuts=cuts, levels=levels, partition_of=partition_of)
 
 
 def likes(first: fx.Graph, graph: fx.Graph) -> Mapping[str, str]:
@@ -101,13 +101,13 @@ def places(graph: fx.Graph) -> list[tuple[fx.Node, Place, int]]:
     return found
 
 
-def standing(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict[str, int]:
+def standing(first: fx.Graph, graph: fx.Graph, partition_of: Mapping[str, int]) -> dict[str, int]:
     """Return where the innermost module call around each node stands that had, in the first graph, all its nodes in one place.
 
     A module that is one node now, and was looked into before, stands where its last node did.
     """
     calls = calls_by_path(first).items()
-    known = {path: [homes[node.name] for node in nodes if not node.meta.get(INSERTED)] for path, nodes in calls}
+    known = {path: [partition_of[node.name] for node in nodes if not node.meta.get(INSERTED)] for path, nodes in calls}
     found: dict[str, int] = {}
     for path, nodes in sorted(calls_by_path(graph).items(), key=lambda call: call[0].count(".")):
         for node in nodes if path in known else ():
@@ -117,15 +117,15 @@ def standing(first: fx.Graph, graph: fx.Graph, homes: Mapping[str, int]) -> dict
 
 
 def inherited(
-    graph: fx.Graph, same: Mapping[str, str], near: Mapping[str, int], homes: Mapping[str, int]
+    graph: fx.Graph, same: Mapping[str, str], near: Mapping[str, int], partition_of: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return the home (or level) of each node: its like's; where it has none, that of the module around it, or of what it reads.
+    """Return the partition (or level) of each node: its like's; where it has none, that of the module around it, or of what it reads.
 
     Args:
         graph: What is placed.
         same: The name of the node that each is like, in the first graph.
         near: Where the module around a node stood.
-        homes: Of the first graph's nodes.
+        partition_of: Of the first graph's nodes.
 
     Raises:
         CutError: A value would flow back.
@@ -135,35 +135,35 @@ def inherited(
         if not node.op.startswith("call"):
             continue
         least = max((found.get(source.name, 0) for source in node.all_input_nodes), default=0)
-        found[node.name] = homes.get(same.get(node.name, ""), max(least, near.get(node.name, 0)))
+        found[node.name] = partition_of.get(same.get(node.name, ""), max(least, near.get(node.name, 0)))
         if found[node.name] < least:
             raise CutError(
-                f"{node.name} belongs to partition {found[node.name]} of the first situation, but reads of {least}"
+                f"{node.name} belongs to partition {found[node.name]} of the first input kind, but reads of {least}"
             )
-    found[output_of(graph).name] = max(homes.values())
+    found[output_of(graph).name] = max(partition_of.values())
     return with_reads(graph, found)
 
 
-def in_order(program: Program, homes: Mapping[str, int]) -> dict[str, int]:
-    """Return the homes with numbers that are drawn and not used moved back, so that all draws keep their order.
+def in_order(program: Program, partition_of: Mapping[str, int]) -> dict[str, int]:
+    """Return the partitions with numbers that are drawn and not used moved back, so that all draws keep their order.
 
     Raises:
         CutError: A node that cannot be moved would run before another that the model runs first.
     """
-    before, found = neighbours(ordered_pairs(program), reverse=True), dict(homes)
+    before, found = neighbours(ordered_pairs(program), reverse=True), dict(partition_of)
     for node in captured(program).nodes:
         follows = max((found[other.name] for other in before.get(node, ())), default=0)
         if follows > found.get(node.name, follows):
             if node.users or program.measures[node.name].writes:
                 raise CutError(
-                    f"{node.name} belongs to partition {found[node.name]} of the first situation, but draws random numbers or "
+                    f"{node.name} belongs to partition {found[node.name]} of the first input kind, but draws random numbers or "
                     f"writes after one of partition {follows}"
                 )
             found[node.name] = follows
     return found
 
 
-def moved(cut: Cut, found: Mapping[str, str], homes: Mapping[str, int], first: Mapping[str, int]) -> Cut:
+def moved(cut: Cut, found: Mapping[str, str], partition_of: Mapping[str, int], first: Mapping[str, int]) -> Cut:
     """Return a cut after the likes of its nodes; one that has none is stood in for by the last node of its partition.
 
     Raises:
@@ -171,7 +171,7 @@ def moved(cut: Cut, found: Mapping[str, str], homes: Mapping[str, int], first: M
     """
 
     def like(name: str) -> str | None:
-        last = next((node for node in reversed(list(homes)) if homes[node] == first.get(name)), None)
+        last = next((node for node in reversed(list(partition_of)) if partition_of[node] == first.get(name)), None)
         return found.get(name, last)
 
     nodes = tuple(name for name in map(like, cut.nodes) if name is not None)
@@ -179,5 +179,5 @@ def moved(cut: Cut, found: Mapping[str, str], homes: Mapping[str, int], first: M
         Edge(found[edge.source], found[edge.target]) for edge in cut.edges if {edge.source, edge.target} <= set(found)
     )
     if not nodes and not edges:
-        raise CutError(f"the cut {cut.name} has no place in this situation")
+        raise CutError(f"the cut {cut.name} has no place in this input kind")
     return replace(cut, nodes=nodes, edges=edges)

@@ -19,8 +19,8 @@ from dnifx.ir import CONSTANTS, Program, TensorSpec
 from dnifx.passes.capture.symbolic import PathTracer
 from dnifx.passes.emit.code import function_code, import_block
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
-from dnifx.passes.emit.split import flat_output
 from dnifx.passes.emit.step import StepWriter
+from dnifx.passes.graph import flat_output
 from dnifx.passes.measure import data_inputs
 from dnifx.runtime.emitted.gradients import own_gradients, predicted_gradients
 from dnifx.runtime.emitted.interface import differentiating, scheduled_alone

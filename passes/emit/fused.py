@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from dnifx.errors import ContextError, PassError
 from dnifx.ir import Boundary, Context, Interface, Program
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.capture.signature import forward_signature
+from dnifx.passes.graph import captured
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.interface import (

@@ -11,7 +11,7 @@ from torch import fx
 
 from dnifx.errors import PassError
 from dnifx.ir import Partition, Program
-from dnifx.passes.capture.capture import captured, output_of
+from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import Pass
 
 
@@ -55,9 +55,3 @@ def part_graph(nodes: dict[str, fx.Node], partition: Partition) -> fx.Graph:
     values = tuple(nodes[name] for name in partition.outputs) if output is None else output.args[0]
     graph.output(fx.node.map_arg(values, copies.__getitem__))
     return graph
-
-
-def flat_output(graph: fx.Graph) -> tuple[object, ...]:
-    """Return the flat values that a graph returns."""
-    values = output_of(graph).args[0]
-    return values if isinstance(values, tuple) else (values,)

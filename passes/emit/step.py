@@ -373,7 +373,7 @@ class StepWriter:
         if state is not None:
             return state
         if boundary is None:
-            carries = self.program.measures[name].requires_grad and name in self.program.homes
+            carries = self.program.measures[name].requires_grad and name in self.program.partition_of
             return f"{local(name)}.detach()" if carries and self.program.measures[name].is_tensor else local(name)
         return f"leaf_imagined_{name}" if imagined and self.imagines(boundary) else f"leaf_{name}"
 

@@ -7,9 +7,9 @@ from torch import fx
 
 from dnifx.errors import PassError
 from dnifx.ir import Action, Kind, Program, Recurrence, Schedule
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.emit.windows import joined
-from dnifx.passes.time.recurrences import described, flat_output
+from dnifx.passes.graph import captured, flat_output
+from dnifx.passes.time.recurrences import described
 from dnifx.schedules import on_partition, timed
 
 

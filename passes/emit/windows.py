@@ -9,10 +9,10 @@ from torch import fx
 
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Program, Recurrence
-from dnifx.passes.capture.capture import copied, output_of
 from dnifx.passes.emit.fused import interface_root
+from dnifx.passes.graph import copied, flat_output, output_of
 from dnifx.passes.pipeline import Pass
-from dnifx.passes.time.recurrences import described, flat_output, state_positions
+from dnifx.passes.time.recurrences import described, state_positions
 from dnifx.runtime.emitted.windows import by_example, end_window, start_window, window_weight, without_rows
 
 RESET = "reset"

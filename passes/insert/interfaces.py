@@ -11,9 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dnifx.errors import ContextError, EstimatorError, nearest
 from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, SyntheticInput
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.cuts.resolve import glob_matches
-from dnifx.passes.emit.split import flat_output
+from dnifx.passes.graph import captured, flat_output
 from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
 

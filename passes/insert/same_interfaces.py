@@ -1,4 +1,4 @@
-"""Likeness: what another situation of a model has to share with the first, so that the same interfaces and optimizers serve both."""
+"""What another kind of inputs has to share with the first, so that the same interfaces and optimizers serve both."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from dnifx.estimators import BoundarySpec
 from dnifx.ir import Boundary, Interface, Program
 from dnifx.passes.insert.interfaces import check_estimates, output_spec
 from dnifx.passes.measure import examples_of
-from dnifx.passes.torch_logging import silent
+from dnifx.passes.torch_logging import quiet_loggers
 from dnifx.runtime.module.input_kinds import owners
 
 REMEDY = (
@@ -16,8 +16,8 @@ REMEDY = (
 )
 
 
-def same_shape(first: Program, program: Program) -> Program:
-    """Return a program of another situation whose interfaces are those of the first one.
+def same_interfaces(first: Program, program: Program) -> Program:
+    """Return a program of another input kind whose interfaces are those of the first one.
 
     Raises:
         InputError: They are not: other values cross, or values of sizes that an estimator was not made for.
@@ -72,7 +72,7 @@ def refuse_sizes(first: Program, program: Program, mine: Boundary, its: Boundary
     width, classes = (context.width, context.classes) if context else (None, None)
     spec = BoundarySpec(its.name, its.specs, width, classes, output_spec(program), examples, its.values)
     try:
-        with silent("torch._subclasses.fake_tensor"):
+        with quiet_loggers("torch._subclasses.fake_tensor"):
             check_estimates(interface, spec, context)
     except EstimatorError as error:
         raise InputError(
@@ -82,10 +82,10 @@ def refuse_sizes(first: Program, program: Program, mine: Boundary, its: Boundary
 
 
 def same_owners(first: Program, program: Program) -> Program:
-    """Return a program of another situation in which each parameter that both train is trained by the same partition.
+    """Return a program of another input kind in which each parameter that both train is trained by the same partition.
 
     Raises:
-        InputError: One is not: the other situation has other nodes, and they were given to the wrong partitions.
+        InputError: One is not: the other input kind has other nodes, and they were given to the wrong partitions.
     """
     before, now = owners(first), owners(program)
     moved = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])

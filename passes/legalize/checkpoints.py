@@ -7,9 +7,8 @@ from itertools import chain
 from torch import fx
 
 from dnifx.ir import Program
-from dnifx.passes.capture.capture import captured
-from dnifx.passes.cuts.partition import homed
-from dnifx.passes.legalize.writes import INSERTED
+from dnifx.passes.cuts.partition import partitioned
+from dnifx.passes.graph import INSERTED, captured
 from dnifx.runtime.emitted.checkpoints import CHECKPOINT, Region, regions_of
 
 Piece = list[fx.Node]
@@ -25,9 +24,9 @@ def settle_checkpoints(program: Program) -> list[str]:
     """
     follow_readers(program)
     pieces: dict[Region, dict[int, Piece]] = {}
-    for node in homed(captured(program)):
+    for node in partitioned(captured(program)):
         for region in regions_of(node):
-            pieces.setdefault(region, {}).setdefault(program.homes[node.name], []).append(node)
+            pieces.setdefault(region, {}).setdefault(program.partition_of[node.name], []).append(node)
     notes = [settle(program, region, list(found.values())) for region, found in pieces.items()]
     return list(dict.fromkeys(note for note in notes if note))
 
@@ -35,8 +34,8 @@ def settle_checkpoints(program: Program) -> list[str]:
 def follow_readers(program: Program) -> None:
     """Let reads of parameters, and what legalize has put in, lie in the regions of those that read them."""
     for node in reversed(captured(program).nodes):
-        homes = {program.homes[user.name] for user in node.users}
-        if (node.op == "get_attr" or INSERTED in node.meta) and homes == {program.homes[node.name]}:
+        partition_of = {program.partition_of[user.name] for user in node.users}
+        if (node.op == "get_attr" or INSERTED in node.meta) and partition_of == {program.partition_of[node.name]}:
             node.meta[CHECKPOINT] = regions_of(min(node.users))
 
 

@@ -9,9 +9,8 @@ from torch import fx
 
 from dnifx.errors import LegalizeError
 from dnifx.ir import Holder, Program
-from dnifx.passes.capture.capture import captured, module_path
 from dnifx.passes.capture.record.functions import PIECES, name_of
-from dnifx.passes.legalize.writes import INSERTED
+from dnifx.passes.graph import INSERTED, captured, module_path
 from dnifx.passes.measure import MeasureNodes
 from dnifx.runtime.emitted.ops import guard, guard_length, rebuild
 from dnifx.runtime.module.input_kinds import SIZES_ALONE
@@ -29,28 +28,28 @@ def without_containers(program: Program) -> Program:
     Raises:
         LegalizeError: An object of another class crosses, or a list or dict that a module may fill for others to read.
     """
-    homes, graph = dict(program.homes), captured(program)
-    guards = sum(unpack(graph, program, homes, node) for node in list(graph.nodes) if node.op != "output")
-    found = replace(program, graph=graph, homes=dense(homes))
+    partition_of, graph = dict(program.partition_of), captured(program)
+    guards = sum(unpack(graph, program, partition_of, node) for node in list(graph.nodes) if node.op != "output")
+    found = replace(program, graph=graph, partition_of=dense(partition_of))
     if not guards:
         return found
     capture = program.capture and replace(program.capture, guards=program.capture.guards + guards)
     return MeasureNodes().run(replace(found, capture=capture))
 
 
-def unpack(graph: fx.Graph, program: Program, homes: dict[str, int], node: fx.Node) -> int:
+def unpack(graph: fx.Graph, program: Program, partition_of: dict[str, int], node: fx.Node) -> int:
     """Take one container apart, if it crosses, and return the number of guards that this took."""
     measure = program.measures[node.name]
-    crossing = [user for user in node.users if homes[user.name] != homes.get(node.name)]
+    crossing = [user for user in node.users if partition_of[user.name] != partition_of.get(node.name)]
     if node.op == "placeholder" or measure.is_tensor or not measure.tensors or not crossing:
         return 0
-    if node.target is rebuild and len({homes[user.name] for user in node.users}) == 1:
-        homes[node.name] = homes[crossing[0].name]
+    if node.target is rebuild and len({partition_of[user.name] for user in node.users}) == 1:
+        partition_of[node.name] = partition_of[crossing[0].name]
         return 0
     whole = [user for user in crossing if user.op != "call_function" or user.target not in READS]
     for user in crossing:
         if user not in whole:
-            move_home(user, homes, homes[node.name])
+            move_home(user, partition_of, partition_of[node.name])
     if not whole:
         return 0
     refuse_opaque(node, measure.holder, whole)
@@ -58,7 +57,7 @@ def unpack(graph: fx.Graph, program: Program, homes: dict[str, int], node: fx.No
     with graph.inserting_before(node.next):
         parts = taken_apart(graph, node, measure.holder, added)
     for each in added:
-        homes[each.name] = homes[node.name]
+        partition_of[each.name] = partition_of[node.name]
         each.meta = {**node.meta, **each.meta, INSERTED: node.meta.get(INSERTED, node.name)}
     for user in whole:
         user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda each: parts if each is node else each)
@@ -119,15 +118,15 @@ def of_sizes(program: Program, node: fx.Node) -> bool:
     return name_of(node.target) in PIECES
 
 
-def dense(homes: Mapping[str, int]) -> dict[str, int]:
+def dense(partition_of: Mapping[str, int]) -> dict[str, int]:
     """Number the partitions without holes."""
-    order = {home: index for index, home in enumerate(sorted(set(homes.values())))}
-    return {name: order[home] for name, home in homes.items()}
+    order = {home: index for index, home in enumerate(sorted(set(partition_of.values())))}
+    return {name: order[home] for name, home in partition_of.items()}
 
 
-def move_home(node: fx.Node, homes: dict[str, int], home: int) -> None:
+def move_home(node: fx.Node, partition_of: dict[str, int], home: int) -> None:
     """Move a node, and what it alone reads, to another partition."""
-    homes[node.name] = home
+    partition_of[node.name] = home
     for source in node.all_input_nodes:
         if source.op == "get_attr":
-            homes[source.name] = home
+            partition_of[source.name] = home

@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from dnifx.errors import LegalizeError, PassError
 from dnifx.ir import Boundary, Partition, Program, identifier
-from dnifx.passes.capture.capture import captured, copied, module_path
-from dnifx.passes.cuts.partition import homed
+from dnifx.passes.cuts.partition import partitioned
+from dnifx.passes.graph import captured, copied, module_path
 from dnifx.passes.legalize.checkpoints import settle_checkpoints
 from dnifx.passes.legalize.containers import without_containers
 from dnifx.passes.legalize.repeats import repeat_parameters
@@ -27,16 +27,16 @@ class Legalize(Pass):
     """Take containers apart before they cross, shield in-place writes, give each parameter one owner, form boundaries."""
 
     name: ClassVar[str] = "legalize"
-    requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts", "homes")
+    requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts", "partition_of")
     ensures: ClassVar[tuple[str, ...]] = ("partitions",)
 
     def run(self, program: Program) -> Program:
         """Rewrite a copy of the graph where a cut would change what it computes."""
         program, notes = with_repeats(program)
         program = without_containers(program)
-        homes, graph = dict(program.homes), captured(program)
-        notes += shield_writes(graph, program, homes)
-        legal = replace(program, graph=graph, homes=homes)
+        partition_of, graph = dict(program.partition_of), captured(program)
+        notes += shield_writes(graph, program, partition_of)
+        legal = replace(program, graph=graph, partition_of=partition_of)
         if len(graph.nodes) != len(program.measures) + 1:
             legal = MeasureNodes().run(legal)
             refuse_remaining(legal)
@@ -48,22 +48,22 @@ class Legalize(Pass):
     def check(self, program: Program) -> None:
         """Every node has exactly one partition, and boundaries hold tensors only."""
         nodes = [name for partition in program.partitions for name in partition.nodes]
-        if len(nodes) != len(set(nodes)) or set(nodes) != {node.name for node in homed(captured(program))}:
+        if len(nodes) != len(set(nodes)) or set(nodes) != {node.name for node in partitioned(captured(program))}:
             raise PassError("legalize gave a node no partition or two")
 
 
 def with_repeats(program: Program) -> tuple[Program, list[str]]:
     """Let each partition compute by itself what is made of parameters alone; the graph is a copy in any case."""
-    homes, graph = dict(program.homes), copied(captured(program))
-    notes = repeat_parameters(graph, program, homes)
+    partition_of, graph = dict(program.partition_of), copied(captured(program))
+    notes = repeat_parameters(graph, program, partition_of)
     if len(graph.nodes) == len(program.measures) + 1:
-        return replace(program, graph=graph, homes=homes), notes
-    return MeasureNodes().run(replace(program, graph=graph, homes=homes)), notes
+        return replace(program, graph=graph, partition_of=partition_of), notes
+    return MeasureNodes().run(replace(program, graph=graph, partition_of=partition_of)), notes
 
 
 def refuse_remaining(program: Program) -> None:
     """Raise LegalizeError where a write still reaches another partition."""
-    for write in crossing_writes(captured(program), program, dict(program.homes)):
+    for write in crossing_writes(captured(program), program, dict(program.partition_of)):
         raise LegalizeError(
             f"{write.node.name} in module {module_path(write.node) or '<root>'!r} writes in place to memory that another "
             "partition reads; make the write out of place, or cut elsewhere"
@@ -76,14 +76,17 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     live = differentiable(program)
     for node in captured(program).nodes:
         if node in live and crosses(program, node):
-            groups.setdefault((program.homes[node.name], cut_name(program, node)), []).append(node)
+            groups.setdefault((program.partition_of[node.name], cut_name(program, node)), []).append(node)
     boundaries: list[Boundary] = []
     taken: set[str] = set()
     for (producer, name), nodes in sorted(groups.items(), key=lambda item: item[0][0]):
         title = free_name(name, taken)
         taken.add(identifier(title))
         users = {
-            program.homes[user.name] for node in nodes for user in node.users if not only_as_state(program, node, user)
+            program.partition_of[user.name]
+            for node in nodes
+            for user in node.users
+            if not only_as_state(program, node, user)
         }
         specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
         consumers = tuple(sorted(users - {producer}))
@@ -113,7 +116,7 @@ def crosses(program: Program, node: fx.Node) -> bool:
     """Whether a node's value carries a gradient into another partition."""
     measure = program.measures[node.name]
     away = any(
-        program.homes[user.name] != program.homes[node.name] and not only_as_state(program, node, user)
+        program.partition_of[user.name] != program.partition_of[node.name] and not only_as_state(program, node, user)
         for user in node.users
     )
     return away and measure.is_tensor and measure.requires_grad
@@ -121,7 +124,7 @@ def crosses(program: Program, node: fx.Node) -> bool:
 
 def cut_name(program: Program, node: fx.Node) -> str:
     """Return the name of the cut that a value crosses: its own, or the first one of its partition."""
-    home, level = program.homes[node.name], program.levels.get(node.name)
+    home, level = program.partition_of[node.name], program.levels.get(node.name)
     for cut in program.cuts:
         if (
             node.name in cut.nodes
@@ -131,7 +134,7 @@ def cut_name(program: Program, node: fx.Node) -> str:
             return cut.name
     for cut in program.cuts:
         sources = (*cut.nodes, *(edge.source for edge in cut.edges))
-        if cut.level is None and any(program.homes[name] == home for name in sources):
+        if cut.level is None and any(program.partition_of[name] == home for name in sources):
             return cut.name
     return module_path(node) or node.name
 
@@ -139,8 +142,8 @@ def cut_name(program: Program, node: fx.Node) -> str:
 def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]:
     """Describe each partition; a parameter used in several is owned, and updated once, by the last of them."""
     nodes: dict[int, list[fx.Node]] = {}
-    for node in homed(captured(program)):
-        nodes.setdefault(program.homes[node.name], []).append(node)
+    for node in partitioned(captured(program)):
+        nodes.setdefault(program.partition_of[node.name], []).append(node)
     names = {id(parameter): name for name, parameter in program.model.named_parameters()}
     live = differentiable(program)
     reading = {

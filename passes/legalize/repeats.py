@@ -6,12 +6,12 @@ from torch import fx
 
 from dnifx.errors import LegalizeError
 from dnifx.ir import Program
-from dnifx.passes.capture.capture import module_path
-from dnifx.passes.legalize.writes import INSERTED, add_clone
+from dnifx.passes.graph import INSERTED, module_path
+from dnifx.passes.legalize.writes import add_clone
 from dnifx.passes.measure import is_pure, node_parameters
 
 
-def repeat_parameters(graph: fx.Graph, program: Program, homes: dict[str, int]) -> list[str]:
+def repeat_parameters(graph: fx.Graph, program: Program, partition_of: dict[str, int]) -> list[str]:
     """Compute again, in every partition that reads it, what a partition made of parameters for others.
 
     A reshaped weight or a slice of position embeddings belongs to no example, so that no estimator can say its gradient, and
@@ -21,7 +21,7 @@ def repeat_parameters(graph: fx.Graph, program: Program, homes: dict[str, int]) 
     Args:
         graph: The graph, changed in place.
         program: The program, for its measures.
-        homes: The home of each node by name; those of the copies are added.
+        partition_of: The partition of each node by name; those of the copies are added.
 
     Returns:
         Notes on what was repeated.
@@ -38,15 +38,17 @@ def repeat_parameters(graph: fx.Graph, program: Program, homes: dict[str, int]) 
             continue
         measure = program.measures[node.name]
         aliased = bool(trained & set(measure.storages))
-        away = sorted({homes[user.name] for user in node.users} - {homes[node.name]})
+        away = sorted({partition_of[user.name] for user in node.users} - {partition_of[node.name]})
         if away and node in own and (aliased or measure.requires_grad):
-            for home in settled(node, homes, away):
-                copy_into(graph, node, homes, home)
+            for home in settled(node, partition_of, away):
+                copy_into(graph, node, partition_of, home)
             repeated += [node.name] if node.op != "get_attr" else []
         elif away and aliased and measure.is_tensor and not written & set(measure.storages):
-            add_clone(graph, node, [user for user in node.users if homes[user.name] in away], homes, False)
+            add_clone(
+                graph, node, [user for user in node.users if partition_of[user.name] in away], partition_of, False
+            )
         elif away and aliased and node.op != "get_attr":
-            raise LegalizeError(refusal(node, homes, away[0]))
+            raise LegalizeError(refusal(node, partition_of, away[0]))
     names = ", ".join(reversed(repeated[-3:])) + (f" and {len(repeated) - 3} more" if len(repeated) > 3 else "")
     return [f"each partition that reads {names} computes it of its parameters by itself"] if repeated else []
 
@@ -82,29 +84,29 @@ def made_of_parameters(graph: fx.Graph, program: Program, written: AbstractSet[i
     return found
 
 
-def settled(node: fx.Node, homes: dict[str, int], away: list[int]) -> list[int]:
+def settled(node: fx.Node, partition_of: dict[str, int], away: list[int]) -> list[int]:
     """Move a node that its own partition does not read to the first that does; return those that need a copy."""
-    if any(homes[user.name] == homes[node.name] for user in node.users):
+    if any(partition_of[user.name] == partition_of[node.name] for user in node.users):
         return away
-    homes[node.name] = away[0]
+    partition_of[node.name] = away[0]
     return away[1:]
 
 
-def copy_into(graph: fx.Graph, node: fx.Node, homes: dict[str, int], home: int) -> None:
+def copy_into(graph: fx.Graph, node: fx.Node, partition_of: dict[str, int], home: int) -> None:
     """Copy a node into a partition, for its readers there."""
-    readers = [user for user in node.users if homes[user.name] == home]
+    readers = [user for user in node.users if partition_of[user.name] == home]
     with graph.inserting_before(min(readers)):
         copy = graph.node_copy(node, lambda source: source)
     copy.meta = {**node.meta, INSERTED: node.meta.get(INSERTED, node.name)}
-    homes[copy.name] = home
+    partition_of[copy.name] = home
     for reader in readers:
         reader.replace_input_with(node, copy)
 
 
-def refusal(node: fx.Node, homes: dict[str, int], home: int) -> str:
+def refusal(node: fx.Node, partition_of: dict[str, int], home: int) -> str:
     """Say which view of a parameter crosses."""
     return (
         f"{node.name} in module {module_path(node) or '<root>'!r} shares the memory of a trainable parameter and crosses from "
-        f"submod_{homes[node.name]} into submod_{home}, where that parameter may have been updated; clone it in the model, or cut "
+        f"submod_{partition_of[node.name]} into submod_{home}, where that parameter may have been updated; clone it in the model, or cut "
         "elsewhere"
     )

@@ -13,63 +13,63 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import CutError, EstimatorError, PassError
 from dnifx.ir import Boundary, Context, Cut, Program, TensorSpec, identifier
-from dnifx.passes.capture.capture import captured
+from dnifx.passes.graph import captured, flat_output
 from dnifx.passes.insert.interfaces import Choice, make_interface
 from dnifx.passes.legalize.legalize import cut_name
-from dnifx.passes.rates.rated import BATCH, Tiers
-from dnifx.passes.time.recurrences import flat_output, state_positions
+from dnifx.passes.rates.rated import BATCH, RatedProgram
+from dnifx.passes.time.recurrences import state_positions
 from dnifx.runtime.module.parts import STATES, Message, Part, PartPlan, PartSignature, StatePlan, System, Take
 from dnifx.runtime.module.states import bound_arguments, follow
 from dnifx.schedules.dependencies import links
 from dnifx.schedules.orders import trained
 
 
-def plan_of(tiers: Tiers, windows: int) -> PartPlan:
+def plan_of(rated: RatedProgram, windows: int) -> PartPlan:
     """Return what a part is made of.
 
     Raises:
         CutError: A state is shared with a part that fires at another rate.
     """
-    program, nodes = tiers.program, set(tiers.nodes_at(windows))
+    program, nodes = rated.program, set(rated.nodes_at(windows))
     inputs = program.signature.inputs if program.signature is not None else ()
     states = {carry.input for carry in program.carries}
     takes = []
     for node in captured(program).nodes:
         if node in nodes or not any(user in nodes for user in node.users) or node.name in states:
             continue
-        home = program.homes.get(node.name)
-        source = None if home is None else tiers.windows.index(tiers.rates[home].windows)
-        place = inputs.index(node.name) if source is None else tiers.gives(tiers.windows[source]).index(node)
+        home = program.partition_of.get(node.name)
+        source = None if home is None else rated.windows.index(rated.rates[home].windows)
+        place = inputs.index(node.name) if source is None else rated.gives(rated.windows[source]).index(node)
         takes.append(Take(node.name, source, place))
     alone = state_positions(program)
     flat = enumerate(flat_output(captured(program)))
     results = tuple(place for place, node in flat if node in nodes and place not in alone)
-    carried = tuple(state_plan(program, cut) for cut in range(len(program.recurrents)) if carries(tiers, cut, nodes))
+    carried = tuple(state_plan(program, cut) for cut in range(len(program.recurrents)) if carries(rated, cut, nodes))
     return PartPlan(
-        tiers.windows.index(windows),
+        rated.windows.index(windows),
         windows,
         tuple(takes),
         carried,
         results,
-        len(tiers.gives(windows)),
-        tuple(tiers.homes_at(windows)),
+        len(rated.gives(windows)),
+        tuple(rated.partitions_at(windows)),
     )
 
 
-def carries(tiers: Tiers, cut: int, nodes: set[fx.Node]) -> bool:
+def carries(rated: RatedProgram, cut: int, nodes: set[fx.Node]) -> bool:
     """Whether a part carries a state.
 
     Raises:
         CutError: It shares the state with another part.
     """
-    names = {node.name: node for node in captured(tiers.program).nodes}
-    own = [carry for carry in tiers.program.carries if carry.cut == cut]
+    names = {node.name: node for node in captured(rated.program).nodes}
+    own = [carry for carry in rated.program.carries if carry.cut == cut]
     ends = [names[carry.value] for carry in own]
     ends += [user for carry in own for user in names[carry.input].users if user.op != "output"]
     inside = [end in nodes for end in ends]
     if any(inside) and not all(inside):
         raise CutError(
-            f"{tiers.program.recurrents[cut]!r}: the state is taken or left by parts that fire at different rates; give each part a "
+            f"{rated.program.recurrents[cut]!r}: the state is taken or left by parts that fire at different rates; give each part a "
             "state of its own"
         )
     return any(inside)
@@ -82,17 +82,17 @@ def state_plan(program: Program, cut: int) -> StatePlan:
     return StatePlan(identifier(program.recurrents[cut].state), cut, spec, len(leaves))
 
 
-def part_program(tiers: Tiers, windows: int) -> tuple[PartPlan, Program]:
-    """Return a part's plan, and its program with a graph of its own and its partitions' homes, ready to be measured.
+def part_program(rated: RatedProgram, windows: int) -> tuple[PartPlan, Program]:
+    """Return a part's plan, and its program with a graph of its own and its nodes' partitions, ready to be measured.
 
     Raises:
         CutError: A state is shared with a part that fires at another rate.
     """
-    whole, plan = tiers.program, plan_of(tiers, windows)
-    graph = part_graph(tiers, plan)
+    whole, plan = rated.program, plan_of(rated, windows)
+    graph = part_graph(rated, plan)
     nodes = {node.name for node in graph.nodes if node.op not in ("placeholder", "output")}
     order = {home: place for place, home in enumerate(plan.partitions)}
-    homes = {name: order.get(whole.homes[name], 0) for name in nodes} | {"output": len(order) - 1}
+    partition_of = {name: order.get(whole.partition_of[name], 0) for name in nodes} | {"output": len(order) - 1}
     if whole.signature is None:
         raise PassError("the system has no signature; run capture first")
     example = whole.args, whole.kwargs
@@ -105,9 +105,9 @@ def part_program(tiers: Tiers, windows: int) -> tuple[PartPlan, Program]:
         signature=signature,
         capture=whole.capture,
         constants=whole.constants,
-        cuts=inner_cuts(tiers, plan),
+        cuts=inner_cuts(rated, plan),
         levels={name: whole.levels[name] for name in nodes if name in whole.levels},
-        homes=homes,
+        partition_of=partition_of,
         recurrents=tuple(
             replace(whole.recurrents[state.cut], state=f"{STATES}.{state.key}", next_state=f"2.{state.key}")
             for state in plan.states
@@ -117,18 +117,18 @@ def part_program(tiers: Tiers, windows: int) -> tuple[PartPlan, Program]:
     return plan, program
 
 
-def part_graph(tiers: Tiers, plan: PartPlan) -> fx.Graph:
+def part_graph(rated: RatedProgram, plan: PartPlan) -> fx.Graph:
     """Copy a part's nodes to a graph of its own: what it takes and its states to results, what it gives, and next states."""
-    program, graph = tiers.program, fx.Graph()
+    program, graph = rated.program, fx.Graph()
     nodes = {node.name: node for node in captured(program).nodes}
     own = [carry for state in plan.states for carry in program.carries if carry.cut == state.cut]
     copies: dict[fx.Node, fx.Node] = {}
     for name in (*(take.name for take in plan.takes), *(carry.input for carry in own)):
         copies[nodes[name]] = graph.create_node("placeholder", name, name=name)
-    for node in tiers.nodes_at(plan.every):
+    for node in rated.nodes_at(plan.every):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     flat = flat_output(captured(program))
-    values = [*(flat[place] for place in plan.results), *tiers.gives(plan.every), *(nodes[c.value] for c in own)]
+    values = [*(flat[place] for place in plan.results), *rated.gives(plan.every), *(nodes[c.value] for c in own)]
     graph.output(tuple(copies[value] for value in values)).name = "output"
     return graph
 
@@ -155,15 +155,15 @@ def example_states(whole: Program, plan: PartPlan) -> dict[str, Any]:
     return {state.key: follow(bound, whole.recurrents[state.cut].state) for state in plan.states}
 
 
-def inner_cuts(tiers: Tiers, plan: PartPlan) -> tuple[Cut, ...]:
+def inner_cuts(rated: RatedProgram, plan: PartPlan) -> tuple[Cut, ...]:
     """Return the cuts inside a part: those that one of its values crosses on its way to another of its partitions."""
-    homes, own = tiers.program.homes, set(plan.partitions)
+    partition_of, own = rated.program.partition_of, set(plan.partitions)
     inside = {
         node.name
-        for node in tiers.nodes_at(plan.every)
-        if any(homes.get(user.name) in own - {homes[node.name]} for user in node.users)
+        for node in rated.nodes_at(plan.every)
+        if any(partition_of.get(user.name) in own - {partition_of[node.name]} for user in node.users)
     }
-    ends = [(cut, {*cut.nodes, *(edge.source for edge in cut.edges)}) for cut in tiers.program.cuts]
+    ends = [(cut, {*cut.nodes, *(edge.source for edge in cut.edges)}) for cut in rated.program.cuts]
     return tuple(cut for cut, names in ends if names & inside) or (Cut(f"every {plan.every}"),)
 
 
@@ -196,11 +196,11 @@ class Crossing:
     messages: int
 
 
-def crossings(tiers: Mapping[int, Tiers], parts: Sequence[tuple[PartPlan, Program]]) -> list[Crossing]:
+def crossings(rated: Mapping[int, RatedProgram], parts: Sequence[tuple[PartPlan, Program]]) -> list[Crossing]:
     """Return what crosses from each part to each slower one, by the partition that makes it.
 
     Args:
-        tiers: By rate, the system captured from as many windows.
+        rated: By rate, the system captured from as many windows.
         parts: The parts, their partitions and boundaries formed.
 
     Raises:
@@ -209,19 +209,19 @@ def crossings(tiers: Mapping[int, Tiers], parts: Sequence[tuple[PartPlan, Progra
     found: list[Crossing] = []
     for fast, _ in parts:
         for slow, program in parts[fast.index + 1 :]:
-            here, there = (tiers[each].crossing(fast.every, slow.every) for each in (fast.every, slow.every))
-            specs = agreeing(tiers, fast, slow, here, there)
+            here, there = (rated[each].crossing(fast.every, slow.every) for each in (fast.every, slow.every))
+            specs = agreeing(rated, fast, slow, here, there)
             groups: dict[int, list[int]] = {}
             for number, (node, spec) in enumerate(zip(here, specs, strict=True)):
                 if spec.requires_grad:
-                    groups.setdefault(tiers[fast.every].program.homes[node.name], []).append(number)
+                    groups.setdefault(rated[fast.every].program.partition_of[node.name], []).append(number)
             for producer, numbers in groups.items():
                 taken = {there[number].name for number in numbers}
-                given = tiers[fast.every].gives(fast.every)
+                given = rated[fast.every].gives(fast.every)
                 names = [take.name for take in slow.takes]
                 found.append(
                     Crossing(
-                        cut_name(tiers[fast.every].program, here[numbers[0]]),
+                        cut_name(rated[fast.every].program, here[numbers[0]]),
                         fast.index,
                         slow.index,
                         producer,
@@ -237,21 +237,21 @@ def crossings(tiers: Mapping[int, Tiers], parts: Sequence[tuple[PartPlan, Progra
 
 
 def agreeing(
-    tiers: Mapping[int, Tiers], fast: PartPlan, slow: PartPlan, here: list[fx.Node], there: list[fx.Node]
+    rated: Mapping[int, RatedProgram], fast: PartPlan, slow: PartPlan, here: list[fx.Node], there: list[fx.Node]
 ) -> list[TensorSpec]:
     """Return the specs of what one firing of the fast part gives, after making sure that the slow part takes k of each.
 
     Raises:
         CutError: It does not.
     """
-    few = [tiers[fast.every].program.measures[node.name].tensors[0] for node in here]
+    few = [rated[fast.every].program.measures[node.name].tensors[0] for node in here]
     for node, spec in zip(here, few, strict=True):
         if spec.requires_grad and len(spec.shape) <= BATCH + 1:
             raise CutError(
                 f"{node.name!r} crosses to the part that fires every {slow.every} windows, and is {spec}; a message is [windows, batch, "
                 "features, ...]: let inputs and messages lead with time, a single step being one window"
             )
-    many = [tiers[slow.every].program.measures[node.name].tensors[0] for node in there]
+    many = [rated[slow.every].program.measures[node.name].tensors[0] for node in there]
     count = slow.every // fast.every
     wanted = [(count * spec.shape[0], *spec.shape[1:]) if len(spec.shape) > BATCH else None for spec in few]
     if wanted != [spec.shape for spec in many]:

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dnifx.ir import Every, Program
-from dnifx.passes.capture.capture import captured
+from dnifx.passes.graph import captured
 from dnifx.runtime.module.states import bound_arguments, follow
 
 BATCH = 1
@@ -16,7 +16,7 @@ BATCH = 1
 
 
 @dataclass(frozen=True)
-class Tiers:
+class RatedProgram:
     """A captured system and what fires together in it.
 
     Attributes:
@@ -37,14 +37,18 @@ class Tiers:
         """The partitions that compute anything."""
         return [part.index for part in self.program.partitions if part.nodes != ("output",)]
 
-    def homes_at(self, windows: int) -> list[int]:
+    def partitions_at(self, windows: int) -> list[int]:
         """Return the partitions that fire at a rate."""
         return [index for index in self.partitions if self.rates[index].windows == windows]
 
     def nodes_at(self, windows: int) -> list[fx.Node]:
         """Return what is computed at a rate, and the numbers it needs that others compute, in the order of the graph."""
-        homes, graph = set(self.homes_at(windows)), captured(self.program)
-        found = {node for node in graph.nodes if self.program.homes.get(node.name) in homes and node.op != "output"}
+        partition_of, graph = set(self.partitions_at(windows)), captured(self.program)
+        found = {
+            node
+            for node in graph.nodes
+            if self.program.partition_of.get(node.name) in partition_of and node.op != "output"
+        }
         reached = list(found)
         while reached:
             for source in reached.pop().all_input_nodes:

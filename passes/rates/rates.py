@@ -6,7 +6,7 @@ from torch import fx
 
 from dnifx.errors import CutError, ScheduleError, nearest
 from dnifx.ir import Every, Partition, Program
-from dnifx.passes.capture.capture import captured, module_path
+from dnifx.passes.graph import captured, module_path
 
 Rates = Mapping[str, int | Every]
 
@@ -80,7 +80,7 @@ def sources_of(partition: Partition, program: Program) -> list[int]:
     """Return the partitions that one takes values from; what is only returned is taken from nobody."""
     nodes = {node.name: node for node in captured(program).nodes}
     own = [nodes[name] for name in partition.nodes if nodes[name].op != "output"]
-    sources = {program.homes.get(source.name) for node in own for source in node.all_input_nodes}
+    sources = {program.partition_of.get(source.name) for node in own for source in node.all_input_nodes}
     return sorted(index for index in sources if index is not None and index != partition.index)
 
 

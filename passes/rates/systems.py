@@ -19,7 +19,7 @@ from dnifx.passes.legalize.legalize import Legalize, free_name
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import Callback, Pass, run_passes
 from dnifx.passes.rates.parts import Crossing, crossings, message, part_program, system_of
-from dnifx.passes.rates.rated import Tiers, end_to_end
+from dnifx.passes.rates.rated import RatedProgram, end_to_end
 from dnifx.passes.rates.rates import Rates, partitions_named, rates_of
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.time.recurrences import FormRecurrences, InsertRecurrences, ResolveStates, SeparateStates
@@ -54,10 +54,10 @@ class SystemCompiler:
         Raises:
             DnifxError: A child that says what cannot be done, where, and what to do instead.
         """
-        whole = self.tiers(Program(model, args, dict(kwargs)), 0)
-        tiers = {windows: self.longer(whole, windows) for windows in whole.windows}
-        formed = [self.formed(*part_program(tiers[windows], windows)) for windows in whole.windows]
-        found = crossings(tiers, formed)
+        whole = self.rated(Program(model, args, dict(kwargs)), 0)
+        rated = {windows: self.longer(whole, windows) for windows in whole.windows}
+        formed = [self.formed(*part_program(rated[windows], windows)) for windows in whole.windows]
+        found = crossings(rated, formed)
         if self.context is not None and not found:
             raise ContextError(
                 f"context= ({self.context.description}) is seen by the estimators of messages between parts, and no part of "
@@ -73,7 +73,7 @@ class SystemCompiler:
                 first + number,
                 name,
                 choices.messages[name],
-                self.scale(tiers, each),
+                self.scale(rated, each),
                 programs[each.source],
                 self.context,
             )
@@ -81,12 +81,12 @@ class SystemCompiler:
         ]
         return system_of(whole.program, [plan for plan, _ in formed], programs, messages, self.context)
 
-    def tiers(self, given: Program, number: int) -> Tiers:
+    def rated(self, given: Program, number: int) -> RatedProgram:
         """Capture a program and form its partitions, up to the rates at which they fire."""
         in_time: tuple[Pass, ...] = (SeparateStates(self.recurrents),) if self.recurrents else ()
         steps = (
             *in_time,
-            CaptureGraph(verify=self.verify, open_paths=opened_by(given.model, self.cuts), situation=number),
+            CaptureGraph(verify=self.verify, open_paths=opened_by(given.model, self.cuts), input_kind=number),
             *((ResolveStates(),) if self.recurrents else ()),
             MeasureNodes(),
             ResolveCuts(self.cuts),
@@ -94,9 +94,9 @@ class SystemCompiler:
             Legalize(),
         )
         program = run_passes(given, steps, self.callback)
-        return Tiers(program, rates_of(program, self.every))
+        return RatedProgram(program, rates_of(program, self.every))
 
-    def longer(self, whole: Tiers, windows: int) -> Tiers:
+    def longer(self, whole: RatedProgram, windows: int) -> RatedProgram:
         """Capture the system for several windows laid end to end.
 
         Raises:
@@ -106,7 +106,7 @@ class SystemCompiler:
             return whole
         args, kwargs = end_to_end(whole.program, windows)
         try:
-            found = self.tiers(Program(whole.program.model, args, kwargs), windows)
+            found = self.rated(Program(whole.program.model, args, kwargs), windows)
         except CutError:
             raise
         except Exception as error:
@@ -158,9 +158,9 @@ class SystemCompiler:
                 )
         return found
 
-    def scale(self, tiers: Mapping[int, Tiers], crossing: Crossing) -> float:
+    def scale(self, rated: Mapping[int, RatedProgram], crossing: Crossing) -> float:
         """Return what synthetic gradients of messages to a part are multiplied by."""
-        return next(iter(tiers.values())).rates[crossing.consumers[0]].scale
+        return next(iter(rated.values())).rates[crossing.consumers[0]].scale
 
 
 @dataclass(frozen=True)

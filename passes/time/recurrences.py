@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import CutError, EstimatorError, PassError
 from dnifx.estimators import BoundarySpec, SyntheticState
 from dnifx.ir import Boundary, Carry, Cut, Interface, Program, Recurrence, Recurrent, TensorSpec, identifier
-from dnifx.passes.capture.capture import captured, output_of
 from dnifx.passes.cuts.resolve import CutSpec
+from dnifx.passes.graph import captured, flat_output
 from dnifx.passes.insert.interfaces import Choice, Choices, assign, make_interface
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.traces import check_traced
@@ -115,12 +115,6 @@ def carries_of(program: Program, index: int) -> list[Carry]:
     return found
 
 
-def flat_output(graph: fx.Graph) -> tuple[Any, ...]:
-    """Return the flat values that a graph returns."""
-    values = output_of(graph).args[0]
-    return tuple(values) if isinstance(values, tuple | list) else (values,)
-
-
 def example_dim(program: Program, placeholder: fx.Node, cut: Recurrent) -> int:
     """Return the dimension of a state that counts examples."""
     if cut.batch_dim is not None:
@@ -162,8 +156,8 @@ class FormRecurrences(Pass):
             check_carry(program, carry)
         groups: dict[tuple[int, int], list[Carry]] = {}
         for carry in program.carries:
-            if carry.value in program.homes and carries_gradient(program, carry):
-                groups.setdefault((carry.cut, program.homes[carry.value]), []).append(carry)
+            if carry.value in program.partition_of and carries_gradient(program, carry):
+                groups.setdefault((carry.cut, program.partition_of[carry.value]), []).append(carry)
         if not groups:
             raise CutError("no gradient flows through the states that were cut in time: there is nothing to estimate")
         taken = {boundary.key for boundary in program.boundaries}
@@ -207,7 +201,7 @@ def carries_gradient(program: Program, carry: Carry) -> bool:
 def recurrence(program: Program, title: str, cut: Recurrent, producer: int, carries: tuple[Carry, ...]) -> Recurrence:
     """Describe one boundary in time."""
     nodes = {node.name: node for node in captured(program).nodes}
-    users = {program.homes[user.name] for carry in carries for user in nodes[carry.input].users}
+    users = {program.partition_of[user.name] for carry in carries for user in nodes[carry.input].users}
     specs = tuple(seen_spec(program.measures[carry.value].tensors[0], carry.dim) for carry in carries)
     return Recurrence(title, cut, producer, tuple(sorted(users)), carries, specs)
 

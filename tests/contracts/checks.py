@@ -241,13 +241,13 @@ def alike(seen: object, value: Tensor) -> bool:
     return torch.equal(seen, value)
 
 
-def homes(case: Case, net: DecoupledModule) -> dict[str, int]:
+def partition_of(case: Case, net: DecoupledModule) -> dict[str, int]:
     """Return the partition of each value of the drawn model, and of its output."""
-    places = {value: net.program.homes[node] for value, node in locate(case, net).items()}
+    places = {value: net.program.partition_of[node] for value, node in locate(case, net).items()}
     for op in case.model.ops:
         home = next((places[name] for name in op.outputs if name in places), reference.NOWHERE)
         places |= {name: places.get(name, home) for name in op.outputs}
-    return places | {"output": net.program.homes["output"]}
+    return places | {"output": net.program.partition_of["output"]}
 
 
 def estimate_by(case: Case, net: DecoupledModule) -> reference.Estimate:
@@ -270,7 +270,7 @@ def estimate_by(case: Case, net: DecoupledModule) -> reference.Estimate:
 
 def expected(case: Case, net: DecoupledModule, estimate: reference.Estimate | None = None) -> reference.Step:
     """Return what the oracle says of one step, with the net's partitions and estimators."""
-    given, places = estimate_by(case, net) if estimate is None else estimate, homes(case, net)
+    given, places = estimate_by(case, net) if estimate is None else estimate, partition_of(case, net)
     torch.manual_seed(0)
     return reference.step(case.model, case.module(), case.inputs, case.target, case.loss, places, given, case.mean)
 
@@ -466,13 +466,15 @@ def check_cut(case: Case) -> None:
     for node in program.graph.nodes:
         for user in node.users:
             if node.op != "placeholder":
-                assert program.homes[node.name] <= program.homes[user.name], f"{node} flows back to {user}"
+                assert program.partition_of[node.name] <= program.partition_of[user.name], (
+                    f"{node} flows back to {user}"
+                )
     for cut in program.cuts:
         for node in program.graph.nodes:
             crossing = [user for user in node.users if user.name not in cut.nodes and goes_on(user)]
             if node.name in cut.nodes and len(cut.nodes) == 1 and program.measures[node.name].requires_grad:
-                homes_of_users = {program.homes[user.name] for user in crossing if not is_item(user)}
-                assert program.homes[node.name] not in homes_of_users, f"{cut.name} was not cut"
+                homes_of_users = {program.partition_of[user.name] for user in crossing if not is_item(user)}
+                assert program.partition_of[node.name] not in homes_of_users, f"{cut.name} was not cut"
 
 
 def goes_on(node: fx.Node) -> bool:

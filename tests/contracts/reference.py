@@ -17,7 +17,7 @@ Loss = Callable[[object, Tensor], Tensor]
 Estimates = Mapping[str, Tensor]
 Estimate = Callable[[Mapping[str, Tensor]], Estimates]
 NOWHERE = -1
-"""The home of what computes no part of the output, or no tensor: it reads values as they are, and no gradient comes of it."""
+"""The partition of what computes no part of the output, or no tensor: it reads values as they are, and no gradient comes of it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
 
     module: nn.Module
     values: dict[str, Tensor]
-    homes: dict[str, int]
+    partition_of: dict[str, int]
     views: dict[str, Op] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     crossings: dict[str, Crossing] = field(default_factory=dict)
@@ -65,7 +65,12 @@ class Run:
         """Return a value as a partition sees it; what was rewritten crosses by the name that the write gave it."""
         name = self.renamed.get(name, name)
         value = self.values[name]
-        if home == NOWHERE or self.homes[name] == home or not isinstance(value, Tensor) or not value.requires_grad:
+        if (
+            home == NOWHERE
+            or self.partition_of[name] == home
+            or not isinstance(value, Tensor)
+            or not value.requires_grad
+        ):
             return value
         if name not in self.crossings:
             self.crossings[name] = Crossing(name, value, value.detach().requires_grad_())
@@ -84,7 +89,7 @@ class Run:
         outputs = result if len(op.outputs) > 1 else (result,)
         assert isinstance(outputs, tuple)
         self.values |= dict(zip(op.outputs, outputs, strict=True))
-        self.homes |= dict.fromkeys(op.outputs, home)
+        self.partition_of |= dict.fromkeys(op.outputs, home)
         if op.views:
             self.views[op.outputs[0]] = op
         if op.writes:
@@ -95,18 +100,18 @@ class Run:
         """Give a value, what it is a view of, and every view of that their new contents."""
         assert isinstance(new, Tensor)
         while name in self.views:
-            self.homes[name] = home
+            self.partition_of[name] = home
             base = self.views[name].views
             undone = self.evaluate(self.views[name].undo, new=new, base=self.read(base, home))
             assert isinstance(undone, Tensor)
             name, new = base, undone
-        self.values[name], self.homes[name] = new, home
+        self.values[name], self.partition_of[name] = new, home
         for view, op in self.views.items():
             if self.root(view) == name:
                 code = op.views if op.writes else op.code
                 fresh = self.evaluate(code, **{op.views: self.values[op.views]})
                 assert isinstance(fresh, Tensor)
-                self.values[view], self.homes[view] = fresh, home
+                self.values[view], self.partition_of[view] = fresh, home
 
     def root(self, name: str) -> str:
         while name in self.views:
@@ -115,14 +120,14 @@ class Run:
 
 
 def run(
-    model: Model, module: nn.Module, inputs: tuple[Tensor, ...], homes: Mapping[str, int] | None = None
+    model: Model, module: nn.Module, inputs: tuple[Tensor, ...], partition_of: Mapping[str, int] | None = None
 ) -> tuple[object, Run]:
-    """Run a drawn model, each operation in the partition of what it binds first; without ``homes``, in one."""
+    """Run a drawn model, each operation in the partition of what it binds first; without ``partition_of``, in one."""
     names = [value.name for value in model.inputs]
     state = Run(module, dict(zip(names, inputs, strict=True)), dict.fromkeys(names, 0))
     for op in model.ops:
-        state.execute(op, homes[op.outputs[0]] if homes else 0)
-    last = homes["output"] if homes else 0
+        state.execute(op, partition_of[op.outputs[0]] if partition_of else 0)
+    last = partition_of["output"] if partition_of else 0
     values = tuple(state.read(value.name, last) for value in model.outputs)
     if model.form == "dict":
         return {f"out_{value.name}": result for value, result in zip(model.outputs, values, strict=True)}, state
@@ -154,7 +159,7 @@ def step(
     inputs: tuple[Tensor, ...],
     target: Tensor,
     loss: Loss,
-    homes: Mapping[str, int] | None = None,
+    partition_of: Mapping[str, int] | None = None,
     estimate: Estimate = nothing,
     mean: bool = True,
 ) -> Step:
@@ -166,11 +171,11 @@ def step(
         inputs: Its inputs.
         target: What the loss compares the output with.
         loss: From output and target to a scalar.
-        homes: The partition of every value, by name, and of ``output``; without it this is plain backprop.
+        partition_of: The partition of every value, by name, and of ``output``; without it this is plain backprop.
         estimate: From the crossing values, detached, to their per-example synthetic gradients; a missing one is zero.
         mean: Whether the loss averages over the examples (otherwise it sums).
     """
-    output, state = run(model, module, inputs, homes)
+    output, state = run(model, module, inputs, partition_of)
     task = loss(output, target)
     crossings = live(task, list(state.crossings.values()))
     values = {crossing.name: crossing.produced.detach() for crossing in crossings}

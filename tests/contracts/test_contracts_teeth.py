@@ -296,7 +296,7 @@ def partitions_merged(patch: Patch) -> None:
 
     def run(self: partition.FormPartitions, program: Program) -> Program:
         found = original(self, program)
-        return replace(found, homes={name: max(home - 1, 0) for name, home in found.homes.items()})
+        return replace(found, partition_of={name: max(home - 1, 0) for name, home in found.partition_of.items()})
 
     patch.setattr(partition.FormPartitions, "run", run)
 

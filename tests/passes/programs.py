@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnifx.ir import CONSTANTS, Program
-from dnifx.passes.capture.capture import CaptureGraph, captured
+from dnifx.passes.capture.capture import CaptureGraph
 from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import ResolveCuts
 from dnifx.passes.emit.fused import EmitFused
 from dnifx.passes.emit.split import SplitPartitions
+from dnifx.passes.graph import captured
 from dnifx.passes.insert.interfaces import InsertInterfaces
 from dnifx.passes.legalize.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
@@ -20,7 +21,7 @@ from dnifx.passes.pipeline import Pass, run_passes
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.runtime.module.attach import attach
 
-SYMBOLIC = CaptureGraph(rungs=("symbolic",), verify=False)
+SYMBOLIC = CaptureGraph(methods=("symbolic",), verify=False)
 
 
 def every_pass(cuts: Any, **options: Any) -> tuple[Pass, ...]:
@@ -48,10 +49,10 @@ def runnable(program: Program) -> fx.GraphModule:
     return attach(captured(program), holder, "Captured")
 
 
-def members(homes: Mapping[str, int]) -> dict[int, set[str]]:
-    """Return the nodes of each home."""
+def members(partition_of: Mapping[str, int]) -> dict[int, set[str]]:
+    """Return the nodes of each partition."""
     found: dict[int, set[str]] = {}
-    for name, home in homes.items():
+    for name, home in partition_of.items():
         found.setdefault(home, set()).add(name)
     return found
 

@@ -278,7 +278,7 @@ class Detached(fx.Interpreter):
         graph = net.program.graph
         assert graph is not None
         super().__init__(attach(graph, net, "Captured"))
-        self.homes = net.program.homes
+        self.partition_of = net.program.partition_of
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; what it reads of another partition comes detached."""
@@ -290,7 +290,7 @@ class Detached(fx.Interpreter):
 
         def value(node: fx.Node) -> Any:
             held = self.env[node]
-            crosses = node.op != "placeholder" and self.homes[node.name] != self.homes[n.name]
+            crosses = node.op != "placeholder" and self.partition_of[node.name] != self.partition_of[n.name]
             return held.detach() if crosses and isinstance(held, Tensor) and held.requires_grad else held
 
         return fx.node.map_arg(args, value)

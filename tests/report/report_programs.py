@@ -32,11 +32,12 @@ def program_of(model: nn.Module, args: tuple[Any, ...], cuts: Mapping[str, str],
     module = fx.GraphModule(model, fx.Tracer().trace(model))
     measuring = Measuring(module)
     measuring.run(*args)
-    homes = homes_of(module.graph, tuple(cuts.values()))
+    partition_of = homes_of(module.graph, tuple(cuts.values()))
     partitions = tuple(
-        partition_of(module, index, homes, measuring.measures) for index in range(max(homes.values()) + 1)
+        partition_with(module, index, partition_of, measuring.measures)
+        for index in range(max(partition_of.values()) + 1)
     )
-    made = (boundary_of(index, name, homes, module.graph, measuring.measures) for index, name in enumerate(cuts))
+    made = (boundary_of(index, name, partition_of, module.graph, measuring.measures) for index, name in enumerate(cuts))
     boundaries = tuple(replace(boundary, index=index) for index, boundary in enumerate(filter(crossed, made)))
     interfaces = tuple(
         Interface(boundary.index, square(boundary.specs[0]), "Synthetic(hidden=0)") for boundary in boundaries
@@ -47,7 +48,7 @@ def program_of(model: nn.Module, args: tuple[Any, ...], cuts: Mapping[str, str],
         graph=module.graph,
         capture=Capture("symbolic", (Kept("head", "TypeError: Proxy cannot be iterated"),), True),
         measures=measuring.measures,
-        homes=homes,
+        partition_of=partition_of,
         partitions=partitions,
         boundaries=boundaries,
         interfaces=interfaces if estimators else (),
@@ -67,25 +68,27 @@ def square(spec: TensorSpec) -> nn.Module:
 
 def homes_of(graph: fx.Graph, cut_nodes: tuple[str, ...]) -> dict[str, int]:
     """Give each node the number of cuts before it in the order of the graph."""
-    homes, index = {}, 0
+    partition_of, index = {}, 0
     for node in graph.nodes:
-        homes[node.name] = index
+        partition_of[node.name] = index
         index += node.name in cut_nodes
-    return homes
+    return partition_of
 
 
-def partition_of(
-    module: fx.GraphModule, index: int, homes: Mapping[str, int], measures: Mapping[str, Measure]
+def partition_with(
+    module: fx.GraphModule, index: int, partition_of: Mapping[str, int], measures: Mapping[str, Measure]
 ) -> Partition:
     """Describe one partition."""
-    own = [node for node in module.graph.nodes if homes[node.name] == index]
+    own = [node for node in module.graph.nodes if partition_of[node.name] == index]
     taken = dict.fromkeys(
         source.name
         for node in own
         for source in node.all_input_nodes
-        if homes[source.name] != index or source.op == "placeholder"
+        if partition_of[source.name] != index or source.op == "placeholder"
     )
-    given = [node.name for node in own if any(homes[user.name] != index or user.op == "output" for user in node.users)]
+    given = [
+        node.name for node in own if any(partition_of[user.name] != index or user.op == "output" for user in node.users)
+    ]
     paths = [str(node.target) for node in own if node.op == "call_module"]
     parameters = [f"{path}.{name}" for path in paths for name, _ in module.get_submodule(path).named_parameters()]
     return Partition(
@@ -100,13 +103,15 @@ def partition_of(
 
 
 def boundary_of(
-    index: int, name: str, homes: Mapping[str, int], graph: fx.Graph, measures: Mapping[str, Measure]
+    index: int, name: str, partition_of: Mapping[str, int], graph: fx.Graph, measures: Mapping[str, Measure]
 ) -> Boundary:
     """Collect the differentiable values that leave one partition."""
     values = {
-        node.name: [homes[user.name] for user in node.users if homes[user.name] != index and user.op != "output"]
+        node.name: [
+            partition_of[user.name] for user in node.users if partition_of[user.name] != index and user.op != "output"
+        ]
         for node in graph.nodes
-        if homes[node.name] == index and measures[node.name].requires_grad
+        if partition_of[node.name] == index and measures[node.name].requires_grad
     }
     values = {value: takers for value, takers in values.items() if takers}
     consumers = sorted({taker for takers in values.values() for taker in takers})

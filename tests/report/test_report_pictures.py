@@ -202,7 +202,7 @@ def test_program_without_interfaces_or_partitions_is_drawn() -> None:
     whole = branches()
     bare = replace(whole, interfaces=())
     assert any("no estimator yet" in gate.lines for gate in picture_of(bare).gates)
-    captured = replace(bare, partitions=(), boundaries=(), homes={})
+    captured = replace(bare, partitions=(), boundaries=(), partition_of={})
     bands = [(band.index, band.title) for band in picture_of(captured).bands]
     assert bands == [(INPUTS, "inputs"), (0, "not partitioned"), (1, "output")]
     assert ElementTree.fromstring(to_svg(captured)).tag == f"{SVG}svg"

@@ -110,9 +110,9 @@ def test_a_new_parameter_object_is_seen_by_the_graph() -> None:
     net.scale = nn.Parameter(torch.full((6,), 2.0))
     net.get_submodule("last").weight = nn.Parameter(torch.zeros(3, 6))
     assert net.original.scale is net.scale
-    assert len(net.situations) == 1
+    assert len(net.input_kinds) == 1
     assert torch.equal(net(X), net.original(X))
-    assert len(net.situations) == 1, "nothing was captured anew"
+    assert len(net.input_kinds) == 1, "nothing was captured anew"
 
 
 def test_double_moves_model_interfaces_and_both_targets() -> None:
@@ -239,7 +239,7 @@ def test_assigned_tensors_are_seen_by_the_graph() -> None:
     state = {name: torch.full_like(value, 0.25) for name, value in net.state_dict().items()}
     net.load_state_dict(state, assign=True)
     assert torch.equal(net(X), net.original(X))
-    assert len(net.situations) == 1, "nothing was captured anew"
+    assert len(net.input_kinds) == 1, "nothing was captured anew"
     assert net.original.get_parameter("scale")[0] == 0.25
 
 
@@ -338,7 +338,7 @@ def test_evaluation_runs_the_model_itself_where_other_values_cross_than_in_train
     assert torch.equal(net(X), found), "told once"
     net.train()
     assert isinstance(net(X), tuple)
-    assert len(net.situations) == 1
+    assert len(net.input_kinds) == 1
 
 
 def test_training_on_other_values_than_those_of_evaluation_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Parameters that the example does not use: the situation that trains them first decides which partition updates them."""
+"""Parameters that the example does not use: the input kind that trains them first decides which partition updates them."""
 
 import copy
 
@@ -45,7 +45,7 @@ def adam(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.05)  # type: ignore[arg-type]
 
 
-def test_a_run_over_several_situations_is_that_of_one_optimizer_over_all_parameters() -> None:
+def test_a_run_over_several_input_kinds_is_that_of_one_optimizer_over_all_parameters() -> None:
     net = made()
     model = copy.deepcopy(net.original)
     trainer, plain = net.trainer(adam), adam(model.parameters())
@@ -56,9 +56,9 @@ def test_a_run_over_several_situations_is_that_of_one_optimizer_over_all_paramet
         trainer.step(X, mask, target=Y)
     for (name, one), other in zip(model.named_parameters(), net.original.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-14), name
-    taken = [name for names in trainer.adoption.adopted.values() for name in names]
+    taken = [name for names in trainer.ownership.adopted.values() for name in names]
     assert sorted(taken) == ["early.bias", "early.weight", "late.bias", "late.weight"]
-    assert {"early.weight", "early.bias"} <= set(trainer.adoption.adopted["submod_0"])
+    assert {"early.weight", "early.bias"} <= set(trainer.ownership.adopted["submod_0"])
 
 
 def test_learning_rates_hold_for_what_was_taken_in() -> None:

@@ -21,7 +21,7 @@ from tests.real_models.model_checks import (
     same_outputs,
     spread_loss,
 )
-from tests.wild.programs import Call, Wild, situations
+from tests.wild.programs import Call, Wild, input_kinds
 
 TOLERANCE = 1e-12
 """How far a gradient in float64 may be from backprop's, relative to the largest element of all."""
@@ -53,7 +53,7 @@ def examine(wild: Wild, verify: bool = True) -> tuple[int, list[DnifxError]]:
     net = decoupled(wild, "oracle", verify)
     refusals: list[DnifxError] = []
     model = wild.build()
-    for batch, masked in situations(wild):
+    for batch, masked in input_kinds(wild):
         for training in (wild.training, not wild.training):
             try:
                 check_call(model.train(training), net.train(training), wild.call(batch, masked))

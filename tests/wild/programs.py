@@ -100,10 +100,10 @@ class Wild:
         return {path for (path, _), gradient in zip(values, found, strict=True) if gradient is not None}
 
     def runs(self) -> bool:
-        """Whether the module itself runs and learns in every situation that the checks ask for."""
+        """Whether the module itself runs and learns in every input kind that the checks ask for."""
         module = self.build()
         try:
-            for batch, masked in situations(self):
+            for batch, masked in input_kinds(self):
                 for training in (True, False):
                     module.train(training)
                     torch.default_generator.manual_seed(1)
@@ -122,7 +122,7 @@ def namespace(name: str, source: str) -> dict[str, Any]:
     return space
 
 
-def situations(wild: Wild) -> list[tuple[int, bool]]:
+def input_kinds(wild: Wild) -> list[tuple[int, bool]]:
     """Return the batch size and whether a mask is given, of every call that a program is tried with."""
     other = BATCHES[(BATCHES.index(wild.batch) + 1) % len(BATCHES)]
     return [(wild.batch, wild.masked), (other, wild.masked), (wild.batch, not wild.masked)]

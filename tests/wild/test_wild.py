@@ -128,7 +128,7 @@ def test_an_error_that_is_not_our_own_counts_as_wrong(monkeypatch: pytest.Monkey
     assert dict(tally.refused) == {"DnifxError: refused": 1}
 
 
-def test_parameters_keep_their_partitions_where_another_rung_captures() -> None:
+def test_parameters_keep_their_partitions_where_another_method_captures() -> None:
     program = replace(wild(4), cuts=["m9"])
     assert "if x.shape[0] > 2" in program.source
     boundaries, refusals = examine(program)

@@ -14,7 +14,7 @@ from dnifx.ir import CONSTANTS, Boundary, Partition, Program, Schedule
 from dnifx.runtime.emitted.interface import losses_of, tell_losses
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.module.attach import attach
-from dnifx.runtime.module.input_kinds import Situation, Undo, hold_constants, what_is_read
+from dnifx.runtime.module.input_kinds import InputKind, Undo, hold_constants, what_is_read
 from dnifx.runtime.module.states import refuse_without_trainer, with_own_tensors, without_episodes
 from dnifx.runtime.training.losses import Loss
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
@@ -47,7 +47,7 @@ class Emitters:
 EXTRA_STATE = "_extra_state"
 """The name under which torch saves what a module's ``get_extra_state`` gives."""
 Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
-MOST_SITUATIONS = 16
+MOST_INPUT_KINDS = 16
 """How many kinds of inputs one module captures before it says that something changes that should not."""
 
 
@@ -66,7 +66,7 @@ class DecoupledModule(nn.Module):
         mean: Whether the loss averages over examples (else it sums).
         roots: The attributes that hold the estimators and the input models.
         emitters: The compiler's back ends.
-        recompile: Compiles the model again for another situation: (program, args, kwargs, its number) to a program.
+        recompile: Compiles the model again for another input kind: (program, args, kwargs, its number) to a program.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class DecoupledModule(nn.Module):
         self.imagines = bool(imagined)
         self.training = program.model.training
         self.__dict__.update(loss=loss, mean=mean, emitters=emitters, recompile=recompile)
-        self.__dict__.update(situations=[self.situation_of(program)], uncut=set())
+        self.__dict__.update(input_kinds=[self.input_kind_of(program)], uncut=set())
 
     original: nn.Module
     program: Program
@@ -107,10 +107,10 @@ class DecoupledModule(nn.Module):
     mean: bool
     emitters: Emitters
     recompile: Recompile
-    situations: list[Situation]
+    input_kinds: list[InputKind]
     uncut: set[Hashable]
 
-    def situation_of(self, program: Program) -> Situation:
+    def input_kind_of(self, program: Program) -> InputKind:
         """Give the graphs of a program this module's parameters, buffers and children."""
         if program.fused is None or program.signature is None:
             raise PassError("the program was not emitted; run all passes first")
@@ -118,7 +118,7 @@ class DecoupledModule(nn.Module):
             if CONSTANTS not in self._modules:
                 self.add_module(CONSTANTS, nn.Module())
             hold_constants(self.get_submodule(CONSTANTS), program.constants)
-        return Situation(
+        return InputKind(
             program,
             program.signature,
             program.signature.key(program.args, program.kwargs),
@@ -131,34 +131,34 @@ class DecoupledModule(nn.Module):
 
     @property
     def fused(self) -> fx.GraphModule:
-        """The fused graph of the first situation."""
-        return self.situations[0].fused
+        """The fused graph of the first input kind."""
+        return self.input_kinds[0].fused
 
     @property
     def submodules(self) -> tuple[fx.GraphModule, ...]:
-        """The partitions' graphs of the first situation."""
-        return self.situations[0].submodules
+        """The partitions' graphs of the first input kind."""
+        return self.input_kinds[0].submodules
 
-    def matching(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Situation]:
-        """Yield the situations that a call may run in; the last one is compiled for this very call.
+    def matching(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[InputKind]:
+        """Yield the input kinds that a call may run in; the last one is compiled for this very call.
 
         Raises:
             InputError: There are too many, or the cuts cannot be found again in a new one.
         """
         if torch.compiler.is_compiling():
-            yield self.situations[0]
+            yield self.input_kinds[0]
             return
-        for situation in tuple(self.situations):
-            if situation.signature.key(args, kwargs) == situation.key:
-                yield situation
-        if len(self.situations) >= MOST_SITUATIONS:
+        for input_kind in tuple(self.input_kinds):
+            if input_kind.signature.key(args, kwargs) == input_kind.key:
+                yield input_kind
+        if len(self.input_kinds) >= MOST_INPUT_KINDS:
             raise InputError(
-                f"{type(self.original).__name__} has met {MOST_SITUATIONS} kinds of inputs (structures, fixed values, modes), each of "
-                f"which is captured apart; pass what changes from call to call as tensors{what_is_read(self.situations)}"
+                f"{type(self.original).__name__} has met {MOST_INPUT_KINDS} kinds of inputs (structures, fixed values, modes), each of "
+                f"which is captured apart; pass what changes from call to call as tensors{what_is_read(self.input_kinds)}"
             )
-        program = self.recompile(self.program, args, kwargs, len(self.situations))
-        self.situations.append(self.situation_of(program))
-        yield self.situations[-1]
+        program = self.recompile(self.program, args, kwargs, len(self.input_kinds))
+        self.input_kinds.append(self.input_kind_of(program))
+        yield self.input_kinds[-1]
 
     def forward(
         self, *args: Any, context: Any = None, target: Any = None, reset: Tensor | None = None, **kwargs: Any
@@ -218,7 +218,7 @@ class DecoupledModule(nn.Module):
 
     def evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
         """Run in evaluation mode: the model itself, where other values cross its cuts than in training (auxiliary heads)."""
-        key = self.situations[0].signature.key(args, kwargs)
+        key = self.input_kinds[0].signature.key(args, kwargs)
         if key not in self.uncut:
             try:
                 return self.run(args, kwargs, seen)
@@ -232,19 +232,19 @@ class DecoupledModule(nn.Module):
         return self.original(*args, **kwargs)
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], target: Any = None) -> Any:
-        """Run the fused graph of the situation that a call is in; ``seen`` is what its estimators see beside the inputs.
+        """Run the fused graph of the input kind that a call is in; ``seen`` is what its estimators see beside the inputs.
 
         Raises:
             InputError: No graph holds for these inputs, and the cuts cannot be found again in a new one.
             CutError: The same.
         """
-        for situation in self.matching(args, kwargs):
-            inputs = (*situation.signature.flatten(args, kwargs), *seen)
-            if not situation.guarded:
-                return self.answer(situation, inputs, target)
+        for input_kind in self.matching(args, kwargs):
+            inputs = (*input_kind.signature.flatten(args, kwargs), *seen)
+            if not input_kind.guarded:
+                return self.answer(input_kind, inputs, target)
             before = Undo(self.original)
             try:
-                return self.answer(situation, inputs, target)
+                return self.answer(input_kind, inputs, target)
             except GuardError:
                 before.restore()
         raise InputError("no captured graph holds for these inputs")
@@ -277,15 +277,15 @@ class DecoupledModule(nn.Module):
         elif strict:
             missing_keys.append(key)
 
-    def answer(self, situation: Situation, inputs: tuple[Any, ...], target: Any) -> Any:
+    def answer(self, input_kind: InputKind, inputs: tuple[Any, ...], target: Any) -> Any:
         """Run the fused graph; tell estimators that predict the loss what it is."""
         if not self.foresees or self.loss is None:
-            return situation.signature.unflatten(situation.fused(*inputs))
-        outputs, predictions = situation.fused(*inputs)
+            return input_kind.signature.unflatten(input_kind.fused(*inputs))
+        outputs, predictions = input_kind.fused(*inputs)
         with torch.no_grad():
-            loss = self.loss(situation.signature.unflatten(outputs), target)
+            loss = self.loss(input_kind.signature.unflatten(outputs), target)
         losses = losses_of(loss, len(predictions[0]), self.mean)
-        return situation.signature.unflatten(tell_losses(outputs, predictions, losses))
+        return input_kind.signature.unflatten(tell_losses(outputs, predictions, losses))
 
     @property
     def foresees(self) -> bool:

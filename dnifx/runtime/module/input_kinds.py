@@ -13,7 +13,7 @@ from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
 
 
 @dataclass(frozen=True)
-class Situation:
+class InputKind:
     """One captured program and its graphs, attached to the modules that they run on.
 
     Attributes:
@@ -38,7 +38,7 @@ class Situation:
     @cached_property
     def late_guards(self) -> tuple[fx.Node, ...]:
         """The guards behind the first partition, which a schedule may have updated before they speak."""
-        return tuple(node for node in self.guards if self.program.homes[node.name] > 0)
+        return tuple(node for node in self.guards if self.program.partition_of[node.name] > 0)
 
     @cached_property
     def reads_late(self) -> bool:
@@ -120,9 +120,9 @@ def owners(program: Program) -> dict[str, int]:
     return {name: partition.index for partition in program.partitions for name in partition.parameters}
 
 
-def what_is_read(situations: Iterable[Situation]) -> str:
-    """Return where Python reads what situations differ in, for an error text; nothing where no guard stands."""
-    places = dict.fromkeys(str(node.args[-1]) for situation in situations for node in situation.guards)
+def what_is_read(input_kinds: Iterable[InputKind]) -> str:
+    """Return where Python reads what input kinds differ in, for an error text; nothing where no guard stands."""
+    places = dict.fromkeys(str(node.args[-1]) for input_kind in input_kinds for node in input_kind.guards)
     if not places:
         return ""
     listed = "\n  ".join(list(places)[:3])

@@ -153,7 +153,7 @@ class PartSignature:
         return tuple(values[:count]), tuple(values[count : count + given]), states
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-        """Identify the situation of a call: the training flags and types that the capture depends on."""
+        """Identify the input kind of a call: the training flags and types that the capture depends on."""
         return self.like.key(*self.example)
 
 

@@ -64,7 +64,7 @@ class DecoupledSystem(nn.Module):
         """Return a part as a decoupled module."""
         mean = self.losses[index].mean if index in self.losses else mean
         return DecoupledModule(
-            self.system.programs[index], None, mean, (root, root), self.emitters, refuse_other_situations
+            self.system.programs[index], None, mean, (root, root), self.emitters, refuse_other_inputs
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -179,7 +179,7 @@ class DecoupledSystem(nn.Module):
         return self.report(self.system)
 
 
-def refuse_other_situations(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
+def refuse_other_inputs(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
     """Raise InputError: a part holds for the inputs and modes that it was captured for."""
     shapes = ", ".join(str(tuple(value.shape)) for value in args[0] if isinstance(value, Tensor))
     raise InputError(

@@ -1,4 +1,4 @@
-"""Which partition's optimizer updates which parameter: those of the example, and those that another situation uses first."""
+"""Which partition's optimizer updates which parameter: those of the example, and those that another input kind uses first."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,10 +10,10 @@ from dnifx.ir import Program
 from dnifx.runtime.module.input_kinds import owners
 
 
-class Adoption:
-    """Gives parameters that only another situation trains to the optimizer of the partition that uses them there.
+class Ownership:
+    """Gives parameters that only another input kind trains to the optimizer of the partition that uses them there.
 
-    The situation that trains a parameter first decides which partition owns it, as the example does for all that it uses. It
+    The input kind that trains a parameter first decides which partition owns it, as the example does for all that it uses. It
     joins the first group of that partition's optimizer, with the group's options and learning rate.
 
     Args:
@@ -32,7 +32,7 @@ class Adoption:
         self._indices = {partition.name: partition.index for partition in program.partitions}
 
     def admit(self, program: Program) -> None:
-        """Let every parameter that a situation trains be updated.
+        """Let every parameter that a input kind trains be updated.
 
         Raises:
             InputError: Another partition owns it already, or the partition has no optimizer: it would stay as it is.

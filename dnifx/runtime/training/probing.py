@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dnifx.errors import InputError
 from dnifx.runtime.emitted.ops import GuardError
-from dnifx.runtime.module.input_kinds import Situation, Undo
+from dnifx.runtime.module.input_kinds import InputKind, Undo
 
 if TYPE_CHECKING:
     from dnifx.runtime.training.trainer import Trainer
@@ -37,10 +37,10 @@ class Probe:
 def probe(trainer: "Trainer", args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, context: Any) -> Probe:
     """Compare every estimate with its target, true and bootstrapped; weights, buffers, gradients and random state stay."""
     args, kwargs = trainer.window.filled(args, kwargs)
-    for situation in trainer.net.matching(args, kwargs):
-        inputs = situation.signature.flatten(args, kwargs)
+    for input_kind in trainer.net.matching(args, kwargs):
+        inputs = input_kind.signature.flatten(args, kwargs)
         try:
-            found = [run_probe(trainer, situation, inputs, target, context, true) for true in (True, False)]
+            found = [run_probe(trainer, input_kind, inputs, target, context, true) for true in (True, False)]
         except GuardError:
             continue
         (loss, true_found), (_, bootstrapped) = found
@@ -49,12 +49,12 @@ def probe(trainer: "Trainer", args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 
 def run_probe(
-    trainer: "Trainer", situation: Situation, inputs: tuple[Any, ...], target: Any, context: Any, true: bool
+    trainer: "Trainer", input_kind: InputKind, inputs: tuple[Any, ...], target: Any, context: Any, true: bool
 ) -> tuple[Tensor, Diagnostics]:
     """Run one of the two steps of a probe."""
-    step = trainer.functions.probing(situation, true)
+    step = trainer.functions.probing(input_kind, true)
     with untouched(trainer.net), torch.enable_grad():
-        loss, _, diagnostics = step(trainer.functions.parts(situation), *inputs, target, context)
+        loss, _, diagnostics = step(trainer.functions.parts(input_kind), *inputs, target, context)
     names = [boundary.name for boundary in trainer.net.boundaries]
     return loss, {name: diagnostics[name] for name in names if name in diagnostics}
 

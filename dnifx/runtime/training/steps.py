@@ -1,4 +1,4 @@
-"""Training steps as functions: generated once for each situation and schedule, compiled, and given what they call."""
+"""Training steps as functions: generated once for each input kind and schedule, compiled, and given what they call."""
 
 import linecache
 from collections.abc import Callable, Mapping
@@ -21,8 +21,8 @@ from dnifx.runtime.emitted.interface import (
     propagated,
 )
 from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_gradients, window_targets, without_rows
-from dnifx.runtime.module.input_kinds import Situation
-from dnifx.runtime.training.ownership import Adoption
+from dnifx.runtime.module.input_kinds import InputKind
+from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
 if TYPE_CHECKING:
@@ -59,55 +59,55 @@ class Steps:
 
     Attributes:
         net: The decoupled module.
-        shared: What the steps of all situations call by name: optimizers, the loss, the context's features.
-        adoption: Lets the optimizers update what only another situation trains.
+        shared: What the steps of all input kinds call by name: optimizers, the loss, the context's features.
+        adoption: Lets the optimizers update what only another input kind trains.
     """
 
     net: "DecoupledModule"
     shared: Mapping[str, Any]
-    adoption: Adoption
+    ownership: Ownership
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
     _parts: dict[int, SimpleNamespace] = field(default_factory=dict)
-    _latest: tuple[Situation, Schedule, bool, Step] | None = None
+    _latest: tuple[InputKind, Schedule, bool, Step] | None = None
 
-    def training(self, situation: Situation, schedule: Schedule, diagnose: bool) -> Step:
-        """Return the function of a schedule in a situation, generated once.
+    def training(self, input_kind: InputKind, schedule: Schedule, diagnose: bool) -> Step:
+        """Return the function of a schedule in a input kind, generated once.
 
         Raises:
             InputError: It would train parameters that no optimizer of their partition can hold.
         """
         latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
-        if latest and latest[0] is situation and latest[1] is schedule and latest[2] is diagnose:
+        if latest and latest[0] is input_kind and latest[1] is schedule and latest[2] is diagnose:
             return latest[3]
-        key = (id(situation), schedule, diagnose)
+        key = (id(input_kind), schedule, diagnose)
         if key not in self._functions:
-            self.adoption.admit(situation.program)
+            self.ownership.admit(input_kind.program)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            source = self.net.emitters.step(situation.program, schedule, self.net.mean, diagnose)
+            source = self.net.emitters.step(input_kind.program, schedule, self.net.mean, diagnose)
             self._functions[key] = compile_step(source)
-        self._latest = situation, schedule, diagnose, self._functions[key]
+        self._latest = input_kind, schedule, diagnose, self._functions[key]
         return self._functions[key]
 
-    def probing(self, situation: Situation, true: bool) -> Step:
-        """Return the function of a probe in a situation, against true gradients or targets, generated once."""
-        key = (id(situation), true)
+    def probing(self, input_kind: InputKind, true: bool) -> Step:
+        """Return the function of a probe in a input kind, against true gradients or targets, generated once."""
+        key = (id(input_kind), true)
         if key not in self._probes:
-            self._probes[key] = compile_step(self.net.emitters.probe(situation.program, self.net.mean, true))
+            self._probes[key] = compile_step(self.net.emitters.probe(input_kind.program, self.net.mean, true))
         return self._probes[key]
 
-    def parts(self, situation: Situation) -> SimpleNamespace:
-        """Return what the functions of a situation call by name, gathered once."""
-        if id(situation) not in self._parts:
-            self._parts[id(situation)] = gathered(self.net, situation, self.shared)
-        return self._parts[id(situation)]
+    def parts(self, input_kind: InputKind) -> SimpleNamespace:
+        """Return what the functions of a input kind call by name, gathered once."""
+        if id(input_kind) not in self._parts:
+            self._parts[id(input_kind)] = gathered(self.net, input_kind, self.shared)
+        return self._parts[id(input_kind)]
 
 
-def gathered(net: "DecoupledModule", situation: Situation, shared: Mapping[str, Any]) -> SimpleNamespace:
+def gathered(net: "DecoupledModule", input_kind: InputKind, shared: Mapping[str, Any]) -> SimpleNamespace:
     """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
-    parts = SimpleNamespace(**shared, unflatten=situation.signature.unflatten)
-    for partition, module in zip(situation.program.partitions, situation.submodules, strict=True):
+    parts = SimpleNamespace(**shared, unflatten=input_kind.signature.unflatten)
+    for partition, module in zip(input_kind.program.partitions, input_kind.submodules, strict=True):
         setattr(parts, partition.name, module.forward)
     for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True):
         setattr(parts, f"estimate_{boundary.key}", interface.estimator)

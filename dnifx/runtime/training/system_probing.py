@@ -13,7 +13,7 @@ from dnifx.errors import InputError
 from dnifx.ir import Interface
 from dnifx.runtime.emitted.interface import compare, per_example
 from dnifx.runtime.emitted.windows import by_example
-from dnifx.runtime.module.input_kinds import Situation
+from dnifx.runtime.module.input_kinds import InputKind
 from dnifx.runtime.module.parts import PartPlan
 from dnifx.runtime.module.states import Window, without_episodes
 from dnifx.runtime.training.messages import BATCH, Mail, features_of_each
@@ -129,8 +129,8 @@ class Look:
             self.asked.setdefault(name, []).append(asked)
         args, kwargs = own.filled((values, self.trainer.states.given(plan, own)), {})
         args, kwargs = without_episodes(part.net.program, args, kwargs, own.mask)
-        situation = next(part.net.matching(args, kwargs))
-        output = self.run(situation, situation.signature.flatten(args, kwargs), weight)
+        input_kind = next(part.net.matching(args, kwargs))
+        output = self.run(input_kind, input_kind.signature.flatten(args, kwargs), weight)
         loss = self.trainer.net.losses.get(plan.index)
         wanted = None if loss is None else loss.target_among(target)
         if loss is not None:
@@ -140,11 +140,11 @@ class Look:
         self.send(plan, output[1], self.trainer.features(plan, wanted))
         self.leave(plan, output[2], weight)
 
-    def run(self, situation: Situation, inputs: Sequence[Any], weight: float) -> Any:
+    def run(self, input_kind: InputKind, inputs: Sequence[Any], weight: float) -> Any:
         """Run the partitions of a part one after the other; each boundary's estimator is asked where its values are made."""
-        program, made = situation.program, ()
-        known = dict(zip(situation.signature.inputs, inputs, strict=True))
-        for partition, module in zip(program.partitions, situation.submodules, strict=True):
+        program, made = input_kind.program, ()
+        known = dict(zip(input_kind.signature.inputs, inputs, strict=True))
+        for partition, module in zip(program.partitions, input_kind.submodules, strict=True):
             made = module(*(known[name] for name in partition.inputs))
             known.update(zip(partition.outputs, made, strict=False))
             for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
@@ -153,7 +153,7 @@ class Look:
                     passed = tuple(known[name].view_as(known[name]) for name in boundary.values)
                     known.update(zip(boundary.values, passed, strict=True))
                     self.ask(boundary.name, interface, seen, None, passed, weight)
-        return situation.signature.unflatten(made)
+        return input_kind.signature.unflatten(made)
 
     def ask(
         self,

@@ -24,7 +24,7 @@ from dnifx.runtime.training.optimizers import (
     make_schedulers,
     shared_callable,
 )
-from dnifx.runtime.training.ownership import Adoption
+from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.probing import Probe, probe
 from dnifx.runtime.training.steps import Steps
 
@@ -103,8 +103,8 @@ class Trainer:
             "window": self.window,
             "parameter": net.original.get_parameter,
         }
-        self.adoption = Adoption(net.program, self.optimizers)
-        self.functions = Steps(net, shared, self.adoption)
+        self.ownership = Ownership(net.program, self.optimizers)
+        self.functions = Steps(net, shared, self.ownership)
 
     def step(self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any) -> StepResult:
         """Train on one batch.
@@ -185,26 +185,26 @@ class Trainer:
     def run(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, context: Any, diagnose: bool
     ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
-        """Run one step in the situation of its inputs; where a guard stops it before any update, in a new one."""
-        for situation in self.net.matching(args, kwargs):
-            schedule = self.source.at(self.steps, situation.program)
-            step = self.functions.training(situation, schedule, diagnose)
-            inputs = situation.signature.flatten(args, kwargs)
-            before = Undo(self.net.original) if situation.guarded else None
-            if before is not None and not situation.program.recurrences and situation.has_to_be_asked(inputs):
-                holds = situation.holds(inputs)
+        """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
+        for input_kind in self.net.matching(args, kwargs):
+            schedule = self.source.at(self.steps, input_kind.program)
+            step = self.functions.training(input_kind, schedule, diagnose)
+            inputs = input_kind.signature.flatten(args, kwargs)
+            before = Undo(self.net.original) if input_kind.guarded else None
+            if before is not None and not input_kind.program.recurrences and input_kind.has_to_be_asked(inputs):
+                holds = input_kind.holds(inputs)
                 before.restore()
                 if not holds:
                     continue
             try:
                 with torch.enable_grad():
                     found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
-                        self.functions.parts(situation), *inputs, target, context
+                        self.functions.parts(input_kind), *inputs, target, context
                     )
                 return found
             except GuardError as error:
                 self.forget()
-                if before is None or situation.late_guards:
+                if before is None or input_kind.late_guards:
                     raise InputError(f"a later partition met inputs that it was not captured for: {error}") from error
                 before.restore()
             except BaseException:
@@ -234,7 +234,7 @@ class Trainer:
         return {
             "steps": self.steps,
             "net": self.net.state_dict(),
-            "adopted": self.adoption.state_dict(),
+            "adopted": self.ownership.state_dict(),
             "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
             "estimator_optimizers": {name: item.state_dict() for name, item in self.estimator_optimizers.items()},
             "lr_schedulers": {name: item.state_dict() for name, item in self.lr_schedulers.items()},
@@ -268,7 +268,7 @@ class Trainer:
             raise StateError(f"the saved weights do not fit this module: {error}") from error
         self.source.load_state_dict(state["schedule"])
         self.window.load_state_dict(state.get("window", {"states": {}, "mask": None}))
-        self.adoption.load_state_dict(state.get("adopted", {}))
+        self.ownership.load_state_dict(state.get("adopted", {}))
         for group, items in groups.items():
             for name, item in items.items():
                 item.load_state_dict(state[group][name])

@@ -109,8 +109,8 @@ class RecordedSignature:
         fields: The leaves of the example's arguments.
         output: Builds the model's output around the graph's flat outputs.
         plain: Whether the example was called with distinct positional tensors alone.
-        modules: The modules that were opened: their training flags are part of the situation.
-        probe: A parameter of the model: its dtype is part of the situation.
+        modules: The modules that were opened: their training flags are part of the input kind.
+        probe: A parameter of the model: its dtype is part of the input kind.
     """
 
     inputs: tuple[str, ...]
@@ -152,7 +152,7 @@ class RecordedSignature:
         return self.output.build(values)
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-        """Identify the situation of a call: what Python code in the opened modules may branch on.
+        """Identify the input kind of a call: what Python code in the opened modules may branch on.
 
         It holds the structure of the arguments, the dtypes of the tensors, the values of everything else, the training flags
         of the opened modules, the model's dtype and the autocast state.

@@ -1,4 +1,4 @@
-"""The ladder of capture: which rung is taken, what is verified, what is refused, and situations that are captured anew."""
+"""The ladder of capture: which method is taken, what is verified, what is refused, and input kinds that are captured anew."""
 
 import copy
 from typing import Any
@@ -11,10 +11,11 @@ import dnifx
 from dnifx.errors import CaptureError, InputError
 from dnifx.ir import Program
 from dnifx.passes.capture import methods as ladder
-from dnifx.passes.capture.capture import CaptureGraph, captured
-from dnifx.passes.capture.methods import Found, climb_ladder, recorded
+from dnifx.passes.capture.capture import CaptureGraph
+from dnifx.passes.capture.methods import Found, recorded, try_methods
+from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import run_passes
-from dnifx.runtime.module.input_kinds import Situation
+from dnifx.runtime.module.input_kinds import InputKind
 
 
 class Block(nn.Module):
@@ -54,22 +55,22 @@ class Model(nn.Module):
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("rung", ["record", "record_cuts", "export"])
-def test_each_rung_captures_the_model_bit_for_bit(rung: str) -> None:
-    capture = CaptureGraph(rungs=(rung,), open_paths=("blocks",))
+@pytest.mark.parametrize("method", ["record", "record_cuts", "export"])
+def test_each_method_captures_the_model_bit_for_bit(method: str) -> None:
+    capture = CaptureGraph(methods=(method,), open_paths=("blocks",))
     program = run_passes(Program(Model(), (X,)), (capture,))
     assert program.capture is not None
-    assert program.capture.rung == rung
+    assert program.capture.method == method
     assert program.capture.verified
 
 
 def test_only_what_the_cuts_need_is_opened() -> None:
-    program = run_passes(Program(Model(), (X,)), (CaptureGraph(rungs=("record_cuts",), open_paths=("blocks",)),))
+    program = run_passes(Program(Model(), (X,)), (CaptureGraph(methods=("record_cuts",), open_paths=("blocks",)),))
     called = {node.target for node in captured(program).nodes if node.op == "call_module"}
     assert called == {"blocks.0", "blocks.1", "head"}
 
 
-def test_a_rung_that_differs_is_left_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_differs_is_left_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(program: Program) -> Found:
         found = recorded(program)
         node = next(node for node in found.graph.nodes if node.target == "head")
@@ -78,15 +79,15 @@ def test_a_rung_that_differs_is_left_with_the_reason(monkeypatch: pytest.MonkeyP
         node.replace_all_uses_with(doubled, delete_user_cb=lambda user: user is not doubled)
         return found
 
-    monkeypatch.setattr(ladder, "RUNGS", {**ladder.RUNGS, "record": wrong})
-    climb = climb_ladder(Program(Model(), (X,)), ("record", "export"), None, check=True)
-    assert climb.rung == "export"
-    ((rung, reason),) = climb.tried
-    assert rung == "record"
+    monkeypatch.setattr(ladder, "METHODS", {**ladder.METHODS, "record": wrong})
+    attempt = try_methods(Program(Model(), (X,)), ("record", "export"), None, check=True)
+    assert attempt.method == "export"
+    ((method, reason),) = attempt.tried
+    assert method == "record"
     assert "output scores differs" in reason
     with pytest.raises(CaptureError, match=r"cannot be captured.*\n  record: it differs"):
-        climb_ladder(Program(Model(), (X,)), ("record",), None, check=True)
-    assert not climb_ladder(Program(Model(), (X,)), ("record",), None, check=False).verified
+        try_methods(Program(Model(), (X,)), ("record",), None, check=True)
+    assert not try_methods(Program(Model(), (X,)), ("record",), None, check=False).verified
 
 
 def test_a_graph_that_holds_for_one_batch_size_only_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,15 +106,15 @@ def test_a_graph_that_holds_for_one_batch_size_only_is_refused(monkeypatch: pyte
                 node.args = (node.args[0], 2, 12)
         return found
 
-    monkeypatch.setattr(ladder, "RUNGS", {"record": frozen})
+    monkeypatch.setattr(ladder, "METHODS", {"record": frozen})
     with pytest.raises(CaptureError, match="at twice the batch size"):
-        climb_ladder(Program(Reshape(), (torch.randn(2, 3, 4),)), ("record",), None, check=True)
+        try_methods(Program(Reshape(), (torch.randn(2, 3, 4),)), ("record",), None, check=True)
 
 
 def test_meta_models_are_captured_unverified() -> None:
     with torch.device("meta"):
         model, x = Model().eval(), torch.empty(2, 3, 4, 4)
-    program = run_passes(Program(model, (x,)), (CaptureGraph(rungs=("record",)),))
+    program = run_passes(Program(model, (x,)), (CaptureGraph(methods=("record",)),))
     assert program.capture is not None
     assert not program.capture.verified
     assert any("meta" in note for note in program.notes)
@@ -123,11 +124,11 @@ def loss(output: dict[str, Any], target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output["scores"], target)
 
 
-def test_other_modes_and_inputs_are_situations_with_the_same_interfaces() -> None:
+def test_other_modes_and_inputs_are_input_kinds_with_the_same_interfaces() -> None:
     torch.manual_seed(0)
     model = Model()
     net = dnifx.decouple(model, "blocks.*", args=(X,), loss=loss)
-    assert len(net.situations) == 1
+    assert len(net.input_kinds) == 1
     for train in (True, False, True):
         for mask in (None, torch.ones(1, 1, 4, 4)):
             net.train(train)
@@ -137,21 +138,21 @@ def test_other_modes_and_inputs_are_situations_with_the_same_interfaces() -> Non
             expected = model(X, mask)
             assert torch.equal(got["scores"], expected["scores"])
             assert (got["batch"], got["nothing"]) == (expected["batch"], expected["nothing"])
-    assert len(net.situations) == 4
-    first, *others = net.situations
+    assert len(net.input_kinds) == 4
+    first, *others = net.input_kinds
     for other in others:
         for mine, its in zip(first.program.interfaces, other.program.interfaces, strict=True):
             assert mine.estimator is its.estimator
 
 
-def test_a_trainer_steps_through_situations() -> None:
+def test_a_trainer_steps_through_input_kinds() -> None:
     torch.manual_seed(0)
     net = dnifx.decouple(Model(), "blocks.*", args=(X,), loss=loss)
     trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     before = [parameter.clone() for parameter in net.original.parameters()]
     for mask in (None, torch.ones(1, 1, 4, 4), None):
         trainer.step(X, mask=mask, target=torch.tensor([1, 2]))
-    assert len(net.situations) == 2
+    assert len(net.input_kinds) == 2
     assert any(not torch.equal(a, b) for a, b in zip(before, net.original.parameters(), strict=True))
 
 
@@ -184,7 +185,7 @@ def test_numbers_that_python_reads_from_tensors_are_named_where_they_change_with
     net = dnifx.decouple(Read(), "body", args=(torch.zeros(2, 3),), verify=False)
     for step in range(1, 16):
         net(torch.full((2, 3), float(step)))
-    with pytest.raises(InputError, match=r"it reads:\n.*test_ladder.py:\d+: return self.head.*float\(x.sum\(\)\) > 0"):
+    with pytest.raises(InputError, match=r"it reads:\n.*test_methods.py:\d+: return self.head.*float\(x.sum\(\)\) > 0"):
         net(torch.full((2, 3), 16.0))
 
 
@@ -206,14 +207,14 @@ def test_a_guard_that_fires_has_the_model_captured_anew() -> None:
     net = dnifx.decouple(model, "body", args=(x, full), loss=nn.CrossEntropyLoss())
     assert torch.equal(net(x, full), model(x, full))
     assert torch.equal(net(x, half), model(x, half))
-    assert len(net.situations) == 2
+    assert len(net.input_kinds) == 2
     trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     for mask in (full, half, full):
         assert trainer.step(x, mask, target=torch.tensor([0, 1, 0, 1])).loss is not None
-    assert len(net.situations) == 2
+    assert len(net.input_kinds) == 2
 
 
-def test_a_guard_that_fires_at_twice_the_batch_does_not_refuse_the_rung() -> None:
+def test_a_guard_that_fires_at_twice_the_batch_does_not_refuse_the_method() -> None:
     class Sized(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -226,7 +227,7 @@ def test_a_guard_that_fires_at_twice_the_batch_does_not_refuse_the_rung() -> Non
     model = Sized()
     net = dnifx.decouple(model, "body", args=(torch.randn(2, 3),))
     assert net.program.capture is not None
-    assert net.program.capture.rung == "record"
+    assert net.program.capture.method == "record"
     for size in (4, 2):
         x = torch.randn(size, 3)
         assert torch.equal(net(x), model(x))
@@ -270,8 +271,8 @@ def test_a_guard_behind_the_cut_is_asked_before_anything_is_updated() -> None:
         given = trainer.step(batch, target=target)
         alone = decoupled(single, batch).trainer(sgd).step(batch, target=target)
         assert torch.equal(given.output, alone.output)
-    assert len(trainer.net.situations) == 2
-    assert any(situation.late_guards for situation in trainer.net.situations)
+    assert len(trainer.net.input_kinds) == 2
+    assert any(input_kind.late_guards for input_kind in trainer.net.input_kinds)
     for (name, one), other in zip(model.state_dict().items(), single.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
@@ -340,13 +341,13 @@ class ManyRows(nn.Module):
 
 def test_a_guard_on_sizes_is_asked_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    holds = Situation.holds
+    holds = InputKind.holds
 
-    def counted(situation: Situation, inputs: tuple[Any, ...]) -> bool:
+    def counted(input_kind: InputKind, inputs: tuple[Any, ...]) -> bool:
         asked.append(len(inputs[0]))
-        return holds(situation, inputs)
+        return holds(input_kind, inputs)
 
-    monkeypatch.setattr(Situation, "holds", counted)
+    monkeypatch.setattr(InputKind, "holds", counted)
     for values, expected in ((False, [4, 5, 2, 2]), (True, [4, 4, 5, 5, 4, 2])):
         asked.clear()
         net = dnifx.decouple(ManyRows(values), "body", args=(torch.randn(3, 3),), loss=nn.CrossEntropyLoss())

@@ -58,7 +58,7 @@ class Symbolic(Base):
 
 
 def captured(model: nn.Module, *args: Any) -> Program:
-    return CaptureGraph(rungs=("record",)).run(Program(model, args))
+    return CaptureGraph(methods=("record",)).run(Program(model, args))
 
 
 @pytest.mark.parametrize("model", [ListSlice, ListItem, Numpy, SizeNumel])
@@ -67,13 +67,13 @@ def test_a_size_that_no_function_shows_is_guarded(model: type[Base], length: int
     torch.manual_seed(0)
     net = dnifx.decouple(model(), "body", args=(torch.randn(2, length, 3),))
     assert net.program.capture is not None
-    assert net.program.capture.rung == "record"
+    assert net.program.capture.method == "record"
     assert net.program.capture.guards >= 1
     assert "guard(" in net.code
     for batch, other in ((5, length), (2, length + 1), (3, length), (3, 1)):
         x = torch.randn(batch, other, 3)
         assert torch.equal(net(x), net.original(x)), other
-    assert len(net.situations) == 3
+    assert len(net.input_kinds) == 3
     with pytest.raises(GuardError, match=rf"x\.shape.*saw {length} when it was captured and now sees 3"):
         net.fused(torch.randn(2, 3, 3))
 

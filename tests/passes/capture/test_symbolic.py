@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 import dnifx
 from dnifx.errors import CaptureError
-from dnifx.passes.capture.capture import captured, module_path
 from dnifx.passes.capture.symbolic import Trace, trace_symbolically
+from dnifx.passes.graph import captured, module_path
 from tests.passes.programs import Block, Residual, Tied, compiled, mlp, runnable
 
 X = torch.randn(3, 6)

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 import dnifx
 from dnifx.errors import CutError
 from dnifx.ir import Measure, Program, TensorSpec
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.cuts.balance import balanced_cuts
+from dnifx.passes.graph import captured
 from tests.passes.programs import compiled, mlp
 
 

@@ -1,4 +1,4 @@
-"""Partitions: every node one home, convex and acyclic, cut where they were asked for; refusals that draw the way round."""
+"""Partitions: every node one partition, convex and acyclic, cut where they were asked for; refusals that draw the way round."""
 
 import operator
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 import dnifx
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Cut, Edge, Measure, Program, TensorSpec
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.cuts.partition import FormPartitions
+from dnifx.passes.graph import captured
 from tests.passes.programs import Residual, compiled, members, mlp
 
 X = torch.randn(3, 6)
@@ -44,7 +44,7 @@ def measure(gradient: bool, random: bool = False) -> Measure:
 
 
 def flow(program: Program) -> nx.DiGraph:
-    """Return the graph of the nodes that have a home."""
+    """Return the graph of the nodes that have a partition."""
     found = nx.DiGraph()
     for node in captured(program).nodes:
         if node.op != "placeholder":
@@ -55,21 +55,23 @@ def flow(program: Program) -> nx.DiGraph:
 
 @given(programs())
 def test_every_node_has_one_home_and_homes_are_numbered_in_an_order_that_runs(program: Program) -> None:
-    homes = FormPartitions().run(program).homes
+    partition_of = FormPartitions().run(program).partition_of
     graph = flow(program)
-    assert set(homes) == set(graph)
-    assert set(homes.values()) == set(range(max(homes.values()) + 1))
-    assert all(homes[source] <= homes[target] for source, target in graph.edges)
-    assert homes["output"] == max(homes.values()), "the loss comes last"
+    assert set(partition_of) == set(graph)
+    assert set(partition_of.values()) == set(range(max(partition_of.values()) + 1))
+    assert all(partition_of[source] <= partition_of[target] for source, target in graph.edges)
+    assert partition_of["output"] == max(partition_of.values()), "the loss comes last"
 
 
 @given(programs())
 def test_partitions_are_convex_and_their_graph_is_acyclic(program: Program) -> None:
-    homes = FormPartitions().run(program).homes
+    partition_of = FormPartitions().run(program).partition_of
     graph = flow(program)
-    quotient = nx.DiGraph((homes[a], homes[b]) for a, b in graph.edges if homes[a] != homes[b])
+    quotient = nx.DiGraph(
+        (partition_of[a], partition_of[b]) for a, b in graph.edges if partition_of[a] != partition_of[b]
+    )
     assert nx.is_directed_acyclic_graph(quotient)
-    for inside in members(homes).values():
+    for inside in members(partition_of).values():
         after = set().union(*(nx.descendants(graph, name) for name in inside)) - inside
         before = set().union(*(nx.ancestors(graph, name) for name in inside)) - inside
         assert not after & before, f"a value leaves {inside} and comes back"
@@ -77,23 +79,25 @@ def test_partitions_are_convex_and_their_graph_is_acyclic(program: Program) -> N
 
 @given(programs())
 def test_random_numbers_are_drawn_in_the_order_of_the_model(program: Program) -> None:
-    homes = FormPartitions().run(program).homes
-    drawn = [homes[name] for name, item in program.measures.items() if item.random]
+    partition_of = FormPartitions().run(program).partition_of
+    drawn = [partition_of[name] for name, item in program.measures.items() if item.random]
     assert drawn == sorted(drawn)
 
 
 @given(programs(plain=True))
 def test_a_cut_separates_its_node_from_all_that_reads_it(program: Program) -> None:
-    homes = FormPartitions().run(program).homes
+    partition_of = FormPartitions().run(program).partition_of
     graph = flow(program)
     for cut in program.cuts:
         for user in graph.successors(cut.name):
-            assert homes[cut.name] < homes[user] or user == "output", f"{user} is at home with {cut.name}"
+            assert partition_of[cut.name] < partition_of[user] or user == "output", (
+                f"{user} lies in the partition of {cut.name}"
+            )
 
 
 def test_a_value_that_goes_round_is_cut_with_the_module() -> None:
     program = compiled(Residual(), ["blocks.0"], X, until="partition")
-    assert members(program.homes) == {
+    assert members(program.partition_of) == {
         0: {"stem", "blocks_0_linear", "relu"},
         1: {"blocks_1_linear", "relu_1", "add", "head", "output"},
     }
@@ -110,7 +114,7 @@ def test_independent_branches_are_partitions_of_their_own() -> None:
             return result
 
     program = compiled(Branches(), ["left", "right"], X, until="partition")
-    assert members(program.homes) == {0: {"left"}, 1: {"right"}, 2: {"mul", "head", "output"}}
+    assert members(program.partition_of) == {0: {"left"}, 1: {"right"}, 2: {"mul", "head", "output"}}
 
 
 def test_branches_that_draw_in_turn_are_one_partition() -> None:
@@ -130,7 +134,7 @@ def test_branches_that_draw_in_turn_are_one_partition() -> None:
 
     model = Turns()
     program = compiled(model, ["tanh", "sin"], X, until="partition")
-    assert set(program.homes.values()) == {0, 1}
+    assert set(program.partition_of.values()) == {0, 1}
     net = dnifx.decouple(model, ["tanh", "sin"], args=(X,))
     torch.manual_seed(5)
     expected = model(X)
@@ -151,13 +155,13 @@ def test_parameters_are_read_where_they_are_used() -> None:
     graph = captured(program)
     for node in graph.nodes:
         if node.op == "get_attr":
-            assert {program.homes[user.name] for user in node.users} == {program.homes[node.name]}
+            assert {program.partition_of[user.name] for user in node.users} == {program.partition_of[node.name]}
 
 
 def test_edges_that_separate_cut_exactly_there() -> None:
     edges = [Edge("stem", "blocks.0"), Edge("stem", "add")]
     program = compiled(Residual(), edges, X, until="partition")
-    assert members(program.homes)[0] == {"stem"}
+    assert members(program.partition_of)[0] == {"stem"}
     assert [str(cut) for cut in (cut.name for cut in program.cuts)] == ["stem -> blocks.0", "stem -> add"]
 
 
@@ -236,15 +240,15 @@ def test_dead_code_makes_no_partition() -> None:
             return result
 
     program = compiled(Dead(), ["relu"], X, until="partition")
-    assert set(program.homes.values()) == {0, 1}
+    assert set(program.partition_of.values()) == {0, 1}
 
 
 def test_a_pass_that_lets_a_value_flow_back_is_found_out() -> None:
     program = compiled(mlp(6, 6, 2), ["0"], X, until="partition")
-    broken: Any = dict(program.homes)
+    broken: Any = dict(program.partition_of)
     broken["_0"] = 5
     with pytest.raises(PassError, match="lets a value flow back: _0 -> _1"):
-        FormPartitions().check(Program(program.model, graph=program.graph, homes=broken))
+        FormPartitions().check(Program(program.model, graph=program.graph, partition_of=broken))
     del broken["_0"]
-    with pytest.raises(PassError, match="gave node _0 no home"):
-        FormPartitions().check(Program(program.model, graph=program.graph, homes=broken))
+    with pytest.raises(PassError, match="gave node _0 no partition"):
+        FormPartitions().check(Program(program.model, graph=program.graph, partition_of=broken))

@@ -8,9 +8,9 @@ import dnifx
 from dnifx.errors import PassError
 from dnifx.estimators import Synthetic
 from dnifx.ir import Program
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.emit.code import import_line, program_code
 from dnifx.passes.emit.fused import EmitFused, interface_root
+from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.interface import swap_gradients
 from tests.passes.programs import Residual, compiled, mlp
 

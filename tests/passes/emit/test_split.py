@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dnifx.errors import PassError
 from dnifx.ir import Program
-from dnifx.passes.capture.capture import captured
-from dnifx.passes.emit.split import SplitPartitions, flat_output
+from dnifx.passes.emit.split import SplitPartitions
+from dnifx.passes.graph import captured, flat_output
 from tests.passes.programs import Residual, compiled, mlp, runnable
 
 X = torch.randn(3, 6)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 import dnifx
-from dnifx.passes.capture.capture import captured
+from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.checkpoints import regions_of
 from dnifx.runtime.module.decoupled import DecoupledModule
 from tests.real_models.model_checks import spread_loss
@@ -207,7 +207,7 @@ def test_outputs_gradients_buffers_and_random_state_are_the_models(make: Any, re
     model = make(reentrant).double()
     net = decoupled(model, cuts)
     assert net.program.capture is not None
-    assert net.program.capture.rung.startswith("record")
+    assert net.program.capture.method.startswith("record")
     assert "torch.utils.checkpoint.checkpoint(" in net.code
     model = copy.deepcopy(model)
     check_call(model, net, ((X,), {}))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import dnifx
 from dnifx import api
 from dnifx.errors import InputError, LegalizeError
-from dnifx.passes.capture.capture import CaptureGraph, captured
+from dnifx.passes.capture.capture import CaptureGraph
+from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.ops import guard_length
 from dnifx.runtime.module.decoupled import DecoupledModule
 from tests.real_models.model_checks import spread_loss
@@ -102,7 +103,7 @@ def decoupled(model: nn.Module, cuts: list[str], gradient: str = "oracle") -> De
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capture by torch.fx alone, which hands containers on whole."""
-    monkeypatch.setattr(api, "CaptureGraph", functools.partial(CaptureGraph, rungs=("symbolic",)))
+    monkeypatch.setattr(api, "CaptureGraph", functools.partial(CaptureGraph, methods=("symbolic",)))
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
@@ -175,7 +176,7 @@ def test_what_cannot_be_made_again_is_refused(kind: str, readers: int, text: str
         decoupled(Passes(kind, readers), ["makes"])
 
 
-def test_fewer_pieces_than_were_captured_are_another_situation() -> None:
+def test_fewer_pieces_than_were_captured_are_another_input_kind() -> None:
     model = Loops(0)
     net = dnifx.decouple(model.double(), ["first"], args=(inputs(6),), gradient="oracle", loss=spread_loss)
     check_call(copy.deepcopy(model), net, ((inputs(2),), {}))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import PassError
-from dnifx.passes.capture.capture import captured
+from dnifx.passes.graph import captured
 from dnifx.passes.legalize.legalize import Legalize
 from dnifx.runtime.emitted.ops import rebuild
 from tests.passes.programs import Residual, Tied, compiled, mlp
@@ -108,8 +108,8 @@ def test_an_object_is_made_where_it_is_read() -> None:
     net = dnifx.decouple(model, ["middle"], args=(X,), gradient="oracle")
     assert torch.equal(net(X), model(X))
     made = next(node.name for node in captured(net.program).nodes if node.target is rebuild)
-    early = Legalize().run(replace(net.program, homes={**net.program.homes, made: 0, "tanh": 0}))
-    assert early.homes[made] == early.homes["last"] == 1
+    early = Legalize().run(replace(net.program, partition_of={**net.program.partition_of, made: 0, "tanh": 0}))
+    assert early.partition_of[made] == early.partition_of["last"] == 1
     assert "tanh" in early.partitions[1].inputs
 
 
@@ -253,7 +253,7 @@ def test_partitions_are_numbered_without_holes_where_items_of_a_tuple_move_home(
 
     program = compiled(Attends(), "each", torch.randn(4, 5, 6), until="legalize")
     assert [partition.index for partition in program.partitions] == list(range(len(program.partitions)))
-    assert set(program.homes.values()) == set(range(len(program.partitions)))
+    assert set(program.partition_of.values()) == set(range(len(program.partitions)))
 
 
 @pytest.mark.parametrize(

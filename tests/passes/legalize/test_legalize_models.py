@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import dnifx
-from dnifx.passes.capture.capture import captured
 from dnifx.passes.capture.record import record
+from dnifx.passes.graph import captured
 from tests.real_models import hard_models
 from tests.real_models.families import Example
 from tests.real_models.model_checks import check_eval, check_oracle, check_zero, decoupled
@@ -47,7 +47,7 @@ def test_modules_of_torch_are_opened_inside_autocast() -> None:
     model, args, kwargs = hard_models.memory_family()["autocast"]()
     net = dnifx.decouple(model, ["blocks.0", "blocks.2"], args=args, kwargs=kwargs, gradient="zero")
     assert net.program.capture is not None
-    assert net.program.capture.rung == "record"
+    assert net.program.capture.method == "record"
 
 
 class Counted(nn.Module):
@@ -90,7 +90,7 @@ def test_one_tensor_may_be_given_for_two_inputs() -> None:
     model, x = SameTwice(), torch.randn(3, 4)
     net = dnifx.decouple(model, ["first"], args=(x, x), gradient="zero")
     assert net.program.capture is not None
-    assert net.program.capture.rung == "record"
+    assert net.program.capture.method == "record"
     other = torch.randn(3, 4)
     assert torch.equal(net(x, other), model(x, other))
 
@@ -144,7 +144,7 @@ def test_a_module_that_is_one_node_in_evaluation_stays_where_its_nodes_were_in_t
 
     net = decoupled(make(), 2, "zero")
     rows = next(node.name for node in captured(net.program).nodes if node.target == "size")
-    assert net.program.homes[rows] == 0, "what is looked into lies on one side alone"
+    assert net.program.partition_of[rows] == 0, "what is looked into lies on one side alone"
     check_eval(make, 2, net)
 
 
@@ -170,16 +170,16 @@ class Summed(nn.Module):
         return torch.relu(total) * (1 if isinstance(more, tuple) else 2) * (len(more) + 1)
 
 
-def test_the_same_tensor_once_more_in_a_list_is_another_situation() -> None:
+def test_the_same_tensor_once_more_in_a_list_is_another_input_kind() -> None:
     model, one, two = Summed(), torch.randn(2, 4), torch.randn(2, 4)
     net = dnifx.decouple(model, ["layer"], args=([one, two],), gradient="zero")
     for items in ([one, two], [one, two, one], [one, one], [two, one]):
         assert torch.equal(net(items), model(items))
-    assert len(net.situations) == 3
+    assert len(net.input_kinds) == 3
     both = [one, two]
     for more in ((both, both), (both, [one, two])):
         assert torch.equal(net(both, more), model(both, more))
-    assert len(net.situations) == 4
+    assert len(net.input_kinds) == 4
 
 
 def test_an_empty_container_is_told_from_another_and_from_none() -> None:
@@ -188,7 +188,7 @@ def test_an_empty_container_is_told_from_another_and_from_none() -> None:
     given: tuple[Any, ...] = ((), [], [[]], ([], []))
     for more in given:
         assert torch.equal(net([one], more), model([one], more))
-    assert len(net.situations) == 4
+    assert len(net.input_kinds) == 4
 
 
 class Draws(nn.Module):

@@ -90,19 +90,19 @@ def test_both_targets_train_alike_where_views_of_parameters_are_read_on_both_sid
 
 def test_the_first_program_is_left_as_it_was() -> None:
     program = compiled(Shared(), ["middle"], X, until="partition")
-    before = str(program.graph), dict(program.homes)
+    before = str(program.graph), dict(program.partition_of)
     legal = Legalize().run(program)
-    assert (str(program.graph), dict(program.homes)) == before
-    assert set(legal.measures) | {"output"} >= set(legal.homes)
+    assert (str(program.graph), dict(program.partition_of)) == before
+    assert set(legal.measures) | {"output"} >= set(legal.partition_of)
 
 
-def test_another_situation_finds_its_partitions_among_repeated_nodes() -> None:
+def test_another_input_kind_finds_its_partitions_among_repeated_nodes() -> None:
     net = dnifx.decouple(Shared(), ["middle"], args=(X,), gradient="zero", loss=loss)
     net.eval()
     other = net(X)[0]
-    assert len(net.situations) == 2
+    assert len(net.input_kinds) == 2
     assert torch.equal(other, net.original(X)[0])
-    assert net.situations[1].program.boundaries == net.situations[0].program.boundaries
+    assert net.input_kinds[1].program.boundaries == net.input_kinds[0].program.boundaries
 
 
 def test_a_view_of_a_parameter_that_is_written_to_is_refused() -> None:

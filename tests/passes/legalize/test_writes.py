@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 import dnifx
 from dnifx.errors import LegalizeError
 from dnifx.ir import Program
-from dnifx.passes.capture.capture import captured
+from dnifx.passes.graph import captured
 from tests.passes.programs import compiled, runnable
 
 X = torch.randn(3, 6)
@@ -162,7 +162,7 @@ def test_the_partitions_of_what_is_mended_run_in_their_order(case: str) -> None:
 def test_a_write_to_what_arrives_works_on_a_clone_and_says_so() -> None:
     program = compiled(Net(entering), ["a"], X, until="legalize")
     (clone,) = clones(program)
-    assert program.homes[clone.name] == 1
+    assert program.partition_of[clone.name] == 1
     assert clone.name == "a_clone"
     assert "a is cloned where submod_1 takes it: mul_ writes to it in place" in program.notes
     assert program.boundaries[0].values == ("a",)

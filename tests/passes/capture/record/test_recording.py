@@ -232,14 +232,14 @@ def test_another_structure_is_refused_with_the_difference(change: dict[str, Any]
     assert recording.signature.key(*other) != recording.signature.key(args, {})
 
 
-def test_position_and_keyword_are_one_situation() -> None:
+def test_position_and_keyword_are_one_input_kind() -> None:
     x = torch.randn(4, 8)
     recording = record(Residual(), (x,), {})
     assert recording.signature.key((x,), {}) == recording.signature.key((), {"x": x, "mask": None})
     assert recording.signature.flatten((), {"x": x})[0] is x
 
 
-def test_the_situation_holds_training_flags_of_opened_modules() -> None:
+def test_the_input_kind_holds_training_flags_of_opened_modules() -> None:
     model = Residual()
     recording = record(model, (torch.randn(4, 8),), {})
     before = recording.signature.key((torch.randn(4, 8),), {})

@@ -1,0 +1,36 @@
+"""The value types that flow through the passes: a Program and what it is made of."""
+
+from dnifx.ir.actions import BAR, Action, Kind, Period, Schedule
+from dnifx.ir.capture import CONSTANTS, Capture, Kept, Signature
+from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, identifier
+from dnifx.ir.program import Context, Program
+from dnifx.ir.time import Carry, Every, Recurrence, Recurrent
+from dnifx.ir.values import Holder, Measure, TensorSpec
+
+__all__ = [
+    "BAR",
+    "CONSTANTS",
+    "MODULE_NAMES",
+    "Action",
+    "Boundary",
+    "Capture",
+    "Carry",
+    "Context",
+    "Cut",
+    "Edge",
+    "Every",
+    "Holder",
+    "Interface",
+    "Kept",
+    "Kind",
+    "Measure",
+    "Partition",
+    "Period",
+    "Program",
+    "Recurrence",
+    "Recurrent",
+    "Schedule",
+    "Signature",
+    "TensorSpec",
+    "identifier",
+]

@@ -1,0 +1,113 @@
+"""Cuts in time, and parts that fire at different rates."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dnifx.ir.cuts import Interface, identifier
+from dnifx.ir.values import TensorSpec
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """A cut in time: the edge from the state that a window leaves to the state that the next one takes.
+
+    Attributes:
+        state: Where the state is among the model's inputs: ``"state"``, ``"batch.state"``; a tensor or a structure of them.
+        next_state: Where the next state, of the same structure, is in the output: ``"1"``; empty where it is the whole output.
+        scale: What the synthetic gradient at a window's end is multiplied by. Near 1, a memory cell whose forget gate stays open
+            hands an estimate back as its own target: nothing corrects a wrong one, and the cell can run away.
+        batch_dim: The dimension of the state's tensors that counts examples; None: 1 where an ``nn.RNN``, ``nn.GRU`` or
+            ``nn.LSTM`` takes the tensor itself, 0 elsewhere.
+        into_core: Whether the estimator's own error reaches the core: the trainer computes the last window again for it.
+        auxiliary: Whether a head predicts, from the window's start, the synthetic gradient at its end; its error reaches the
+            core in the same way.
+        trace: Lambda, from 0 to 1, of an eligibility trace by which a trainer fits the estimator to the lambda-return over all
+            windows of the episode so far, discounted by ``scale``; None: to the target of one window.
+    """
+
+    state: str
+    next_state: str
+    scale: float = 0.1
+    batch_dim: int | None = None
+    into_core: bool = False
+    auxiliary: bool = False
+    trace: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.next_state or 'output'} ~> {self.state}"
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often a part of a system fires, and what stands on the messages that it takes.
+
+    Attributes:
+        windows: Windows from one firing to the next.
+        scale: What the synthetic gradient of a message is multiplied by.
+    """
+
+    windows: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Carry:
+    """One tensor of a state: where it enters the graph and where it leaves.
+
+    Attributes:
+        cut: Index of its cut in time.
+        input: Name of the placeholder.
+        value: Name of the node that makes the next one.
+        dim: The dimension that counts examples.
+    """
+
+    cut: int
+    input: str
+    value: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The boundary of a cut in time: the differentiable tensors of a state that one partition leaves to the next window.
+
+    Attributes:
+        name: The name users know it by: the state's path.
+        cut: What was asked for.
+        producer: Index of the partition that makes the next state.
+        consumers: Indices of the partitions that take the state, in order.
+        carries: Its tensors.
+        specs: Their specs as estimators see them, batch dimension first.
+        interface: What stands there.
+        head: What predicts the next synthetic gradient, for the auxiliary task.
+    """
+
+    name: str
+    cut: Recurrent
+    producer: int
+    consumers: tuple[int, ...]
+    carries: tuple[Carry, ...]
+    specs: tuple[TensorSpec, ...]
+    interface: Interface | None = None
+    head: nn.Module | None = None
+
+    @property
+    def key(self) -> str:
+        """The name as a Python identifier: the key of its estimator in the module and in state dicts."""
+        return identifier(self.name)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the placeholders that take the state."""
+        return tuple(carry.input for carry in self.carries)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of the nodes that make the next state."""
+        return tuple(carry.value for carry in self.carries)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimension of each tensor that counts examples."""
+        return tuple(carry.dim for carry in self.carries)

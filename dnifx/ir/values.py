@@ -1,0 +1,91 @@
+"""What is known of values and nodes before anything is computed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor before it is computed."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool = False
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the elements take."""
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it has the four dimensions of [batch, channels, height, width]."""
+        return len(self.shape) == 4
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
+        return f"{kind}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """How a value that is no tensor holds its parts.
+
+    Attributes:
+        kind: Its class.
+        parts: Of a tuple, a list or a dict with names as keys, each part by its index or key: another holder, or None for a tensor or
+            a plain value. Nothing for a value of another class.
+    """
+
+    kind: type
+    parts: tuple[tuple[Any, "Holder | None"], ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one node costs, seen by running it on fake tensors.
+
+    Attributes:
+        tensors: The specs of the tensors in the node's value, in pytree order.
+        is_tensor: Whether the value is one tensor (and not a tuple, a number, ...).
+        flops: Floating-point operations of its forward, as ``torch.utils.flop_counter`` counts them.
+        parameter_bytes: Bytes of the parameters that the node reads.
+        activation_bytes: Bytes of the tensors that the node makes (views make none).
+        storages: The identity of each tensor's storage; equal numbers are aliases.
+        writes: Names of the argument nodes whose memory this node writes in place.
+        random: Whether it draws random numbers.
+        holder: How the value holds its tensors, where it is none itself.
+    """
+
+    tensors: tuple[TensorSpec, ...] = ()
+    is_tensor: bool = False
+    flops: int = 0
+    parameter_bytes: int = 0
+    activation_bytes: int = 0
+    storages: tuple[int, ...] = ()
+    writes: tuple[str, ...] = ()
+    random: bool = False
+    holder: Holder | None = None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any tensor of the value carries a gradient."""
+        return any(tensor.requires_grad for tensor in self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors in the value."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def cost(self) -> int:
+        """Work of the node for balancing: its FLOPs, and one for each element it makes."""
+        return self.flops + sum(tensor.elements for tensor in self.tensors)
