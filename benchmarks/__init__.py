@@ -1,1 +1,1 @@
-"""Measurements beside plain backpropagation and hand-written loops, in one run."""
+"""Measurements of dnifx against plain backpropagation and hand-written loops, in one run."""

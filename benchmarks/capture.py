@@ -1,7 +1,11 @@
-"""What it takes to capture models and to take them through the whole pipeline, in seconds of processor time on one thread.
+"""The cost of capturing models and of the whole pipeline, in processor seconds on one thread.
 
-``python -m benchmarks.capture`` captures chains of linear layers and ReLUs of growing length, and decouples ResNet-152, a vision
-transformer of 24 blocks and a GPT-2 of 24 blocks with ``cuts=8``, where the packages of the extra ``models`` are installed.
+    python -m benchmarks.capture
+    python -m benchmarks.capture --lengths 1000 --json capture.json
+
+It captures chains of linear layers and ReLUs of several lengths. It also decouples three large
+models with ``cuts=8``: ResNet-152, a vision transformer of 24 blocks and a GPT-2 of 24 blocks.
+These need the extra ``models``; without it they are skipped.
 """
 
 import argparse
@@ -27,12 +31,12 @@ PARTS = 8
 
 
 def chain(layers: int) -> nn.Sequential:
-    """Return linear layers and ReLUs in turns, ``layers`` in all."""
+    """Return linear layers and ReLUs in turn, ``layers`` in all."""
     return nn.Sequential(*(nn.ReLU() if index % 2 else nn.Linear(8, 8) for index in range(layers)))
 
 
 def capture_chain(layers: int, verify: bool) -> Callable[[], Any]:
-    """Return what captures a chain of layers."""
+    """Return a function that captures a chain of layers."""
     program = Program(chain(layers), (torch.randn(2, 8),))
     return lambda: CaptureGraph(verify=verify).run(program)
 
@@ -63,20 +67,20 @@ def language_model() -> Example:
 
 
 def whole_pipeline(example: Example) -> Callable[[], Any]:
-    """Return what decouples a model with every pass and every check."""
+    """Return a function that decouples a model, with every pass and every check."""
     model, args, kwargs = example
     return lambda: dnifx.decouple(model, PARTS, args=args, kwargs=kwargs)
 
 
 def processor_time(run: Callable[[], Any]) -> float:
-    """Return the seconds of processor time of one call."""
+    """Return the processor seconds of one call."""
     started = time.process_time()
     run()
     return time.process_time() - started
 
 
 def figures(lengths: list[int]) -> Iterator[tuple[str, float, str]]:
-    """Yield what was run, its seconds, and what they come to for a layer."""
+    """Yield the title of each measurement, its seconds, and the time for a layer."""
     capture_chain(10, True)()
     for verify in (False, True):
         for layers in lengths:
@@ -95,13 +99,13 @@ def figures(lengths: list[int]) -> Iterator[tuple[str, float, str]]:
 
 
 def main() -> None:
-    """Measure and print; ``--json`` writes the figures."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--lengths", type=int, nargs="+", default=[1_000, 10_000])
-    options.add_argument("--json", type=Path)
+    """Measure, print, and write the figures to ``--json``."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--lengths", type=int, nargs="+", default=[1_000, 10_000], help="layers of the chains")
+    options.add_argument("--json", type=Path, help="also write the figures to this file")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    table = Table("what", "processor seconds", "for a layer")
+    table = Table("measurement", "processor seconds", "for a layer")
     found = {}
     for title, seconds, share in figures(chosen.lengths):
         table.add_row(title, f"{seconds:.2f}", share)

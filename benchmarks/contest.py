@@ -1,4 +1,4 @@
-"""A race from the command line: options, a table with each contestant's ratio to others, figures as JSON."""
+"""A race from the command line: options, a table of rates and ratios, and figures as JSON."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ Contestants = Mapping[str, Callable[[], None]]
 
 @dataclass(frozen=True)
 class Contest:
-    """What is raced, and how it is shown.
+    """Races between contestants, and how to show them.
 
     Attributes:
-        name: Of the benchmark.
-        unit: What is counted: ``steps``.
-        heats: Titles of the races, each with what makes its contestants on a device.
-        bases: Contestants that all others are compared with.
+        name: Name of the benchmark.
+        unit: The unit of the rates, such as ``steps``.
+        heats: For each race, by its title, a function that makes the contestants on a device.
+        bases: The contestants that all others are compared with.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Contest:
     bases: tuple[str, ...]
 
     def table(self, title: str, timing: Timing) -> Table:
-        """Show rates and ratios."""
+        """Return rates and ratios as a table."""
         shown = Table("contestant", f"{self.unit}/s", *(f"to {base}" for base in self.bases), title=title)
         for name in timing.rates:
             ratios = [f"{timing.ratio(name, base):.3f}" for base in self.bases]
@@ -54,16 +54,16 @@ def run(contest: Contest, description: str | None, rounds: int, steps: int) -> N
 
     Args:
         contest: The contest.
-        description: What ``--help`` says.
-        rounds: Turns of each contestant by default.
-        steps: Steps in a turn by default.
+        description: The text of ``--help``.
+        rounds: Default of ``--rounds``.
+        steps: Default of ``--steps``.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contestant (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="steps in a turn (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

@@ -1,7 +1,11 @@
-"""Time of the compiler, pass by pass, on a chain of Linear and ReLU pairs; linear in its length, or not.
+"""The time of each compiler pass on chains of Linear and ReLU pairs of two lengths.
 
-``python -m benchmarks.pipeline`` compiles 500 and 5,000 pairs (8 features wide, 50 cuts by number), three times each, and
-prints the microseconds a node that each pass takes, and their ratio: 1 is linear.
+    python -m benchmarks.pipeline
+    python -m benchmarks.pipeline --rounds 5 --json pipeline.json
+
+It compiles 500 pairs and 5,000 pairs, 8 features wide with 50 cuts, three times each. It prints the
+microseconds that each pass takes for a node, and their ratio between the two lengths. A ratio of 1
+means that the pass takes linear time.
 """
 
 import argparse
@@ -31,7 +35,7 @@ def chain(pairs: int) -> nn.Sequential:
 
 
 def seconds_by_pass(pairs: int, cuts: int = 50, verify: bool = True) -> dict[str, float]:
-    """Compile a chain into ``cuts + 1`` partitions and return the seconds that each pass took."""
+    """Compile a chain into ``cuts + 1`` partitions and return the seconds of each pass."""
     events: list[Event] = []
     model, x = chain(pairs), torch.zeros(4, WIDTH)
     dnifx.decouple(model, cuts + 1, args=(x,), gradient="zero", verify=verify, callback=events.append)
@@ -39,13 +43,13 @@ def seconds_by_pass(pairs: int, cuts: int = 50, verify: bool = True) -> dict[str
 
 
 def best(pairs: int, rounds: int) -> dict[str, float]:
-    """Return the least seconds of each pass over a few rounds."""
+    """Return the fastest time of each pass over several rounds, in seconds."""
     found = [seconds_by_pass(pairs) for _ in range(rounds)]
     return {name: min(seconds[name] for seconds in found) for name in found[0]}
 
 
 def figures(rounds: int) -> dict[str, dict[str, float]]:
-    """Return, by pass and for all of them, microseconds a node at both sizes and their ratio."""
+    """Return microseconds a node at both lengths and their ratio, by pass and for all passes."""
     small, large = SIZES
     seconds_by_pass(small // 10, cuts=5)
     seconds = {pairs: best(pairs, rounds) for pairs in SIZES}
@@ -71,10 +75,12 @@ def table(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure, print, and write the figures to ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="compilations of each size; the fastest counts")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="compilations of each length; the fastest counts (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")

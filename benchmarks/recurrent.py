@@ -1,8 +1,12 @@
-"""Windows per second of a recurrent model cut in time, against plain truncated backpropagation and a hand-written DNI loop.
+"""Windows per second of a recurrent model that is cut in time.
 
-``python -m benchmarks.recurrent`` trains an LSTM of 256 units on 256 streams, windows of 4 steps, Adam, one thread. The
-synthetic gradient model reads h and has one hidden layer of 256 units. Contestants take turns in one process; truncated
-backpropagation runs twice, as its own control.
+    python -m benchmarks.recurrent
+    python -m benchmarks.recurrent --rounds 5 --threads 2 --json recurrent.json
+
+The contestants train an LSTM of 256 units on 256 streams, in windows of 4 steps, with Adam on one
+thread. The estimator reads h and has one hidden layer of 256 units. The contestants are truncated
+backpropagation, a hand-written DNI loop, and the fused and the scheduled target. They take turns in
+one process. Truncated backpropagation runs twice, as its own control.
 """
 
 from collections.abc import Callable
@@ -50,7 +54,7 @@ def fresh(device: torch.device) -> tuple[Network, State]:
 
 
 def truncated_step(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Return one window of plain truncated backpropagation."""
+    """Return one step of plain truncated backpropagation."""
     model, state = fresh(x.device)
     optimizer = adam(model.parameters())
 
@@ -66,7 +70,7 @@ def truncated_step(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def hand_written_step(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Return one window of DNI as a careful person writes it for this one network."""
+    """Return one step of DNI, written by hand for this one network."""
     model, state = fresh(x.device)
     last = nn.Linear(WIDTH, 2 * WIDTH)
     nn.init.zeros_(last.weight)
@@ -103,7 +107,7 @@ def decoupled(x: Tensor) -> tuple[dnifx.DecoupledModule, State]:
 
 
 def fused_step(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Return one window of the fused target in a plain loop."""
+    """Return one step of the fused target in a plain loop."""
     net, state = decoupled(x)
     optimizer = adam(net.parameters())
 
@@ -118,7 +122,7 @@ def fused_step(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def scheduled_step(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Return one window of the scheduled target."""
+    """Return one step of the scheduled target."""
     trainer = decoupled(x)[0].trainer(adam)
 
     def step() -> None:
@@ -128,7 +132,7 @@ def scheduled_step(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def contestants(device: torch.device) -> Contestants:
-    """Return the contestants."""
+    """Return the contestants on a device."""
     torch.manual_seed(0)
     symbols = torch.randint(SYMBOLS, (BATCH, STEPS), device=device)
     x, y = functional.one_hot(symbols, SYMBOLS).float(), symbols.roll(1, 1)

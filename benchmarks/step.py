@@ -1,10 +1,15 @@
-"""Steps per second of the fused and the scheduled target, against plain backpropagation and a hand-written DNI loop.
+"""Steps per second of the fused and the scheduled target.
 
-``python -m benchmarks.step`` trains 784-256-256-256-10 with batch norm on batches of 256 random examples, a DNI after each
-hidden layer, Adam, one thread. Contestants take turns in one process; plain backpropagation runs twice, as its own control.
+    python -m benchmarks.step
+    python -m benchmarks.step --rounds 5 --steps 20 --device cuda --json step.json
 
-The fused target does the work of the hand-written loop: everything is updated at the end of a step by two optimizers, or one. The
-scheduled target does that of the hand-written unlocked loop: every part has an optimizer, which updates it as soon as it can.
+The contestants train a network of 784-256-256-256-10 units with batch norm, with an interface after
+each hidden layer, on batches of 256 random examples, with Adam on one thread. They take turns in
+one process. Plain backpropagation runs twice, as its own control.
+
+Compare the fused target with the loop written by hand: both update everything at the end of a step,
+with one or two optimizers. Compare the scheduled target with the unlocked loop written by hand:
+both give every part its own optimizer, which updates the part as soon as its gradients are there.
 """
 
 from collections.abc import Callable
@@ -32,7 +37,7 @@ def network(device: torch.device) -> nn.Sequential:
 
 
 def estimator(hidden: int, device: torch.device) -> nn.Sequential:
-    """Return a hand-written gradient model with a zeroed last layer."""
+    """Return a hand-written estimator whose last layer is zero."""
     layers: list[nn.Module] = []
     for _ in range(hidden):
         layers += [nn.Linear(WIDTH, WIDTH, bias=False), nn.BatchNorm1d(WIDTH), nn.ReLU()]
@@ -62,7 +67,7 @@ def backprop_step(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def hand_written_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
-    """Return one DNI step as a careful person writes it for this one network: two optimizers, nothing general."""
+    """Return one DNI step with two optimizers, written by hand for this one network."""
     model = network(x.device)
     models = [estimator(hidden, x.device) for _ in range(3)]
     optimizer = adam(model.parameters())
@@ -90,7 +95,10 @@ def hand_written_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
 
 
 def unlocked_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
-    """Return the same step with an optimizer for each block and each model, which is updated once its gradients are there."""
+    """Return the same step with an optimizer for each block and each estimator.
+
+    Each is updated as soon as its gradients are there.
+    """
     blocks, models = list(network(x.device)), [estimator(hidden, x.device) for _ in range(3)]
     optimizers, fit_optimizers = ([adam(each.parameters()) for each in group] for group in (blocks, models))
     loss = nn.CrossEntropyLoss()
@@ -154,7 +162,7 @@ def scheduled_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
 
 
 def contestants(hidden: int, device: torch.device) -> Contestants:
-    """Return the contestants, with estimators of so many hidden layers."""
+    """Return the contestants on a device, with estimators of ``hidden`` hidden layers."""
     torch.manual_seed(0)
     x = torch.rand(BATCH, 784, device=device)
     y = torch.randint(CLASSES, (BATCH,), device=device)

@@ -1,4 +1,4 @@
-"""Timing as a ratio: contestants take turns in one process, and the first runs twice, as its own control."""
+"""Timing by ratios: contestants take turns in one process."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Steps per second of each contestant, one figure a round."""
+    """Steps per second of each contestant, one number a round."""
 
     rates: Mapping[str, tuple[float, ...]]
 
@@ -22,19 +22,21 @@ class Timing:
         return statistics.median(self.rates[name])
 
     def ratio(self, name: str, to: str) -> float:
-        """Return the median over rounds of one contestant's rate over another's."""
+        """Return the ratio of one contestant's rate to another's, the median over the rounds."""
         return statistics.median(a / b for a, b in zip(self.rates[name], self.rates[to], strict=True))
 
 
 def race(
     contestants: Mapping[str, Callable[[], Any]], rounds: int, steps: int, synchronise: Callable[[], None]
 ) -> Timing:
-    """Time contestants in turns, forwards and backwards, so that a drift of the machine meets all alike.
+    """Time contestants in turn.
+
+    The order alternates, so that a drift of the machine affects all contestants alike.
 
     Args:
-        contestants: Each runs one step.
-        rounds: Number of turns.
-        steps: Steps of each contestant in a turn.
+        contestants: For each contestant, a function that runs one step.
+        rounds: Number of turns of each contestant.
+        steps: Steps in a turn.
         synchronise: Waits for the device.
     """
     for step in contestants.values():
@@ -54,12 +56,12 @@ def race(
 
 
 def waiter(device: torch.device) -> Callable[[], None]:
-    """Return what waits until a device has done its work."""
+    """Return a function that waits until a device has done its work."""
     return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Describe what was measured on."""
+    """Describe the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": name,
@@ -70,5 +72,5 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def as_json(title: str, device: torch.device, figures: Mapping[str, Any]) -> str:
-    """Return figures with the machine they come from."""
+    """Return the figures as JSON, with the machine that they come from."""
     return json.dumps({"benchmark": title, **machine(device), "figures": dict(figures)}, indent=2)

@@ -1,87 +1,32 @@
 """``dnifx.decouple``: from a model and cuts to a decoupled module."""
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, overload
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from dnifx import schedules
-from dnifx.errors import CaptureError, CutError, DnifxError, InputError, LegalizeError, LossError, PassError
-from dnifx.ir import Program, Recurrent, Schedule
-from dnifx.passes.capture.capture import CaptureGraph
-from dnifx.passes.cuts.partition import FormPartitions
-from dnifx.passes.cuts.resolve import CutSpec, FixedCuts, ResolveCuts, opened_by
-from dnifx.passes.cuts.same_partitions import SamePartitions
+from dnifx.errors import CaptureError, DnifxError, LossError
+from dnifx.ir import Program, Schedule
+from dnifx.passes.compiler import Compiler
+from dnifx.passes.cuts.resolve import CutSpec
 from dnifx.passes.emit.code import program_code
 from dnifx.passes.emit.folder import write_folder
-from dnifx.passes.emit.fused import INPUT_MODELS, EmitFused, interface_root
-from dnifx.passes.emit.split import SplitPartitions
+from dnifx.passes.emit.fused import INPUT_MODELS, interface_root
 from dnifx.passes.emit.step import StepWriter
-from dnifx.passes.emit.windows import EmitWindows
-from dnifx.passes.insert.interfaces import Choices, InputChoices, InsertInterfaces, make_context
-from dnifx.passes.insert.same_interfaces import REMEDY, same_interfaces, same_owners
-from dnifx.passes.legalize.legalize import Legalize
-from dnifx.passes.measure import MeasureNodes
-from dnifx.passes.pipeline import Callback, Pass, run_passes
+from dnifx.passes.insert.interfaces import Choices, InputChoices
+from dnifx.passes.pipeline import Callback
 from dnifx.passes.rates.rates import Rates
-from dnifx.passes.rates.systems import SystemCompiler, part_named
-from dnifx.passes.schedule import ScheduleActions
-from dnifx.passes.time.recurrences import (
-    FormRecurrences,
-    InsertRecurrences,
-    ResolveStates,
-    SeparateStates,
-    WholeWindow,
-    spatial_choices,
-    split_cuts,
-)
-from dnifx.report.system import SystemReport
+from dnifx.passes.rates.refusals import refuse_folder
+from dnifx.passes.rates.systems import part_named
 from dnifx.report.terminal import ProgramReport, render
-from dnifx.runtime.module.decoupled import DecoupledModule, Emitters
-from dnifx.runtime.module.parts import System
-from dnifx.runtime.module.system import DecoupledSystem
-from dnifx.runtime.training.losses import Loss
-from dnifx.runtime.training.part_loss import PartLoss
+from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.net.losses import Loss, PartLoss
+from dnifx.runtime.net.net import Emitters, Net
 
 Reduction = Literal["mean", "sum"]
-
-
-@overload
-def decouple(
-    model: nn.Module,
-    cuts: CutSpec,
-    *,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    gradient: Choices = "synthetic",
-    context: Literal["label"] | Callable[[Any], Tensor] | None = None,
-    num_classes: int | None = None,
-    loss: Loss | Mapping[str, Loss] | None = None,
-    reduction: Reduction | None = None,
-    verify: bool = True,
-    callback: Callback | None = None,
-    every: Rates,
-) -> DecoupledSystem: ...
-
-
-@overload
-def decouple(
-    model: nn.Module,
-    cuts: CutSpec,
-    *,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    gradient: Choices = "synthetic",
-    inputs: InputChoices = None,
-    context: Literal["label"] | Callable[[Any], Tensor] | None = None,
-    num_classes: int | None = None,
-    mask: str | None = None,
-    loss: Loss | None = None,
-    reduction: Reduction | None = None,
-    verify: bool = True,
-    callback: Callback | None = None,
-) -> DecoupledModule: ...
 
 
 def decouple(
@@ -100,7 +45,7 @@ def decouple(
     verify: bool = True,
     callback: Callback | None = None,
     every: Rates | None = None,
-) -> DecoupledModule | DecoupledSystem:
+) -> DecoupledModule:
     """Cut a model and put a Decoupled Neural Interface on every cut.
 
     Args:
@@ -131,7 +76,7 @@ def decouple(
             (``docs/architecture.md``).
 
     Returns:
-        The decoupled module; with ``every``, the decoupled system.
+        The decoupled module.
 
     Raises:
         DnifxError: A child that says what cannot be done, where, and what to do instead.
@@ -141,167 +86,47 @@ def decouple(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
-    if every is not None:
-        refuse_with_rates(inputs=inputs, mask=mask)
-        told = make_context(context, num_classes)
-        system = SystemCompiler(*inside_and_time(cuts), every, gradient, told, verify, callback)
-        try:
-            return decoupled_system(system.compile(model, tuple(args), dict(kwargs or {})), loss, reduction)
-        except DnifxError as error:
-            error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}, every={dict(every)!r}")
-            raise
-    if isinstance(loss, Mapping):
-        raise LossError("loss= is a mapping, which goes with every=; give one callable (output, target)")
-    mean = is_mean(loss, reduction)
-    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, mask, mean, verify)
+    compiler = Compiler(cuts, gradient, inputs, context, num_classes, mask, every, verify, callback)
     try:
-        program = run_passes(Program(model, tuple(args), dict(kwargs or {})), options.passes(model), callback)
+        if every is None:
+            if isinstance(loss, Mapping):
+                raise LossError("loss= is a mapping, which goes with every=; give one callable (output, target)")
+            compiler = replace(compiler, mean=is_mean(loss, reduction))
+        program = compiler.compile(Program(model, tuple(args), dict(kwargs or {})))
+        losses, mean = part_losses(program, loss, reduction)
     except DnifxError as error:
-        error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}")
+        rates = "" if every is None else f", every={dict(every)!r}"
+        error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}{rates}")
         raise
     roots = interface_root(model), interface_root(model, INPUT_MODELS)
-    return DecoupledModule(program, loss, mean, roots, EMITTERS, options.again)
+    one = len({each.mean for each in losses.values()}) < 2
+    return DecoupledModule(program, losses, mean, roots, EMITTERS, replace(compiler, mean=mean if one else None).again)
 
 
-def decoupled_system(
-    system: System, loss: Loss | Mapping[str, Loss] | None, reduction: Reduction | None
-) -> DecoupledSystem:
-    """Return a compiled system as a module.
+def part_losses(
+    program: Program, loss: Loss | Mapping[str, Loss] | None, reduction: Reduction | None
+) -> tuple[dict[int, PartLoss], bool]:
+    """Return the loss of each part that has one, and whether gradients are means over examples in the others.
 
     Raises:
         LossError: A loss names no part with outputs, or one callable is given where several parts have them.
     """
     losses: dict[int, PartLoss] = {}
-    ends = [plan.index for plan in system.plans if plan.results]
     if isinstance(loss, Mapping):
         for name, each in loss.items():
-            other = losses.setdefault(part_named(system, name), PartLoss(name, each, is_mean(each, reduction)))
+            mean = is_mean(each, reduction)
+            other = losses.setdefault(part_named(program, name), PartLoss(each, mean, name, of_results=True))
             if other.name != name:
                 raise LossError(f"loss= names {other.name!r} and {name!r}, which fire together; give one loss for both")
     elif loss is not None:
+        ends = [part.index for part, _ in program.fired() if part.results or not program.parts]
         if len(ends) != 1:
             raise LossError(
-                f"{len(ends)} parts of the system compute outputs, so that one loss cannot be called with all of them in one step; give "
+                f"{len(ends)} parts of the model compute outputs, so one loss cannot be called with all of them in one step. Give "
                 'loss={"fast": ..., "slow": ...}, by the path of a module in each part that has one'
             )
-        losses[ends[0]] = PartLoss(None, loss, is_mean(loss, reduction))
-    root = interface_root(system.whole.model)
-    mean = reduction != "sum" if reduction else all(each.mean for each in losses.values())
-    return DecoupledSystem(system, losses, mean, root, EMITTERS, SystemReport, schedules.resolve_period)
-
-
-def inside_and_time(cuts: CutSpec) -> tuple[CutSpec, tuple[Recurrent, ...]]:
-    """Return the cuts inside a system and those in time.
-
-    Raises:
-        CutError: There is none inside, or it is a number, which would fall elsewhere for several windows.
-    """
-    inside, in_time = split_cuts(cuts)
-    if inside is None or isinstance(inside, int):
-        raise CutError(f"cuts={cuts!r} with every=: name the modules after which to cut, the last fast one among them")
-    return inside, in_time
-
-
-def refuse_with_rates(**given: Any) -> None:
-    """Raise CutError where an option does not go together with ``every``."""
-    for name, value in given.items():
-        if value is not None:
-            raise CutError(f"{name}= does not go together with every=: leave it out")
-
-
-def default_passes(
-    cuts: CutSpec,
-    gradient: Choices = "synthetic",
-    inputs: InputChoices = None,
-    context: Any = None,
-    num_classes: int | None = None,
-    mean: bool = True,
-) -> tuple[Pass, ...]:
-    """Return the passes of ``decouple`` in order, for whoever runs them by hand."""
-    options = CompileOptions(*split_cuts(cuts), gradient, inputs, context, num_classes, None, mean, verify=True)
-    return options.passes(None)
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """What ``decouple`` was asked for, to compile the same model again for other inputs.
-
-    Attributes:
-        cuts: The cuts inside the model, or None where all cuts are in time.
-        recurrents: The cuts in time.
-    """
-
-    cuts: CutSpec | None
-    recurrents: tuple[Recurrent, ...]
-    gradient: Choices
-    inputs: InputChoices
-    context: Any
-    num_classes: int | None
-    mask: str | None
-    mean: bool
-    verify: bool
-
-    @property
-    def inside(self) -> CutSpec:
-        """The cuts inside the model; none where all are in time."""
-        return () if self.cuts is None else self.cuts
-
-    def passes(self, model: nn.Module | None) -> tuple[Pass, ...]:
-        """Return the passes of the first compilation; what the cuts open is known where the model is."""
-        opened = opened_by(model, self.inside) if model is not None else None
-        return self.whole(CaptureGraph(verify=self.verify, open_paths=opened), ResolveCuts(self.inside))
-
-    def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
-        """Compile the model for another input kind, with the same cuts and the same interfaces.
-
-        Raises:
-            InputError: The cuts fall elsewhere there.
-        """
-        opened = opened_by(first.model, self.inside)
-        kept = tuple(each.path for each in first.capture.kept if each.path) if first.capture is not None else ()
-        capture = CaptureGraph(verify=self.verify, open_paths=opened, keep_whole=kept, input_kind=number)
-        given = Program(first.model, args, dict(kwargs))
-        if self.cuts is not None:
-            try:
-                return same_owners(
-                    first, same_interfaces(first, run_passes(given, self.whole(capture, SamePartitions(first), first)))
-                )
-            except (CutError, InputError, PassError, LegalizeError):
-                pass
-        cuts = FixedCuts(first.cuts) if isinstance(self.cuts, int) else ResolveCuts(self.inside)
-        try:
-            return same_interfaces(first, run_passes(given, self.whole(capture, cuts, first)))
-        except (CutError, LegalizeError) as error:
-            raise InputError(
-                f"{type(first.model).__name__} computes something else for these inputs, and cannot be cut as before: {error}\n{REMEDY}"
-            ) from error
-
-    def whole(self, capture: Pass, cuts: Pass, first: Program | None = None) -> tuple[Pass, ...]:
-        """Return all passes; those that cuts in time need stand among the others, and interfaces of ``first`` are used again."""
-        existing = {} if first is None else {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
-        earlier = () if first is None else first.recurrences
-        spatial = spatial_choices(self.gradient, self.recurrents, self.cuts is not None)
-        insert = InsertInterfaces(spatial, self.context, self.num_classes, self.inputs, self.mask, existing)
-        return (
-            *self.in_time(SeparateStates(self.recurrents)),
-            capture,
-            *self.in_time(ResolveStates()),
-            MeasureNodes(),
-            WholeWindow() if self.cuts is None else cuts,
-            *(() if isinstance(cuts, SamePartitions) else (FormPartitions(),)),
-            Legalize(),
-            *self.in_time(FormRecurrences()),
-            insert,
-            *self.in_time(InsertRecurrences(self.gradient, earlier)),
-            SplitPartitions(),
-            ScheduleActions(),
-            EmitFused(self.mean),
-            *self.in_time(EmitWindows(self.mean)),
-        )
-
-    def in_time(self, step: Pass) -> tuple[Pass, ...]:
-        """Return a pass that cuts in time need, where there are any."""
-        return (step,) if self.recurrents else ()
+        losses[ends[0]] = PartLoss(loss, is_mean(loss, reduction), of_results=bool(program.parts))
+    return losses, reduction != "sum" if reduction else all(each.mean for each in losses.values())
 
 
 def is_mean(loss: Loss | None, reduction: str | None) -> bool:
@@ -335,11 +160,17 @@ def probe_source(program: Program, mean: bool, true: bool) -> str:
     return StepWriter(window, schedules.probing(window, true), mean, diagnose=True).source()
 
 
+def write_package(net: Net, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Write a decoupled module as a package; see ``write_folder``."""
+    refuse_folder(net.program)
+    write_folder(net, path, overwrite)
+
+
 EMITTERS = Emitters(
     report=render,
     rich=ProgramReport,
     code=program_code,
-    folder=write_folder,
+    folder=write_package,
     step=step_source,
     probe=probe_source,
     schedule=schedules.resolve,

@@ -1,57 +1,58 @@
-"""The command ``dnifx``: look at a model cut in pieces, print its code, train the recipes of the zoo."""
+"""The command ``dnifx``: show a model in partitions, print its code, simulate its schedule, train the zoo's recipes.
+
+Whatever imports torch is imported inside the function that needs it, so that a help text does not wait for torch.
+"""
 
 import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
 import dnifx
-from dnifx import schedules
 from dnifx.errors import CutError, DnifxError, OptionError, nearest
-from dnifx.ir import Period, Program, Schedule
-from dnifx.loading import Loaded, load_model, read_context, read_cuts, read_every, read_gradient
-from dnifx.report.dot import to_dot
-from dnifx.report.facts import as_dict
-from dnifx.report.svg import to_svg
-from dnifx.report.system import drawable, system_dict
-from dnifx.report.trace import write_chrome_trace
-from dnifx.zoo import MODELS
 from dnifx.zoo.recipes import RECIPES, Option, Recipe
 
-MODEL_HELP = "a model of the zoo (`dnifx zoo` lists them), package.module:factory, or file.py:factory"
-CUTS_HELP = "module paths, globs, edges (a->b) or cuts in time (1~>state) with commas between them; a number of partitions; or each"
-EVERY_HELP = "a system of several rates: the windows from one firing to the next of what is slow, as slow=4"
+MODEL_HELP = "A model of the zoo (`dnifx zoo` lists them), package.module:factory, or file.py:factory."
+CUTS_HELP = (
+    "Where to cut: module paths, globs, edges (a->b) or cuts in time (1~>state), separated by commas. "
+    "A number makes that many partitions; each cuts after every block that has parameters."
+)
+EVERY_HELP = "For several rates: how often a slow module fires, as in slow=4 for once in 4 windows."
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Cuts = Annotated[list[str] | None, typer.Option("--cuts", "-c", metavar="CUTS", help=CUTS_HELP)]
 EveryHowMany = Annotated[list[str] | None, typer.Option("--every", "-e", metavar="NAME=WINDOWS", help=EVERY_HELP)]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", "-i", metavar="SHAPE", help="an example input, as 32x784, 4x128:int64 or name=4x128:bool"),
+    typer.Option(
+        "--input", "-i", metavar="SHAPE", help="An example input, as in 32x784, 4x128:int64 or mask=4x128:bool."
+    ),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="a keyword argument of the factory")
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="A keyword argument of the factory, as in layers=6."),
 ]
 Gradient = Annotated[
-    str, typer.Option("--gradient", "-g", help="the estimator: synthetic, zero, ... or 'Synthetic(hidden=1)'")
+    str,
+    typer.Option("--gradient", "-g", help="The gradient estimator: synthetic, zero, ..., or 'Synthetic(hidden=1)'."),
 ]
-ContextName = Annotated[str | None, typer.Option("--context", help="what estimators see beside the activation: label")]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="number of classes of a label context")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="write to this file instead of the terminal")]
+ContextName = Annotated[
+    str | None, typer.Option("--context", help="What the estimators see beside the activation: label.")
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="The number of classes of the label.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file instead of the terminal.")]
 
 
 class Format(StrEnum):
-    """How ``show`` answers."""
+    """The formats of ``show``."""
 
     RICH = "rich"
     DOT = "dot"
@@ -59,18 +60,19 @@ class Format(StrEnum):
     JSON = "json"
 
 
+STYLE: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 app = typer.Typer(
-    name="dnifx",
-    help="Cut any PyTorch module and put decoupled neural interfaces (synthetic gradients) on the cuts.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Cut any PyTorch module and put decoupled neural interfaces (synthetic gradients) on the cuts.", **STYLE
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; an error that dnifx raises on purpose is shown without a traceback and exits with 2."""
+    """Run the command line. An error that dnifx raises on purpose is shown without a traceback; the exit code is then 2."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dnifx")
     except DnifxError as error:
@@ -81,24 +83,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dnifx {version('dnifx')}")
+        typer.echo(f"dnifx {dnifx.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
     wanted: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options of the command itself."""
+    """Read the options of ``dnifx`` itself."""
 
 
-@app.command()
+@app.command(epilog="Example: dnifx show fcn --cuts 'hidden.*' --gradient zero")
 def show(
     model: ModelName,
     cuts: Cuts = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="what to make")] = Format.RICH,
+    format: Annotated[Format, typer.Option("--format", "-f", help="The output format.")] = Format.RICH,
     out: Out = None,
     input: Inputs = None,
     set: Settings = None,
@@ -106,22 +108,23 @@ def show(
     context: ContextName = None,
     num_classes: Classes = None,
     every: EveryHowMany = None,
-    meta: Annotated[bool, typer.Option("--meta", help="build on the meta device, to look at huge models")] = False,
+    meta: Annotated[bool, typer.Option("--meta", help="Build on the meta device, to look at a huge model.")] = False,
 ) -> None:
     """Show a model's partitions, boundaries and estimators, and what each costs."""
-    loaded = load_model(model, set or (), input or (), meta)
-    net = _decoupled(loaded, cuts, every, gradient, context, num_classes)
+    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, meta)
     if format is Format.RICH and out is None:
         Console().print(net)
-        return
-    _write(WRITERS[format](net), out)
+    else:
+        _write(_text(net, format), out)
 
 
-@app.command()
+@app.command(epilog="Example: dnifx code fcn --cuts 2 --out my_fcn")
 def code(
     model: ModelName,
     cuts: Cuts = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="write a package that runs by torch alone")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a package here that needs only PyTorch.")
+    ] = None,
     input: Inputs = None,
     set: Settings = None,
     gradient: Gradient = "synthetic",
@@ -129,8 +132,10 @@ def code(
     num_classes: Classes = None,
     every: EveryHowMany = None,
 ) -> None:
-    """Print the Python that a model is compiled to, or write it as a package that imports torch alone."""
-    net = _decoupled(load_model(model, set or (), input or ()), cuts, every, gradient, context, num_classes)
+    """Print the Python that a model is compiled to, or write it as a package that needs only PyTorch."""
+    from rich.syntax import Syntax
+
+    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes)
     if out is not None:
         net.to_folder(out)
         typer.echo(f"wrote {out}")
@@ -142,7 +147,7 @@ def code(
         typer.echo(net.code)
 
 
-@app.command()
+@app.command(epilog="Example: dnifx schedule fcn --cuts 'hidden.*' --schedule 'random_order{p=0.2}'")
 def schedule(
     model: ModelName,
     cuts: Cuts = None,
@@ -150,14 +155,20 @@ def schedule(
         str,
         typer.Option(
             "--schedule",
-            help="a name (sequential, 'random_order{p=0.2}', ...) or actions: F0 S0 B0; with --every, of all windows: F0 B0 | F0 B0 F1",
+            help="A name (sequential, 'random_order{p=0.2}', ...) or actions (F0 S0 B0). "
+            "With --every, the actions of all windows, separated by bars (F0 B0 | F0 B0 F1).",
         ),
     ] = "sequential",
     devices: Annotated[
-        str | None, typer.Option("--devices", help="a device for each partition, with commas between them; to look at")
+        str | None,
+        typer.Option("--devices", help="A device for each partition, separated by commas. Nothing runs there."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="training steps to simulate; with --every, periods")] = 1,
-    trace: Annotated[Path | None, typer.Option("--trace", help="write a Chrome trace of the simulation here")] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", help="How many training steps to simulate; with --every, how many periods.")
+    ] = 1,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write a Chrome trace of the simulation to this file.")
+    ] = None,
     input: Inputs = None,
     set: Settings = None,
     gradient: Gradient = "synthetic",
@@ -165,12 +176,19 @@ def schedule(
     num_classes: Classes = None,
     every: EveryHowMany = None,
 ) -> None:
-    """Show a training step, or a period of several rates, as partitions by time, and simulate it by the measured costs."""
-    net = _decoupled(load_model(model, set or (), input or ()), cuts, every, gradient, context, num_classes)
-    program, chosen = net.program, _chosen(order, devices.split(",") if devices is not None else None, net)
-    simulation = schedules.simulate(chosen, program, steps=steps)
-    Console().print(schedules.grid(chosen, program), "", str(chosen), "", simulation, sep="\n")
+    """Show which actions each partition runs in a training step, and simulate the step with the measured costs.
+
+    A system of several rates (--every) has a period instead of a training step.
+    """
+    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes)
+    chosen = dnifx.schedules.period_of(order, net.program)
+    if devices is not None:
+        chosen = dnifx.schedules.placed(chosen, net.program, devices.split(","))
+    simulation = dnifx.schedules.simulate(chosen, net.program, steps=steps)
+    Console().print(dnifx.schedules.grid(chosen, net.program), "", str(chosen), "", simulation, sep="\n")
     if trace is not None:
+        from dnifx.report.trace import write_chrome_trace
+
         typer.echo(f"wrote {write_chrome_trace(simulation, trace)}")
 
 
@@ -179,58 +197,40 @@ def schedule(
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Train a recipe of the zoo: `dnifx train --help` lists them, `dnifx train RECIPE --help` its options."""
+    """Train a recipe of the zoo. `dnifx train --help` lists the recipes, `dnifx train RECIPE --help` its options."""
     recipe_app()(args=context.args or ["--help"], prog_name="dnifx train", standalone_mode=True)
 
 
 @app.command()
 def zoo() -> None:
     """List the models and the recipes of the zoo."""
+    from dnifx.zoo import MODELS
+
     models = {name: (model.summary, model.where) for name, model in MODELS.items()}
     recipes = {name: (recipe.summary, f"dnifx train {name}") for name, recipe in RECIPES.items()}
     Console().print(_listing("model", models, "cuts"), "", _listing("recipe", recipes, "command"), sep="\n")
 
 
-Net = dnifx.DecoupledModule | dnifx.DecoupledSystem
+def _text(net: "dnifx.DecoupledModule", format: Format) -> str:
+    """Return what ``show`` writes to a file."""
+    from dnifx.report.dot import to_dot
+    from dnifx.report.facts import as_dict
+    from dnifx.report.svg import to_svg
 
-
-def _drawable(net: Net) -> Program:
-    """Return what a picture shows."""
-    return drawable(net.system) if isinstance(net, dnifx.DecoupledSystem) else net.program
-
-
-def _facts(net: Net) -> dict[str, Any]:
-    """Return the facts for machines."""
-    return system_dict(net.system) if isinstance(net, dnifx.DecoupledSystem) else as_dict(net.program)
-
-
-WRITERS: dict[Format, Callable[[Net], str]] = {
-    Format.RICH: lambda net: f"{net}\n",
-    Format.DOT: lambda net: to_dot(_drawable(net)),
-    Format.SVG: lambda net: to_svg(_drawable(net)),
-    Format.JSON: lambda net: json.dumps(_facts(net), indent=2) + "\n",
-}
-"""What makes each format."""
-
-
-def _chosen(order: str, devices: list[str] | None, net: Net) -> Schedule | Period:
-    """Return the schedule, or the period, that the command line names."""
-    if isinstance(net, dnifx.DecoupledSystem):
-        period = schedules.period_of(order, net.program)
-        return period if devices is None else schedules.placed_period(period, net.program, devices)
-    chosen = schedules.resolve(order, net.program).at(0, net.program)
-    return chosen if devices is None else schedules.placed(chosen, net.program, devices)
+    match format:
+        case Format.RICH:
+            return f"{net}\n"
+        case Format.JSON:
+            return json.dumps(as_dict(net.program), indent=2) + "\n"
+        case Format.DOT:
+            return to_dot(net.program)
+        case Format.SVG:
+            return to_svg(net.program)
 
 
 def recipe_app() -> typer.Typer:
-    """Return a command line with one command for each recipe, its options read off the recipe's own."""
-    recipes = typer.Typer(
-        help="Train a recipe of the zoo.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    """Return a command line with one command for each recipe. Its options are those of the recipe."""
+    recipes = typer.Typer(**STYLE)
     recipes.callback()(_recipes)
     for recipe in RECIPES.values():
         recipes.command(recipe.name, help=recipe.summary)(recipe_command(recipe))
@@ -242,7 +242,7 @@ def _recipes() -> None:
 
 
 def recipe_command(recipe: Recipe[Any]) -> Callable[..., None]:
-    """Return a function that runs a recipe, with a signature from which typer reads the recipe's options."""
+    """Return a function that runs a recipe. Its signature tells typer the recipe's options."""
 
     def command(**values: Any) -> None:
         given = {name: value for name, value in values.items() if value is not None}
@@ -258,7 +258,7 @@ def recipe_command(recipe: Recipe[Any]) -> Callable[..., None]:
 
 
 def _annotation(option: Option) -> Any:
-    """Describe one option to typer; the option itself reads the values, so that errors are the same everywhere."""
+    """Describe one option to typer. The option itself reads the values, so that errors are the same everywhere."""
     kind: Any = option.kind if option.kind in (bool, int, float, Path) and not option.many else str
     flag = f"{option.flag}/--no-{option.flag[2:]}" if kind is bool else option.flag
     words = f"[{'|'.join(option.choices)}]" if option.choices else None
@@ -266,7 +266,7 @@ def _annotation(option: Option) -> Any:
 
 
 def _option_help(option: Option) -> str:
-    """Say what an option is and what holds without it."""
+    """Return what an option is, and its default."""
     if option.default is None:
         return option.help
     default = ",".join(map(str, option.default)) if option.many else str(option.default)
@@ -274,32 +274,38 @@ def _option_help(option: Option) -> str:
 
 
 def _decoupled(
-    loaded: Loaded,
+    name: str,
+    settings: list[str] | None,
+    inputs: list[str] | None,
     cuts: list[str] | None,
     every: list[str] | None,
     gradient: str,
     context: str | None,
     classes: int | None,
-) -> Net:
-    """Decouple what was loaded, by the words of the command line."""
+    meta: bool = False,
+) -> "dnifx.DecoupledModule":
+    """Build a model and decouple it, as the command line asks."""
+    from dnifx.loading import load_model, read_context, read_cuts, read_every, read_gradient
+
+    loaded = load_model(name, settings or (), inputs or (), meta)
     where = read_cuts(cuts or ()) or loaded.cuts
     if where is None:
-        known = [name for name, _ in loaded.model.named_modules() if name]
+        known = [path for path, _ in loaded.model.named_modules() if path]
         raise CutError(f"no cuts given; say --cuts each, --cuts 4 or names of modules, such as {nearest('', known)}")
-    options: dict[str, Any] = {
-        "args": loaded.args,
-        "kwargs": loaded.kwargs,
-        "gradient": read_gradient(gradient),
-        "context": read_context(context),
-        "num_classes": classes or (loaded.classes if context else None),
-        "every": read_every(every or ()) or loaded.every or None,
-    }
-    net: Net = dnifx.decouple(loaded.model, where, **options)
-    return net
+    return dnifx.decouple(
+        loaded.model,
+        where,
+        args=loaded.args,
+        kwargs=loaded.kwargs,
+        gradient=read_gradient(gradient),
+        context=read_context(context),
+        num_classes=classes or (loaded.classes if context else None),
+        every=read_every(every or ()) or loaded.every or None,
+    )
 
 
 def _write(text: str, out: Path | None) -> None:
-    """Write to the file, or to the standard output."""
+    """Write to a file, or to the standard output."""
     if out is None:
         sys.stdout.write(text)
         return
@@ -307,7 +313,7 @@ def _write(text: str, out: Path | None) -> None:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OptionError(
-            f"--out {out}: cannot be written: {error.strerror}; name a file in a folder there is"
+            f"--out {out}: cannot be written: {error.strerror}; name a file in an existing folder"
         ) from error
     typer.echo(f"wrote {out}")
 

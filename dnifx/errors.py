@@ -1,11 +1,11 @@
-"""The errors a user of dnifx can meet: one child of DnifxError for each mistake that can be made."""
+"""The errors of dnifx: one child of DnifxError for each kind of mistake."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class DnifxError(Exception):
-    """The root of every error that dnifx raises on purpose; its text says what, where and what to do."""
+    """The root of every error that dnifx raises on purpose. Its text says what is wrong, where, and what to do."""
 
 
 class CaptureError(DnifxError):
@@ -21,7 +21,7 @@ class LegalizeError(DnifxError):
 
 
 class EstimatorError(DnifxError):
-    """An estimator cannot serve its boundary, or answered with something that is not one gradient per value."""
+    """An estimator cannot be used on its boundary, or did not answer with one gradient for each value."""
 
 
 class ContextError(DnifxError):
@@ -29,11 +29,11 @@ class ContextError(DnifxError):
 
 
 class InputError(DnifxError):
-    """A module was called with inputs of another structure than it was compiled for."""
+    """A module was called with inputs of another structure than those it was compiled for."""
 
 
 class GuardError(DnifxError):
-    """The model's Python would take another way with this input than the one that was captured."""
+    """With this input, the model's Python would take another path than the one that was captured."""
 
 
 class LossError(DnifxError):
@@ -41,23 +41,23 @@ class LossError(DnifxError):
 
 
 class OptimizerError(DnifxError):
-    """The optimizers given do not cover the partitions exactly."""
+    """The optimizers do not cover every partition exactly once."""
 
 
 class ScheduleError(DnifxError):
-    """A schedule cannot be read, or runs an action before what it depends on."""
+    """A schedule cannot be read, or runs an action before another that it needs."""
 
 
 class StateError(DnifxError):
-    """A saved state does not belong to what it is loaded into."""
+    """A saved state does not fit the object that it is loaded into."""
 
 
 class DataError(DnifxError):
-    """A data set is absent, damaged or unknown."""
+    """A data set is missing, damaged or unknown."""
 
 
 class OptionError(DnifxError):
-    """A recipe, a model of the zoo or a watch was given an option that it does not know or cannot take."""
+    """A recipe, a model of the zoo or a watch does not know an option, or cannot take its value."""
 
 
 class PassError(DnifxError):
@@ -65,15 +65,15 @@ class PassError(DnifxError):
 
 
 class DnifxWarning(UserWarning):
-    """The root of every warning that dnifx gives; its text says what, where and what to do."""
+    """The root of every warning of dnifx. Its text says what is wrong, where, and what to do."""
 
 
 class HarmWarning(DnifxWarning):
-    """A synthetic gradient does harm: it points the wrong way, or its norm runs away."""
+    """A synthetic gradient does harm: it points the wrong way, or its norm grows without bound."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 5) -> str:
-    """Return the names most like ``name`` as text for an error: ``'a', 'b'``, or a few of the names when none is near."""
+    """Return the names most like ``name``, as text for an error: ``'a', 'b'``. If none is similar, return a few of them."""
     known = list(dict.fromkeys(names))
     found = get_close_matches(name, known, n=count, cutoff=0.4) or known[:count]
     return ", ".join(repr(item) for item in found) or "none"

@@ -1,4 +1,4 @@
-"""What the words of a command line stand for: models, example inputs, settings, cuts, estimators."""
+"""Read the words of a command line: models, example inputs, settings, cuts, estimators."""
 
 import ast
 import importlib
@@ -26,15 +26,15 @@ Cuts = str | int | Sequence[Cut]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that a command line named, with what is known of how to call and cut it.
+    """A model that a command line named, and how to call and cut it.
 
     Attributes:
         model: The module.
         args: Example positional arguments.
         kwargs: Example keyword arguments.
-        cuts: The cuts that make sense by default, or None.
+        cuts: The default cuts, or None.
         classes: Number of classes of its output, or None.
-        every: How often its slow parts fire by default; empty where everything fires at one rate.
+        every: For each slow module, the number of windows in which it fires once; empty for a model of one rate.
     """
 
     model: nn.Module
@@ -50,14 +50,13 @@ def load_model(name: str, settings: Sequence[str] = (), inputs: Sequence[str] = 
 
     Args:
         name: A model of the zoo, ``package.module:factory`` or ``file.py:factory``. A factory is a callable that
-            returns a module, or a tuple of the module, its example arguments and (if any) keyword arguments; a module
-            itself will do.
+            returns a module, (module, args) or (module, args, kwargs). A module itself will do too.
         settings: Keyword arguments of the factory, each ``name=value``.
-        inputs: Example inputs, each as ``read_input`` takes it; given, they replace the factory's own.
-        meta: Whether to build it on the meta device, where tensors take no memory: to look at, not to run.
+        inputs: Example inputs, each as ``read_input`` takes it. They replace the factory's own.
+        meta: Whether to build on the meta device. Tensors take no memory there, but the model cannot run.
 
     Raises:
-        OptionError: The name stands for nothing, the factory does not take the settings, or there are no inputs.
+        OptionError: Nothing has this name, the factory does not take the settings, or there are no inputs.
     """
     with torch.device("meta") if meta else nullcontext():
         loaded = _build(name, dict(map(read_setting, settings)))
@@ -71,7 +70,7 @@ def load_model(name: str, settings: Sequence[str] = (), inputs: Sequence[str] = 
 
 
 def read_setting(text: str) -> tuple[str, Any]:
-    """Read ``name=value``; the value is a Python literal where it reads as one, else text."""
+    """Read ``name=value``. The value is a Python literal if it reads as one, else text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise OptionError(f"--set {text}: expected NAME=VALUE, as in --set layers=6")
@@ -81,8 +80,7 @@ def read_setting(text: str) -> tuple[str, Any]:
 def read_input(text: str, device: torch.device | None = None) -> tuple[str | None, Tensor]:
     """Make an example input from ``32x784``, ``4x128:int64`` or, for a keyword argument, ``mask=4x128:bool``.
 
-    Floating-point inputs are normal random numbers of a fixed seed, integers are 0 and booleans true; only shapes and
-    dtypes matter to most models.
+    Floating-point inputs are normal random numbers with a fixed seed. Integers are 0, booleans are true.
 
     Returns:
         The argument's keyword, or None, and the tensor.
@@ -93,17 +91,17 @@ def read_input(text: str, device: torch.device | None = None) -> tuple[str | Non
     shape = sizes.lower().split("x") if sizes else []
     if not isinstance(dtype, torch.dtype) or not all(size.isdecimal() for size in shape):
         raise OptionError(
-            f"--input {text}: expected sizes with x between them, and a dtype of torch after a colon where it is not "
-            "float32, as in --input 32x784, --input 4x128:int64 or, by keyword, --input mask=4x128:bool"
+            f"--input {text}: expected sizes separated by x, then a colon and a torch dtype if it is not float32; "
+            "write --input 32x784, --input 4x128:int64 or, for a keyword argument, --input mask=4x128:bool"
         )
     return (head if equals else None), _example([int(size) for size in shape], dtype, device)
 
 
 def read_cuts(texts: Iterable[str]) -> Cuts | None:
-    """Read cuts: ``each``, a number of partitions, or, with commas between them, names, globs, edges and cuts in time.
+    """Read cuts: ``each``, a number of partitions, or names, globs, edges and cuts in time, separated by commas.
 
-    An edge is written ``a->b``, a cut in time ``1~>state``: where the next state is in the output, and where the state is among
-    the inputs; nothing before the arrow where the next state is the whole output.
+    An edge is ``a->b``. A cut in time is ``1~>state``: the path of the next state in the output, then the input that
+    takes the state. The path is empty if the next state is the whole output.
     """
     words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
     if len(words) == 1 and words[0].isdecimal():
@@ -113,27 +111,26 @@ def read_cuts(texts: Iterable[str]) -> Cuts | None:
 
 
 def read_every(texts: Iterable[str]) -> dict[str, int]:
-    """Read how often parts fire: ``slow=4``, the windows from one firing to the next, with commas between several.
+    """Read how often slow modules fire: ``slow=4``, once in 4 windows. Commas separate several.
 
     Raises:
-        OptionError: It reads otherwise, or names a part twice.
+        OptionError: The text has another form, or names a module twice.
     """
     found: dict[str, int] = {}
     for word in (word.strip() for text in texts for word in text.split(",")):
         name, _, windows = (side.strip() for side in word.partition("="))
         if not name or not windows.isdecimal() or int(windows) < 1:
             raise OptionError(
-                f"--every {word}: expected NAME=WINDOWS, a module of what is slow and the windows from one of its firings to the next, "
-                "as in --every slow=4"
+                f"--every {word}: expected NAME=WINDOWS, as in --every slow=4 for a module that fires once in 4 windows"
             )
         if name in found:
-            raise OptionError(f"--every {word}: {name} was given {found[name]} windows before; name it once")
+            raise OptionError(f"--every {word}: {name} was given {found[name]} windows already; name it once")
         found[name] = int(windows)
     return found
 
 
 def read_gradient(text: str) -> Any:
-    """Read an estimator: a name that ``decouple`` knows (``zero``), or one with settings (``Synthetic(hidden=1)``)."""
+    """Read an estimator: a name that ``decouple`` knows (``zero``), or a class with settings (``Synthetic(hidden=1)``)."""
     if "(" not in text:
         return text
     name, _, _ = text.partition("(")
@@ -144,12 +141,12 @@ def read_gradient(text: str) -> Any:
 
 
 def read_context(text: str | None) -> Literal["label"] | None:
-    """Read what estimators see beside the activation: ``label``, or nothing."""
+    """Read the context, what estimators see beside the activation: ``label``, or nothing."""
     if text is None:
         return None
     if text == "label":
         return "label"
-    raise OptionError(f"--context {text}: expected label; any other context is a callable, given to dnifx.decouple")
+    raise OptionError(f"--context {text}: expected label; for another context, give dnifx.decouple a callable")
 
 
 def _build(name: str, settings: dict[str, Any]) -> Loaded:
@@ -158,8 +155,8 @@ def _build(name: str, settings: dict[str, Any]) -> Loaded:
         return _loaded(_call(find(name), settings, name), name)
     if name not in MODELS:
         raise OptionError(
-            f"no model {name!r} in the zoo, which holds {', '.join(MODELS)}; did you mean {nearest(name, MODELS, 1)}? "
-            "A model of your own is named package.module:factory or file.py:factory"
+            f"no model {name!r} in the zoo, which has {', '.join(MODELS)}; did you mean {nearest(name, MODELS, 1)}? "
+            "For a model of your own, write package.module:factory or file.py:factory"
         )
     known = MODELS[name]
     loaded = _loaded(_call(known.factory, settings, name), name)
@@ -167,7 +164,7 @@ def _build(name: str, settings: dict[str, Any]) -> Loaded:
 
 
 def find(name: str) -> Any:
-    """Return what ``package.module:factory`` or ``file.py:factory`` names; the working directory is searched too."""
+    """Return what ``package.module:factory`` or ``file.py:factory`` names. Modules in the working directory are found too."""
     place, _, attribute = name.rpartition(":")
     module = _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
     found: Any = module
@@ -185,7 +182,7 @@ def _public(names: Iterable[str]) -> list[str]:
 
 
 def _file_module(path: Path) -> ModuleType:
-    """Run a file as a module; modules beside it can be imported from it."""
+    """Run a file as a module. It can import the modules beside it."""
     if not path.is_file():
         raise OptionError(f"there is no file {path} (looked in {Path.cwd()}); give file.py:factory")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -199,7 +196,7 @@ def _file_module(path: Path) -> ModuleType:
 
 
 def _named_module(name: str) -> ModuleType:
-    """Import a module; one that is missing itself is the user's mistake, one that it imports is not."""
+    """Import a module. OptionError says that it is missing; an error of an import inside it stays as it is."""
     _look_in(Path.cwd())
     try:
         return importlib.import_module(name)
@@ -212,39 +209,39 @@ def _named_module(name: str) -> ModuleType:
 
 
 def _look_in(folder: Path) -> None:
-    """Let imports find what lies in a folder."""
+    """Let imports find the modules in a folder."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 def _call(factory: Any, settings: Mapping[str, Any], name: str) -> Any:
-    """Call a factory with its settings; a module needs no call."""
+    """Call a factory with its settings. A module needs no call."""
     if isinstance(factory, nn.Module) and not settings:
         return factory
     if isinstance(factory, nn.Module) or not callable(factory):
         raise OptionError(
-            f"{name} is {type(factory).__name__}, which takes no settings and cannot be called; name a factory"
+            f"{name} is {type(factory).__name__}, which takes no settings; name a function or class that builds the model"
         )
     signature = _signature(factory, name)
     try:
         signature.bind(**settings)
     except TypeError as error:
-        raise OptionError(f"{name}: {error}; it takes {signature}, settings are given by --set NAME=VALUE") from error
+        raise OptionError(f"{name}: {error}; it takes {signature}, give settings by --set NAME=VALUE") from error
     return factory(**settings)
 
 
 def _signature(factory: Callable[..., Any], name: str) -> inspect.Signature:
-    """Return how a factory is called."""
+    """Return the signature of a factory."""
     try:
         return inspect.signature(factory)
     except ValueError as error:
         raise OptionError(
-            f"{name} does not say what it takes; name a function of Python's that builds the model"
+            f"{name} has no signature that Python can read; name a Python function that builds the model"
         ) from error
 
 
 def _loaded(built: Any, name: str) -> Loaded:
-    """Sort what a factory returned."""
+    """Take apart what a factory returned."""
     parts = built if isinstance(built, tuple) else (built,)
     model, args, kwargs = (*parts, (), {})[:3] if len(parts) < 3 else parts[:3]
     if not isinstance(model, nn.Module) or len(parts) > 3:
@@ -256,17 +253,17 @@ def _loaded(built: Any, name: str) -> Loaded:
 
 
 def _with_inputs(loaded: Loaded, name: str) -> Loaded:
-    """Refuse a model that nobody has said how to call."""
+    """Refuse a model without example inputs."""
     if not loaded.args and not loaded.kwargs:
         raise OptionError(
-            f"{name}: no example inputs; give them by --input 32x784 (once for each), or let the factory return "
+            f"{name}: no example inputs; give each by --input, as in --input 32x784, or let the factory return "
             "(module, args)"
         )
     return loaded
 
 
 def _example(shape: list[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
-    """Make a tensor that any model of that signature should take."""
+    """Make an example tensor."""
     if dtype.is_floating_point or dtype.is_complex:
         if device is not None and device.type == "meta":
             return torch.empty(shape, dtype=dtype, device=device)
@@ -280,7 +277,7 @@ def _cut(word: str) -> Cut:
     next_state, wave, state = word.partition("~>")
     if wave and not state.strip():
         raise OptionError(
-            f"--cuts {word}: expected NEXT~>STATE, as in --cuts '1~>state': the input that takes the state"
+            f"--cuts {word}: expected NEXT~>STATE; name the input that takes the state, as in --cuts '1~>state'"
         )
     if wave:
         return Recurrent(state.strip(), next_state.strip())
@@ -300,7 +297,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
-    """Read a Python literal; anything else is text."""
+    """Read a Python literal. Anything else is text."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -1,8 +1,10 @@
-"""What every pass asks of a captured graph: its output, the module that a node lies in, a copy."""
+"""What several passes ask of a program: its graph and inputs, a node's module, the memory that a node reads and writes."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from dnifx.errors import PassError
 from dnifx.ir import Program
@@ -18,10 +20,25 @@ def captured(program: Program) -> fx.Graph:
     return program.graph
 
 
+def input_names(program: Program) -> tuple[str, ...]:
+    """Return the names of the graph's inputs; none before capture."""
+    return () if program.signature is None else program.signature.inputs
+
+
+def example_tensors(program: Program) -> list[Tensor]:
+    """Return the tensors among the example inputs."""
+    leaves = pytree.tree_leaves((program.args, dict(program.kwargs)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def is_on_meta(program: Program) -> bool:
+    """Whether the model or its inputs are on the meta device, where tensors hold no values and nothing can be run."""
+    return any(tensor.is_meta for tensor in (*program.model.parameters(), *example_tensors(program)))
+
+
 def output_of(graph: fx.Graph) -> fx.Node:
     """Return the output node of a graph."""
-    output: fx.Node = next(iter(reversed(graph.nodes)))
-    return output
+    return graph.output_node()
 
 
 def flat_output(graph: fx.Graph) -> tuple[Any, ...]:
@@ -38,6 +55,21 @@ def module_path(node: fx.Node) -> str:
     return next((entry[0] for entry in reversed(stack.values())), "")
 
 
+def described(node: fx.Node) -> str:
+    """Return a node's name and module, for an error text."""
+    return f"{node.name} in module {module_path(node) or '<root>'!r}"
+
+
+def memory_written(program: Program, node: fx.Node) -> set[int]:
+    """Return the memory that a node writes to in place."""
+    return {s for name in program.measures[node.name].writes for s in program.measures[name].storages}
+
+
+def memory_read(program: Program, node: fx.Node) -> set[int]:
+    """Return the memory of a node's arguments."""
+    return {s for source in node.all_input_nodes for s in program.measures[source.name].storages}
+
+
 def copied(graph: fx.Graph) -> fx.Graph:
     """Return a copy of a graph with the same node names and meta."""
     copy = fx.Graph()
@@ -45,3 +77,9 @@ def copied(graph: fx.Graph) -> fx.Graph:
     output_of(copy).name = output_of(graph).name
     output_of(copy).meta = dict(output_of(graph).meta)
     return copy
+
+
+def listed(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """Return the first few names as text, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more

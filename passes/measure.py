@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -14,16 +13,14 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture.record.rounds import copied as copied_arguments
-from dnifx.passes.capture.record.state import preserved, seed
-from dnifx.passes.capture.record.structure import tensors_in
-from dnifx.passes.graph import captured, copied, module_path
+from dnifx.passes.capture.record.state import preserved, seed, storage_of
+from dnifx.passes.capture.record.structure import copied_arguments, tensors_in
+from dnifx.passes.graph import captured, copied, described, input_names, is_on_meta, listed
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
 
@@ -33,13 +30,14 @@ NEEDS_VALUES = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+"""Errors of a run on fake tensors which mean that a node needs the values of its tensors."""
 
 
 @dataclass(frozen=True)
 class MeasureNodes(Pass):
-    """Run the graph on fake tensors (nothing is computed) and write down what each node costs.
+    """Run the graph on fake tensors, which computes nothing, and write down what each node costs.
 
-    Where a node needs the values of its tensors, the graph is run once for real instead, and the model put back.
+    Where a node needs the values of its tensors, the graph is run once for real, and the model is restored.
     """
 
     name: ClassVar[str] = "measure"
@@ -47,18 +45,15 @@ class MeasureNodes(Pass):
     ensures: ClassVar[tuple[str, ...]] = ("measures",)
 
     def run(self, program: Program) -> Program:
-        """Measure every node; readers that follow an in-place write are led to the write's result, the same tensor."""
+        """Measure every node, let later readers of a written tensor read the write's result, and drop unused nodes."""
         try:
             measured = replace(program, measures=measure_on_fakes(program))
         except (*NEEDS_VALUES, CaptureError) as error:
-            if isinstance(error, CaptureError) and holds_no_values(program):
+            if isinstance(error, CaptureError) and is_on_meta(program):
                 raise
-            note = (
-                f"measured by a real run of the example inputs, since {type(error).__name__} on fake tensors: {error}"
-            )
-            measured = replace(
-                program, measures=measure_for_real(program), notes=(*program.notes, note.splitlines()[0])
-            )
+            reason = f"the graph does not run on fake tensors ({type(error).__name__}: {error}".splitlines()[0]
+            note = f"{reason}), so it was measured by a real run of the example inputs"
+            measured = replace(program, measures=measure_for_real(program), notes=(*program.notes, note))
         graph = with_writes_read(copied(captured(program)), measured.measures)
         return without_unused(replace(measured, graph=graph))
 
@@ -71,24 +66,22 @@ def without_unused(program: Program) -> Program:
         if not node.users and node.op != "output" and is_pure(program, node):
             dropped.append(node.name)
             graph.erase_node(node)
-    computed = [name for name in reversed(dropped) if program.measures[name].is_tensor]
+    tensors = [name for name in reversed(dropped) if program.measures[name].is_tensor]
     measures = {name: measure for name, measure in program.measures.items() if name not in set(dropped)}
-    more = f" and {len(computed) - 3} more" if len(computed) > 3 else ""
-    note = (f"nothing uses {', '.join(computed[:3])}{more}: not computed",) if computed else ()
+    note = (f"nothing uses {listed(tensors)}: not computed",) if tensors else ()
     return replace(program, measures=measures, notes=program.notes + note)
 
 
 def is_pure(program: Program, node: fx.Node) -> bool:
-    """Whether a node only computes its value."""
+    """Whether a node does nothing but compute its value."""
     measure = program.measures[node.name]
     if node.op == "placeholder" or measure.random or measure.writes:
         return False
     if node.op == "call_module":
         module = program.model.get_submodule(str(node.target))
-        known = all(type(each).__module__.startswith("torch.nn.") for each in module.modules())
         return (
-            known
-            and not any(True for _ in module.buffers())
+            all(type(each).__module__.startswith("torch.nn.") for each in module.modules())
+            and next(module.buffers(), None) is None
             and not module._forward_hooks
             and not module._forward_pre_hooks
         )
@@ -96,7 +89,7 @@ def is_pure(program: Program, node: fx.Node) -> bool:
 
 
 def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Graph:
-    """Let the readers of a value that come after an in-place write read the write's result, where it is the same tensor."""
+    """Let what reads a tensor after an in-place write read the write's result, where that is the same tensor."""
     for node in graph.nodes:
         for target in node.all_input_nodes if node.op != "output" and measures[node.name].writes else ():
             before, after = measures[target.name], measures[node.name]
@@ -109,25 +102,15 @@ def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Gra
 
 
 def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
-    """Measure by fake tensors: no memory and no arithmetic."""
+    """Measure by fake tensors, without memory and arithmetic."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with (
-        preserved(program.model),
-        quiet_loggers("torch._subclasses.fake_tensor"),
-        mode,
-    ):
+    with preserved(program.model), quiet_loggers("torch._subclasses.fake_tensor"), mode:
         seed(0)
         return run_measured(program, mode.from_tensor)
 
 
-def holds_no_values(program: Program) -> bool:
-    """Whether the model or its inputs are on the meta device, where nothing can be run for real."""
-    inputs = (leaf for leaf in pytree.tree_leaves((program.args, dict(program.kwargs))) if isinstance(leaf, Tensor))
-    return any(tensor.is_meta for tensor in chain(program.model.parameters(), inputs))
-
-
 def measure_for_real(program: Program) -> Mapping[str, Measure]:
-    """Measure by running copies of the example inputs from one seed; parameters, buffers, attributes and random state are put back."""
+    """Measure by a run on copies of the example inputs; the model and the random state are restored."""
     args, kwargs = copied_arguments(program.args, program.kwargs)
     with preserved(program.model) as kept, kept.watching():
         seed(0)
@@ -146,16 +129,16 @@ def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
     except NEEDS_VALUES:
         raise
     except Exception as error:
-        node = meter.current
+        place = "" if meter.current is None else f"node {described(meter.current)}: "
         raise CaptureError(
-            f"the captured graph of {type(program.model).__name__} does not run on the example inputs: node "
-            f"{node.name if node else '?'} in module {module_path(node) if node else '?'!r}: {type(error).__name__}: {error}"
+            f"the captured graph of {type(program.model).__name__} does not run on the example inputs: {place}"
+            f"{type(error).__name__}: {error}"
         ) from error
     return meter.measures
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts floating-point operations, by torch's own formulas, and the operations that draw random numbers."""
+    """Counts floating-point operations, by torch's own formulas, and operations that draw random numbers."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -207,7 +190,7 @@ class Meter(fx.Interpreter):
         return self.fake(value) if isinstance(value, Tensor) else value
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node; see what it made, what it wrote and what it cost."""
+        """Run one node and measure what it made, wrote and cost."""
         self.current = n
         before = versions(n, self.env)
         flops, draws = self.counter.flops, self.counter.draws
@@ -224,18 +207,16 @@ class Meter(fx.Interpreter):
     def measure(self, node: fx.Node, value: Any, flops: int, writes: tuple[str, ...]) -> Measure:
         """Describe a node's value."""
         tensors = held_tensors(value)
-        storages = tuple(storage_of(tensor) for tensor in tensors)
+        specs, storages = tuple(map(spec_of, tensors)), tuple(map(storage_of, tensors))
         known = {storage for argument in node.all_input_nodes for storage in self.measures[argument.name].storages}
-        own = 0 if node.op in ("placeholder", "get_attr") else 1
+        made = [spec.bytes for spec, storage in zip(specs, storages, strict=True) if storage not in known]
+        read = node_parameters(self.module, node, self.constants).values()
         return Measure(
-            tensors=tuple(spec_of(tensor) for tensor in tensors),
+            tensors=specs,
             is_tensor=isinstance(value, Tensor),
             flops=flops,
-            parameter_bytes=parameter_bytes(self.module, node, self.constants),
-            activation_bytes=own
-            * sum(
-                spec_of(tensor).bytes for tensor, storage in zip(tensors, storages, strict=True) if storage not in known
-            ),
+            parameter_bytes=sum(parameter.nbytes for parameter in read),
+            activation_bytes=0 if node.op in ("placeholder", "get_attr") else sum(made),
             storages=storages,
             writes=writes,
             holder=holder_of(value) if tensors else None,
@@ -243,7 +224,7 @@ class Meter(fx.Interpreter):
 
 
 def holder_of(value: Any) -> Holder | None:
-    """Return how a value holds its parts; None for a tensor, and for what holds none."""
+    """Return how a value holds its parts; None for a tensor and for a value without tensors."""
     if isinstance(value, Tensor) or not held_tensors(value):
         return None
     if type(value) in (tuple, list):
@@ -254,8 +235,8 @@ def holder_of(value: Any) -> Holder | None:
 
 
 def held_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors of a value: itself, or what a structure or an object of any class holds."""
-    return [value] if isinstance(value, Tensor) else [tensor for _, tensor in tensors_in(value)]
+    """Return the tensors of a value: itself, or those in a structure or an object of any class."""
+    return [tensor for _, tensor in tensors_in(value)]
 
 
 def versions(node: fx.Node, env: Mapping[fx.Node, Any]) -> dict[str, tuple[int, ...]]:
@@ -272,15 +253,8 @@ def trains(model: nn.Module, node: fx.Node) -> bool:
 
 
 def with_gradient(spec: TensorSpec) -> TensorSpec:
-    """Return a spec that carries a gradient if its type can: a module kept whole may do so in one call and not in the next."""
+    """Return a spec with a gradient if its dtype can have one: a module kept whole may give one in one call and not in the next."""
     return replace(spec, requires_grad=spec.dtype.is_floating_point or spec.dtype.is_complex)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Identify a tensor's memory."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    return int(tensor.untyped_storage()._cdata)
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
@@ -288,13 +262,8 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(tuple(tensor.shape), tensor.dtype, tensor.requires_grad, tensor.device)
 
 
-def parameter_bytes(model: nn.Module, node: fx.Node, constants: Mapping[str, Any]) -> int:
-    """Return the bytes of the parameters that a node reads."""
-    return sum(parameter.nbytes for parameter in node_parameters(model, node, constants).values())
-
-
 def node_parameters(model: nn.Module, node: fx.Node, constants: Mapping[str, Any]) -> dict[str, nn.Parameter]:
-    """Return the parameters that a node reads, by the path they are reached by."""
+    """Return the parameters that a node reads, by their path."""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         return {f"{node.target}.{name}": parameter for name, parameter in module.named_parameters()}
@@ -307,13 +276,12 @@ def node_parameters(model: nn.Module, node: fx.Node, constants: Mapping[str, Any
 
 def batch_input(program: Program) -> str | None:
     """Return the name of the first input with a batch dimension; its first size is the number of examples."""
-    names = program.signature.inputs if program.signature is not None else ()
-    sized = (name for name in names if program.measures[name].is_tensor and program.measures[name].tensors[0].shape)
-    return next(sized, None)
+    measures = ((name, program.measures[name]) for name in input_names(program))
+    return next((name for name, measure in measures if measure.is_tensor and measure.tensors[0].shape), None)
 
 
 def examples_of(program: Program) -> tuple[str, int] | None:
-    """Return the input, and its dimension, that counts the examples of a batch: a carried state, else the first input."""
+    """Return the input, and its dimension, whose size is the number of examples: a carried state, else the first input."""
     if program.carries:
         return program.carries[0].input, program.carries[0].dim
     name = batch_input(program)
@@ -322,7 +290,8 @@ def examples_of(program: Program) -> tuple[str, int] | None:
 
 def data_inputs(program: Program) -> tuple[str, ...]:
     """Return the names of the inputs that input models see: the floating-point tensors."""
-    names = program.signature.inputs if program.signature is not None else ()
     return tuple(
-        name for name in names if all(tensor.dtype.is_floating_point for tensor in program.measures[name].tensors)
+        name
+        for name in input_names(program)
+        if all(tensor.dtype.is_floating_point for tensor in program.measures[name].tensors)
     )

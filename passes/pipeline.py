@@ -1,4 +1,4 @@
-"""The pipeline: runs passes in order, checks what each states, and tells one callback."""
+"""The pipeline: runs passes in order, checks what each one requires and ensures, and calls one callback."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from dnifx.ir import Program
 class Pass:
     """One step of the compiler: a frozen dataclass whose fields are its options.
 
-    A subclass sets ``name``, ``requires`` and ``ensures`` (names of Program fields that must hold something before and
-    after) and implements ``run``; ``check`` may look at the result more closely.
+    A subclass implements ``run``. It sets ``name``, and the names of the Program fields that must be filled before
+    (``requires``) and after (``ensures``) its run. ``check`` may look at the result more closely.
     """
 
     name: ClassVar[str]
@@ -22,19 +22,15 @@ class Pass:
     ensures: ClassVar[tuple[str, ...]] = ()
 
     def run(self, program: Program) -> Program:
-        """Return a new program with more of it known; never change the one given."""
+        """Return a new program in which more is known; never change the one given."""
         raise NotImplementedError
 
     def check(self, program: Program) -> None:
         """Raise PassError where the result breaks what this pass promises."""
 
     def __str__(self) -> str:
-        set_fields = (
-            (field, getattr(self, field.name))
-            for field in fields(self)
-            if getattr(self, field.name) != default_of(field)
-        )
-        options = ",".join(f"{field.name}={value!r}" for field, value in set_fields)
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        options = ",".join(f"{field.name}={value!r}" for field, value in values if value != default_of(field))
         return f"{self.name}{{{options}}}" if options else self.name
 
 
@@ -45,7 +41,7 @@ def default_of(field: Any) -> object:
 
 @dataclass(frozen=True)
 class Event:
-    """What the pipeline's callback is told after each pass."""
+    """What the callback is given after each pass."""
 
     name: str
     seconds: float
@@ -59,9 +55,9 @@ def run_passes(program: Program, passes: Sequence[Pass], callback: Callback | No
     """Run the passes in order and return the last result.
 
     Raises:
-        DnifxError: What a pass refuses, as it is.
-        PassError: A pass that lacked what it requires, broke what it ensures, or failed otherwise; the text names the
-            pass and those already run.
+        DnifxError: A pass refuses the program.
+        PassError: A pass has not what it requires, breaks what it ensures, or fails otherwise. The text names the pass
+            and those already run.
     """
     done: list[str] = []
     for step in passes:
@@ -83,7 +79,7 @@ def run_passes(program: Program, passes: Sequence[Pass], callback: Callback | No
 
 
 def verify(step: Pass, result: Program, done: Sequence[str]) -> None:
-    """Let a pass look at its result; raise PassError, with the place, where it finds a fault."""
+    """Let a pass look at its result; raise PassError where it finds a fault."""
     try:
         step.check(result)
     except (PassError, RuntimeError, ValueError) as error:
@@ -91,13 +87,13 @@ def verify(step: Pass, result: Program, done: Sequence[str]) -> None:
 
 
 def demand(step: Pass, program: Program, names: Sequence[str], verb: str, done: Sequence[str]) -> None:
-    """Raise PassError where a Program field that the pass names holds nothing."""
+    """Raise PassError where a Program field that the pass names is empty."""
     for name in names:
         value = getattr(program, name)
         if value is None or value in ((), {}):
-            raise PassError(f"{place(step, done)} {verb} program.{name}, which holds nothing")
+            raise PassError(f"{place(step, done)} {verb} program.{name}, which is empty")
 
 
 def place(step: Pass, done: Sequence[str]) -> str:
-    """Say which pass is meant and which ran before it."""
+    """Return the name of a pass and of those that ran before it."""
     return f"pass {step.name!r} (after: {', '.join(done) or 'none'})"

@@ -1,4 +1,4 @@
-"""The pass that puts the actions of a training step into order."""
+"""Schedule: what a training step runs, and in which order."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,11 +10,11 @@ from dnifx.passes.pipeline import Pass
 
 @dataclass(frozen=True)
 class ScheduleActions(Pass):
-    """Choose and check what a training step runs, in which order and where.
+    """Choose and check the actions of a training step.
 
     Attributes:
-        order: A schedule as ``dnifx.schedules.resolve`` takes it in words: its name, or its actions. Of one that
-            depends on the step, the program holds the first step's.
+        order: A schedule as ``dnifx.schedules.resolve`` takes it: its name, or its actions as text. If it depends on the
+            step, the program holds that of the first step.
     """
 
     name: ClassVar[str] = "schedule"

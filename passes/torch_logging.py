@@ -1,4 +1,4 @@
-"""Quiets loggers of torch where a failure is expected and answered."""
+"""Quiets loggers of torch where a failure is expected and handled."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_loggers(*names: str) -> Iterator[None]:
-    """Let nothing out of some loggers within the block: what they say of a failure is said again, or answered, by dnifx."""
+    """Disable loggers within the block, where dnifx itself reports or handles the failures that they log."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:

@@ -8,12 +8,12 @@ import pytest
 from tests.documents import DOCUMENTS, ROOT, examples, run
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-FILE = re.compile(r"`((?:dnifx|passes|zoo|tests|docs|benchmarks)/[\w/]*\w\.(?:py|md))`")
+FILE = re.compile(r"`((?:dnifx|passes|zoo|tests|docs|benchmarks)/(?:[\w/]*\w(?:\.(?:py|md)|/))?)`")
 UNWRITTEN = {
     "dnifx/estimators/low_rank.py",
-    "tests/test_low_rank.py",
+    "tests/estimators/test_low_rank.py",
     "passes/identities.py",
-    "tests/test_identities.py",
+    "tests/passes/test_identities.py",
 }
 """Files that the walk-throughs tell their reader to write."""
 
@@ -30,7 +30,11 @@ def test_there_are_examples_that_print(name: str) -> None:
     assert any(example.printed for example in examples(ROOT / name))
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_what_it_points_to_is_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     missing = [link for link in LINK.findall(text) if not (path.parent / link).exists()]

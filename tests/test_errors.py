@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dnifx
 from dnifx import errors
 from dnifx.errors import DnifxError, nearest
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 from tests.passes.programs import Residual, mlp
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
@@ -75,7 +75,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[DnifxError], tuple[str, ...
     "an estimator that is not there": (
         lambda: decouple(mlp(6, 6, 2), "1", gradient="syntheti"),
         errors.EstimatorError,
-        ("gradient='syntheti' is no estimator", "'synthetic'"),
+        ("gradient='syntheti' is not an estimator", "'synthetic'"),
     ),
     "no context": (
         lambda: decouple(mlp(6, 6, 2), "1", context="label", num_classes=2)(X),
@@ -87,7 +87,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[DnifxError], tuple[str, ...
         errors.OptimizerError,
         ("optimizer=", "missing 'submod_1'", "the groups are"),
     ),
-    "no model": (lambda: dnifx.decouple(torch.relu, "1"), errors.CaptureError, ("takes an nn.Module",)),  # type: ignore[call-overload]
+    "no model": (lambda: dnifx.decouple(torch.relu, "1"), errors.CaptureError, ("takes an nn.Module",)),  # type: ignore[arg-type]
     "an example that does not fit": (
         lambda: dnifx.decouple(mlp(6, 6, 2), "1", args=(torch.randn(4, 5),)),
         errors.CaptureError,

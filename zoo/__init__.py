@@ -1,10 +1,31 @@
-"""The paper's models, their data, and recipes that train them (``dnifx.zoo.recipes``)."""
+"""The paper's models, their data sets, and recipes to train them (``dnifx.zoo.recipes``).
+
+A public name is imported when it is first used, so that ``dnifx train --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if __name__ != "dnifx.zoo":
-    raise ImportError(f"this package is dnifx.zoo; import it so, for as {__name__!r} its classes would be others")
+    raise ImportError(
+        f"this package is dnifx.zoo; import it so, because its classes under {__name__!r} would be others"
+    )
 
-from dnifx.zoo.cnn import CNN
-from dnifx.zoo.fcn import FCN
-from dnifx.zoo.models import MODELS, ZooModel
+if TYPE_CHECKING:
+    from dnifx.zoo.cnn import CNN
+    from dnifx.zoo.fcn import FCN
+    from dnifx.zoo.models import MODELS, ZooModel
 
 __all__ = ["CNN", "FCN", "MODELS", "ZooModel"]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used."""
+        if name in __all__:
+            return getattr(import_module("dnifx.zoo.models"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """List the public names too that nobody has used yet."""
+        return sorted({*globals(), *__all__})

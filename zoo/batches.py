@@ -1,4 +1,4 @@
-"""Endless shuffled batches whose place can be saved and taken up again."""
+"""Endless shuffled batches whose place can be saved and restored."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from dnifx.zoo.data import Split
 
 
 class Batches:
-    """Batches of one split, each pass over it in another order; what is left at the end of a pass is left out.
+    """Batches of one split. Each pass has another order and drops an incomplete last batch.
 
-    The order depends on the seed alone, whatever the device and whatever else draws random numbers.
+    The order depends on the seed alone, not on the device or on other random numbers.
 
     Args:
         split: The examples.
         size: Examples in a batch.
-        seed: Chooses the orders.
+        seed: Seed of the orders.
 
     Raises:
-        DataError: Where the split holds less than a batch.
+        DataError: The split holds less than a batch.
 
     >>> split = Split(torch.arange(5.0)[:, None], torch.arange(5))
     >>> batches = Batches(split, size=2, seed=0)
@@ -49,19 +49,19 @@ class Batches:
         return batch.inputs, batch.targets
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place: the generator's state, the order of this pass, and the position in it."""
+        """Return the place: the generator's state, the order of this pass, the position in it."""
         return {"generator": self._generator.get_state(), "order": self._order, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place that ``state_dict`` gave, of batches over as many examples.
+        """Go to a saved place.
 
         Raises:
-            DataError: Where the state is that of another number of examples.
+            DataError: The state belongs to another number of examples.
         """
         if len(state["order"]) != len(self._split):
             raise DataError(
                 f"the saved order is that of {len(state['order'])} examples, but the split holds {len(self._split)}; "
-                "load the same split that was saved"
+                "use the split that the state was saved with"
             )
         self._generator.set_state(state["generator"])
         self._order = state["order"]

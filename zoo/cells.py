@@ -1,4 +1,4 @@
-"""Recurrent cells that take one step: vanilla, leaky, LSTM, and LSTM with recurrent batch norm."""
+"""Recurrent cells for one step: vanilla, leaky, LSTM, and LSTM with recurrent batch norm."""
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class VanillaCell(nn.Module):
 
 
 class LeakyCell(nn.Module):
-    """A cell whose units keep part of what they were, with a readout.
+    """A cell whose units keep part of their last value, with a readout.
 
     h_t = (1 - leak) h_{t-1} + leak tanh(W x_t + U h_{t-1} + b),  y_t = V h_t + c
 
@@ -41,13 +41,14 @@ class LeakyCell(nn.Module):
         inputs: Size of an input.
         width: Units.
         outputs: Size of an output.
-        leak: Share of a unit that is new at each step, above 0 and at most 1; 1 is the vanilla cell.
+        leak: New share of a unit at each step, above 0 and at most 1; 1 is the vanilla cell.
 
     Raises:
         OptionError: The leak is out of its range.
 
     References:
-        Jaderberg et al. 2017, appendix: DNI "works similarly" for vanilla and leaky networks; no numbers are given.
+        Jaderberg et al. 2017, appendix: DNI "works similarly" for vanilla and leaky networks. It
+        gives no numbers.
     """
 
     def __init__(self, inputs: int, width: int, outputs: int, leak: float = 0.1) -> None:
@@ -102,10 +103,11 @@ class BatchNormLSTMCell(nn.Module):
     (torch.Size([5, 3]), torch.Size([5, 3]))
 
     References:
-        Cooijmans et al. 2016, "Recurrent Batch Normalization", arXiv 1603.09025; gammas begin at 0.1, as there.
+        Cooijmans et al. 2016, "Recurrent Batch Normalization", arXiv 1603.09025. The gammas start
+        at 0.1, as there.
 
-    Differs from the paper in: statistics are shared by all steps, since streams have no first step; initial weights are
-    PyTorch's.
+    Differs from the paper in: all steps share their statistics, because streams have no first step;
+    the initial weights are PyTorch's.
     """
 
     def __init__(self, inputs: int, width: int) -> None:

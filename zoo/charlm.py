@@ -22,10 +22,10 @@ SHAKESPEARE = Resource(
 
 @dataclass(frozen=True)
 class Text:
-    """Three parts of a text as numbers of characters.
+    """Three parts of a text, with every character as a number.
 
     Attributes:
-        characters: The alphabet: all characters of the training part, and those of the others.
+        characters: The alphabet: all characters of the three parts.
         train: Characters [length], int64.
         validation: Likewise.
         test: Likewise.
@@ -41,7 +41,7 @@ def tiny_shakespeare() -> Text:
     """Return tiny Shakespeare: 90% to train on, 5% to validate, 5% to test.
 
     Raises:
-        DataError: It is absent and cannot be downloaded, or damaged.
+        DataError: The file is damaged, or it is missing and cannot be downloaded.
     """
     content = find(SHAKESPEARE).read_text(encoding="utf-8")
     ends = len(content) * 90 // 100, len(content) * 95 // 100
@@ -49,10 +49,12 @@ def tiny_shakespeare() -> Text:
 
 
 def read_text(paths: Sequence[Path]) -> Text:
-    """Return the text in three files: train, validation, test. Penn Treebank's character files are read as they are.
+    """Return the text of three files: train, validation, test.
+
+    The character files of Penn Treebank can be read as they are.
 
     Raises:
-        DataError: They are not three, or one cannot be read.
+        DataError: There are not three files, or one cannot be read.
     """
     if len(paths) != 3:
         raise DataError(f"got {len(paths)} text files, expected three: train, validation, test")
@@ -63,7 +65,7 @@ def read_text(paths: Sequence[Path]) -> Text:
 
 
 def encoded(train: str, validation: str, test: str) -> Text:
-    """Number the characters of three parts."""
+    """Return three parts of a text with their characters as numbers."""
     characters = tuple(sorted(set(train) | set(validation) | set(test)))
     numbers = {character: number for number, character in enumerate(characters)}
     parts = (torch.tensor([numbers[character] for character in part]) for part in (train, validation, test))
@@ -71,14 +73,14 @@ def encoded(train: str, validation: str, test: str) -> Text:
 
 
 class TextStream:
-    """Streams that read a text from evenly spaced places on, round and round.
+    """Streams that start at evenly spaced places of a text and read it round and round.
 
     Args:
         text: Characters [length].
-        batch: Streams.
+        batch: Number of streams.
 
     Raises:
-        DataError: The text is shorter than two characters a stream.
+        DataError: The text has fewer than two characters for each stream.
 
     >>> stream = TextStream(torch.arange(8), batch=2)
     >>> [part.tolist() for part in stream.window(3)]
@@ -95,7 +97,7 @@ class TextStream:
         self.place = 0
 
     def window(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the next characters [batch, steps] and those that follow each."""
+        """Return the next characters [batch, steps], and for each the character that follows."""
         places = (self.starts[:, None] + self.place + torch.arange(steps + 1)) % len(self.text)
         self.place = (self.place + steps) % len(self.text)
         read = self.text[places]
@@ -106,19 +108,21 @@ class TextStream:
         return {"place": self.place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place that ``state_dict`` gave."""
+        """Go to a saved place."""
         self.place = state["place"]
 
 
 def bits_per_character(model: nn.Module, text: Tensor, width: int, streams: int = 32, steps: int = 200) -> float:
-    """Return the mean bits that a model needs for a character of a text, read by parallel streams from a zero state.
+    """Return the mean number of bits that a model needs for a character of a text.
+
+    Parallel streams read the text, each from a zero state.
 
     Args:
-        model: From characters [batch, steps] and a state to logits and the next state.
+        model: Maps characters [batch, steps] and a state to logits and the next state.
         text: Characters [length].
         width: Units of the state.
-        streams: Parallel streams; the text is cut into as many parts.
-        steps: Characters at once.
+        streams: Number of parallel streams. The text is cut into as many parts.
+        steps: Characters in a window.
     """
     part = (len(text) - 1) // streams
     rows = torch.stack([text[start : start + part + 1] for start in range(0, streams * part, part)])
@@ -133,7 +137,7 @@ def bits_per_character(model: nn.Module, text: Tensor, width: int, streams: int 
 
 
 def windows_of(rows: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield windows of rows, and what follows each character."""
+    """Yield windows of the rows, and for each character the one that follows."""
     for start in range(0, rows.size(1) - 1, steps):
         stop = min(start + steps, rows.size(1) - 1)
         yield rows[:, start:stop], rows[:, start + 1 : stop + 1]

@@ -8,35 +8,39 @@ from dnifx.errors import OptionError
 
 
 class CNN(nn.Module):
-    """A convolutional classifier: hidden layers of convolution, batch norm, ReLU and pooling, then a linear classifier.
+    """A convolutional classifier.
 
-    h_0 = x,  h_i = pool_i(ReLU(BN(W_i * h_{i-1} + b_i))) for i = 1 .. layers - 1,  output = W flatten(h_{layers-1}) + b
+    A hidden layer has a convolution, batch norm, ReLU and a pool. The last layer is linear.
 
-    with 5x5 convolutions that keep the size; pool_1 takes the maximum, the other pools the average, over 3x3. The
-    layers are modules ``hidden.0``, ``hidden.1``, ... and ``classifier``; the cuts ``"hidden.*"`` put an interface
-    after every hidden layer.
+    h_0 = x,  h_i = pool_i(ReLU(BN(W_i * h_{i-1} + b_i))) for i = 1 .. layers - 1
+    output = W flatten(h_{layers-1}) + b
+
+    The 5x5 convolutions keep the size. The pools cover 3x3; pool_1 takes the maximum, the others
+    the average. The layers are the modules ``hidden.0``, ``hidden.1``, ... and ``classifier``. The
+    cuts ``"hidden.*"`` put an interface after every hidden layer.
 
     Args:
-        image: Shape of an input image, [channels, height, width]; any size of 1 x 1 or more.
+        image: Shape of an input image, [channels, height, width]; any size from 1 x 1.
         classes: Number of classes.
-        layers: Number of layers, the classifier among them, 2 or more.
+        layers: Number of layers, including the classifier, 2 or more.
         filters: Filters of a hidden layer: 64 for MNIST, 128 for CIFAR-10.
 
     Raises:
-        OptionError: Where ``layers`` is below 2.
+        OptionError: ``layers`` is below 2.
 
     >>> import torch
     >>> CNN(layers=3)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
 
     References:
-        Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017, arXiv 1608.05343v1,
-        appendix A.1.
+        Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017,
+        arXiv 1608.05343v1, appendix A.1.
 
-    Differs from the paper in: it states neither the stride nor the padding of the pools; here they are 2 and 1, so that
-    each layer halves the image (28, 14, 7, 4, 2, 1, 1, ...) and any depth fits any image, where a stride of 3 (the
-    choice of the rerun in Belilovsky et al. 2020) ends at the third layer. The average leaves the padding out. It does
-    not state whether its "3 layers" count the classifier; here they do, as for its fully connected network.
+    Differs from the paper in: the pools' stride and padding, which the paper does not state. Here
+    they are 2 and 1. Each layer halves the image (28, 14, 7, 4, 2, 1, 1, ...), so any depth fits
+    any image. A stride of 3, as in Belilovsky et al. 2020, ends at the third layer. The average
+    leaves the padding out. The paper does not say whether its "3 layers" count the classifier. Here
+    they do, as in its fully connected network.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         if layers < 2:
-            raise OptionError(f"CNN(): {layers=}, but a hidden layer and the classifier make 2; give layers=2 or more")
+            raise OptionError(f"CNN(): got {layers=}, expected 2 or more: a hidden layer and the classifier")
         channels, height, width = image
         inputs = [channels, *[filters] * (layers - 2)]
         self.hidden = nn.Sequential(*(_hidden(size, filters, first=not i) for i, size in enumerate(inputs)))
@@ -54,7 +58,7 @@ class CNN(nn.Module):
         self.classifier = nn.Linear(filters * height * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [batch, classes] of the images ``x`` [batch, channels, height, width]."""
+        """Return logits [batch, classes] of the images ``x`` [batch, channels, height, width]."""
         logits: Tensor = self.classifier(self.flatten(self.hidden(x)))
         return logits
 

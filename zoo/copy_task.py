@@ -1,4 +1,4 @@
-"""Copy and Repeat Copy: endless episodes whose length grows as they are solved."""
+"""Copy and Repeat Copy: endless episodes that grow longer once they are solved."""
 
 import math
 from collections.abc import Mapping
@@ -11,22 +11,23 @@ from torch.nn import functional
 from dnifx.errors import OptionError
 
 SOLVED = 0.15
-"""Bits of error for each answered character, below which a length counts as solved."""
+"""A length is solved if its error is below so many bits for each answered character."""
 
 
 class CopyStream:
-    """A batch of streams in step with each other, cut into windows of any length.
+    """Parallel streams of episodes, read in windows of any length.
 
-    An episode: N characters are read, then a stop with the number of repeats R; the answer is the N characters R times and a
-    stop. While a length is read the answer is a blank. Once the error, the mean over the answer's characters and the last
-    ``episodes`` episodes, is below 0.15 bits, N grows by 1 (Copy), or N and R in turn (Repeat Copy).
+    In an episode the network first reads N characters, then a stop with the number of repeats R. It
+    then answers with the N characters, R times, and a stop. While it reads, the answer is a blank.
+    The error is the mean over the answer's characters and the last ``episodes`` episodes. Once it
+    is below 0.15 bits, N grows by 1 (Copy), or N and R grow in turn (Repeat Copy).
 
     Args:
         repeat: Whether the sequence is repeated.
-        batch: Streams.
-        seed: Of the characters.
+        batch: Number of streams.
+        seed: Seed of the characters.
         characters: Size of the alphabet.
-        episodes: Episodes that the error is averaged over.
+        episodes: Number of episodes that the error is averaged over.
 
     Raises:
         OptionError: The batch or the alphabet is too small.
@@ -34,7 +35,8 @@ class CopyStream:
     References:
         Jaderberg et al. 2017, appendix A.3: the length of a task is N + 3, or N R + 3.
 
-    Differs from the paper in: the alphabet, the episodes averaged over and the coding of R, which it does not state.
+    Differs from the paper in: the alphabet, the number of episodes averaged over and the coding of
+    R, which the paper does not state.
     """
 
     def __init__(self, repeat: bool, batch: int, seed: int, characters: int = 2, episodes: int = 20) -> None:
@@ -60,7 +62,7 @@ class CopyStream:
 
     @property
     def task_length(self) -> int:
-        """The length that is being learned, N R + 3."""
+        """The present length, N R + 3."""
         return self.length * self.repeats + 3
 
     def start(self) -> None:
@@ -78,7 +80,10 @@ class CopyStream:
         self.place = 0
 
     def window(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the next inputs [batch, steps, inputs] and classes [batch, steps]; windows go across episodes."""
+        """Return the next inputs [batch, steps, inputs] and classes [batch, steps].
+
+        A window can reach into the next episode.
+        """
         x, y = [], []
         while steps:
             if self.place == self.x.size(1):
@@ -91,11 +96,11 @@ class CopyStream:
         return torch.cat(x, 1), torch.cat(y, 1)
 
     def learned(self, logits: Tensor, targets: Tensor) -> None:
-        """Take note of the error in a window, and make the task longer where it is solved.
+        """Add the error in a window, and make the task longer once it is solved.
 
         Args:
             logits: [batch, steps, outputs].
-            targets: [batch, steps], as ``window`` gave them.
+            targets: [batch, steps], from ``window``.
         """
         asked = targets[0] != self.characters + 1
         if not asked.any():
@@ -121,12 +126,12 @@ class CopyStream:
             self.length += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place: generator, lengths, errors and the episode under way."""
+        """Return the place: generator, lengths, errors and the present episode."""
         kept = ("length", "repeats", "solved", "errors", "answered", "place", "x", "y")
         return {"generator": self.generator.get_state(), **{name: getattr(self, name) for name in kept}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place that ``state_dict`` gave."""
+        """Go to a saved place."""
         for name, value in state.items():
             if name == "generator":
                 self.generator.set_state(value)

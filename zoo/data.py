@@ -1,4 +1,4 @@
-"""The data sets of the paper's experiments, split into train, validation and test, as tensors."""
+"""The data sets of the paper's experiments as tensors: train, validation and test."""
 
 import gzip
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from dnifx.errors import DataError, nearest
 from dnifx.zoo.files import Resource, find
 
 SPLIT_SEED = 20170806
-"""Chooses the validation examples (and the digits' test examples): the same ones in every run."""
+"""Seed that draws the validation examples, and the digits' test examples, alike in every run."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -24,7 +24,8 @@ class Split:
     """Examples of one data set.
 
     Attributes:
-        inputs: Images [examples, channels, height, width], or vectors [examples, size]; float32 in [0, 1].
+        inputs: Images [examples, channels, height, width] or vectors [examples, size]; float32
+            in [0, 1].
         targets: Classes [examples], int64.
     """
 
@@ -49,15 +50,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that a name stands for.
+    """A data set with a name.
 
     Attributes:
-        name: What the user writes: ``mnist``.
+        name: The name, such as ``mnist``.
         summary: One line for lists.
         shape: Shape of one image, [channels, height, width].
         classes: Number of classes.
-        validation: Training examples held out for validation where nothing else is asked.
-        train: Reads the examples to train on, validation among them.
+        validation: Training examples held out for validation by default.
+        train: Reads the training examples, including those for validation.
         test: Reads the test examples.
     """
 
@@ -73,16 +74,19 @@ class Dataset:
 def load(name: str, split: str = "train", *, validation: int | None = None) -> Split:
     """Return one split of a data set.
 
-    The files lie in ``$DNIFX_DATA``, or in ``~/.cache/dnifx``; they are downloaded where they are absent and checked
-    whenever they are read. The validation examples are drawn from the training examples by a fixed seed.
+    The files are in ``$DNIFX_DATA``, or in ``~/.cache/dnifx``. Missing files are downloaded, and
+    every file is checked when it is read. A fixed seed draws the validation examples from the
+    training examples.
 
     Args:
         name: ``digits``, ``mnist``, ``fashion`` or ``cifar10``.
         split: ``train``, ``validation`` or ``test``.
-        validation: Training examples held out for validation; by default as many as ``DATASETS`` says.
+        validation: Training examples held out for validation; by default the number in
+            ``DATASETS``.
 
     Raises:
-        DataError: Where the name or the split is unknown, a file is damaged, or absent with no way to download it.
+        DataError: The name or the split is unknown, a file is damaged, or a missing file cannot be
+            downloaded.
     """
     if name not in DATASETS:
         raise DataError(f"no data set {name!r}; did you mean {nearest(name, DATASETS)}?")
@@ -108,7 +112,9 @@ def _digits(*, test: bool) -> Split:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("the digits come with scikit-learn, which is absent: pip install 'dnifx[zoo]'") from error
+        raise DataError(
+            "the digits come with scikit-learn, which is not installed: pip install 'dnifx[zoo]'"
+        ) from error
     images, classes = load_digits(return_X_y=True)
     inputs = torch.from_numpy(images).float().div(16).reshape(-1, 1, 8, 8)
     return _held_out(Split(inputs, torch.from_numpy(classes).long()), 360)[test]
@@ -193,7 +199,7 @@ _CIFAR10_TEST = _cifar_batch("test_batch", "803d5f7f4d78ea53de84dbe85f74fb6d")
 
 _CIFAR10 = Dataset(
     "cifar10",
-    "50,000 + 10,000 colour pictures of 10 kinds of things, 32 x 32",
+    "50,000 + 10,000 colour pictures of 10 classes, 32 x 32",
     (3, 32, 32),
     10,
     5000,

@@ -1,4 +1,4 @@
-"""The delayed cue: a task whose answer lies beyond the window, so that only a gradient from later windows can teach it."""
+"""The delayed cue: a task that only a gradient from later windows can teach."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,15 @@ WINDOWS = 5
 
 
 class CueNetwork(nn.Module):
-    """An LSTM with a readout, as torch initialises them.
+    """An LSTM with a readout, with torch's initial weights.
 
-    Only the first window sees the cue and only the last is asked for it, so truncated backpropagation gives the weights from the
-    cue inputs the gradient 0: they stay as they were drawn. What is left to it is a readout of the trace that the cue leaves in
-    the untrained state, which forget gates near 1/2 have all but lost after four windows of three steps. Gates that begin open
-    would keep it (adding 3 to their bias, truncated backpropagation solves the task within 100 episodes), and so do shorter
-    windows (of two steps, within 1,000).
+    Only the first window shows the cue, and only the last window asks for it. Truncated
+    backpropagation therefore gives the weights of the cue inputs a gradient of 0, and they never
+    change. It can only learn to read the trace that the cue leaves in the untrained state. Forget
+    gates near 1/2 lose almost all of this trace within four windows of three steps.
+
+    Some changes keep the trace. With 3 added to the forget gates' bias, truncated backpropagation
+    solves the task within 100 episodes. With windows of two steps it does so within 1,000.
 
     Args:
         width: Units of the LSTM.
@@ -44,8 +46,8 @@ class DelayedCue:
     """Episodes of five windows: one of two cues at the first step, the question 4 windows later.
 
     Attributes:
-        steps: Steps of a window, T; the delay is 4 T.
-        batch: Episodes at once.
+        steps: Steps of a window, T. The delay is 4 T.
+        batch: Episodes in parallel.
     """
 
     steps: int = 3
@@ -53,7 +55,7 @@ class DelayedCue:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
-            raise OptionError(f"{self}: steps and batch have to be 1 or more")
+            raise OptionError(f"{self}: expected steps and batch of 1 or more")
 
     def episode(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the inputs [windows, batch, steps, 3] and the cues [batch]."""
@@ -65,7 +67,7 @@ class DelayedCue:
 
 
 def answer_loss(logits: Tensor, target: tuple[Tensor, bool]) -> Tensor:
-    """Return the cross entropy of the answer in the window that asks, and 0 in all others.
+    """Return the cross entropy of the answer in the window that asks, and 0 in all other windows.
 
     Args:
         logits: [batch, steps, 2].
@@ -76,12 +78,13 @@ def answer_loss(logits: Tensor, target: tuple[Tensor, bool]) -> Tensor:
 
 
 def learner(gradient: Any, seed: int, episodes: int, task: DelayedCue) -> dnifx.Trainer:
-    """Return the trainer of a fresh network; its learning rates fall to a twentieth over the episodes.
+    """Return the trainer of a fresh network. The rates fall to a twentieth over the episodes.
 
     Args:
-        gradient: The estimator between windows, as ``dnifx.decouple`` takes it; ``"zero"`` is truncated backpropagation.
-        seed: Of the weights.
-        episodes: Episodes that it will be trained on.
+        gradient: The estimator between windows, as ``dnifx.decouple`` takes it. ``"zero"`` is
+            truncated backpropagation.
+        seed: Seed of the weights.
+        episodes: Number of training episodes.
         task: The task.
     """
     with torch.random.fork_rng(devices=[]):
@@ -101,10 +104,10 @@ def learn(gradient: Any, seed: int, episodes: int, task: DelayedCue | None = Non
     """Train from a seed and return the share of right answers in each episode.
 
     Args:
-        gradient: The estimator between windows, as ``dnifx.decouple`` takes it; ``"zero"`` is truncated backpropagation.
-        seed: Of weights and episodes.
-        episodes: Episodes to train on, each of ``batch`` at once.
-        task: The task.
+        gradient: The estimator between windows, as ``learner`` takes it.
+        seed: Seed of weights and episodes.
+        episodes: Number of training episodes, each with ``batch`` of them in parallel.
+        task: The task; by default ``DelayedCue()``.
     """
     task = task or DelayedCue()
     generator = torch.Generator().manual_seed(seed)

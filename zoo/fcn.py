@@ -8,37 +8,42 @@ from dnifx.errors import OptionError
 
 
 class FCN(nn.Module):
-    """A fully connected classifier: hidden layers of linear, batch norm and ReLU, then a linear classifier.
+    """A fully connected classifier.
 
-    h_0 = x,  h_i = ReLU(BN(W_i h_{i-1} + b_i)) for i = 1 .. layers - 1,  output = W h_{layers-1} + b
+    A hidden layer has a linear map, batch norm and ReLU. The last layer is linear.
 
-    The layers are modules ``hidden.0``, ``hidden.1``, ... and ``classifier``, so the cuts ``"hidden.*"`` put an
-    interface after every hidden layer, as the paper's experiments do: a network of 4 layers has 3 interfaces.
+    h_0 = x,  h_i = ReLU(BN(W_i h_{i-1} + b_i)) for i = 1 .. layers - 1
+    output = W h_{layers-1} + b
+
+    The layers are the modules ``hidden.0``, ``hidden.1``, ... and ``classifier``. The cuts
+    ``"hidden.*"`` put an interface after every hidden layer, as in the paper: a network of 4 layers
+    has 3 interfaces.
 
     Args:
-        inputs: Size of an input vector (784 for MNIST).
+        inputs: Size of an input vector, 784 for MNIST.
         classes: Number of classes.
-        layers: Number of layers, the classifier among them, 2 or more.
+        layers: Number of layers, including the classifier, 2 or more.
         width: Units of a hidden layer: 256 for MNIST, 1000 for CIFAR-10.
 
     Raises:
-        OptionError: Where ``layers`` is below 2.
+        OptionError: ``layers`` is below 2.
 
     >>> import torch
     >>> FCN(layers=4)(torch.zeros(2, 784)).shape
     torch.Size([2, 10])
 
     References:
-        Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017, arXiv 1608.05343v1,
-        appendix A.1.
+        Jaderberg et al., "Decoupled Neural Interfaces using Synthetic Gradients", ICML 2017,
+        arXiv 1608.05343v1, appendix A.1.
 
-    Differs from the paper in: nothing that it states; the initial weights, which it does not, are PyTorch's.
+    Differs from the paper in: the initial weights, which the paper does not state. They are
+    PyTorch's.
     """
 
     def __init__(self, inputs: int = 784, classes: int = 10, layers: int = 4, width: int = 256) -> None:
         super().__init__()
         if layers < 2:
-            raise OptionError(f"FCN(): {layers=}, but a hidden layer and the classifier make 2; give layers=2 or more")
+            raise OptionError(f"FCN(): got {layers=}, expected 2 or more: a hidden layer and the classifier")
         sizes = [inputs, *[width] * (layers - 1)]
         self.hidden = nn.Sequential(*(_hidden(size, width) for size in sizes[:-1]))
         self.classifier = nn.Linear(width, classes)

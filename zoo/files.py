@@ -1,4 +1,4 @@
-"""Files of data sets: found in the data folder, checked, and downloaded where they are absent."""
+"""Files of data sets: found in the data folder, checked, and downloaded if they are missing."""
 
 import hashlib
 import logging
@@ -21,10 +21,10 @@ class Resource:
     """A published file.
 
     Attributes:
-        path: Where it lies, relative to the data folder.
+        path: Its path in the data folder.
         md5: The hash of its bytes.
-        url: Where it, or the archive that holds it, is published.
-        archive: The archive that holds it, or None where the url leads to the file itself.
+        url: Its address; empty if it is in an archive.
+        archive: The archive that holds it; None if it is published by itself.
     """
 
     path: str
@@ -34,15 +34,15 @@ class Resource:
 
 
 def data_folder() -> Path:
-    """Return where data sets lie: ``$DNIFX_DATA``, or ``~/.cache/dnifx``."""
+    """Return the folder of the data sets: ``$DNIFX_DATA``, or ``~/.cache/dnifx``."""
     return Path(os.environ.get("DNIFX_DATA") or Path.home() / ".cache" / "dnifx")
 
 
 def find(resource: Resource) -> Path:
-    """Return the path of a file that is there and whole, downloading it, with a progress bar, where it is absent.
+    """Return the path of a file. A missing file is downloaded, with a progress bar.
 
     Raises:
-        DataError: Where the file is damaged, or absent and cannot be downloaded.
+        DataError: The file is damaged, or it is missing and cannot be downloaded.
     """
     path = data_folder() / resource.path
     if not path.exists():
@@ -77,20 +77,22 @@ def _retrieve(resource: Resource, path: Path) -> None:
     try:
         import pooch
     except ImportError as error:
-        raise DataError(f"{path} is absent, and pooch, which downloads it, too: pip install 'dnifx[zoo]'") from error
+        raise DataError(
+            f"{path} is missing, and pooch, which downloads it, is not installed: pip install 'dnifx[zoo]'"
+        ) from error
     try:
         with _quiet(pooch.get_logger()), _Bar(path.name) as bar:
             downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
             pooch.retrieve(resource.url, f"md5:{resource.md5}", path.name, path.parent, downloader=downloader)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} is absent and could not be downloaded from {resource.url}: {error}; connect to the network, or "
+            f"{path} is missing and could not be downloaded from {resource.url}: {error}; connect to the network, or "
             f"put the published file there (md5 {resource.md5}), or set DNIFX_DATA to the folder that holds it"
         ) from error
 
 
 class _Bar:
-    """A progress bar as pooch drives it."""
+    """A progress bar with the methods that pooch calls."""
 
     def __init__(self, name: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -114,7 +116,7 @@ class _Bar:
         self.progress.update(self.task, completed=0)
 
     def close(self) -> None:
-        """Nothing is left to close; the context manager does it."""
+        """Do nothing: the context manager closes the bar."""
 
 
 @contextmanager

@@ -18,16 +18,17 @@ Built = tuple[nn.Module, tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class ZooModel:
-    """A model that a name stands for.
+    """A model with a name.
 
     Attributes:
-        name: What the user writes: ``fcn``.
+        name: The name, such as ``fcn``.
         summary: One line for lists.
-        factory: Builds the model and example arguments to call it with; takes the sizes (``layers``, ``width`` or
-            ``filters``) as keyword arguments.
-        cuts: The cuts that make sense by default, as ``decouple`` takes them.
+        factory: Builds the model and example arguments to call it with. It takes the sizes
+            (``layers``, ``width`` or ``filters``) as keyword arguments.
+        cuts: The default cuts, as ``decouple`` takes them.
         classes: Number of classes of its output, for a label context.
-        every: How often its slow parts fire, by module path; empty where everything fires at one rate.
+        every: After how many windows each slow part runs, by module path; empty if all parts run in
+            every window.
     """
 
     name: str
@@ -66,17 +67,17 @@ def _two_clocks(width: int = 256, ticks: int = 4, batch: int = 32) -> Built:
 
 
 _ALL = (
-    ZooModel("fcn", "the fully connected network for MNIST, 4 layers of 256 units", _fcn_mnist, "hidden.*"),
-    ZooModel("cnn", "the convolutional network for MNIST, 3 layers of 64 filters", _cnn_mnist, "hidden.*"),
+    ZooModel("fcn", "The fully connected network for MNIST, 4 layers of 256 units.", _fcn_mnist, "hidden.*"),
+    ZooModel("cnn", "The convolutional network for MNIST, 3 layers of 64 filters.", _cnn_mnist, "hidden.*"),
     ZooModel(
-        "fcn-cifar10", "the fully connected network for CIFAR-10, 5 layers of 1000 units", _fcn_cifar10, "hidden.*"
+        "fcn-cifar10", "The fully connected network for CIFAR-10, 5 layers of 1000 units.", _fcn_cifar10, "hidden.*"
     ),
     ZooModel(
-        "cnn-cifar10", "the convolutional network for CIFAR-10, 3 layers of 128 filters", _cnn_cifar10, "hidden.*"
+        "cnn-cifar10", "The convolutional network for CIFAR-10, 3 layers of 128 filters.", _cnn_cifar10, "hidden.*"
     ),
     ZooModel(
         "two-clocks",
-        "two networks that tick at different rates, a message every 4 digits",
+        "Two networks that tick at different rates, with a message every 4 digits.",
         _two_clocks,
         ("fast", Recurrent("fast_state", "2"), Recurrent("slow_state", "3")),
         classes=5,

@@ -6,13 +6,13 @@ State = tuple[Tensor, Tensor]
 
 
 class SequenceNetwork(nn.Module):
-    """An LSTM with a linear readout, over vectors or, with an embedding, over symbols.
+    """An LSTM with a linear readout. It reads vectors or, with an embedding, symbols.
 
     Args:
-        inputs: Size of an input vector, or number of symbols where ``embedded``.
+        inputs: Size of an input vector, or number of symbols if ``embedded``.
         width: Units of the LSTM.
         outputs: Number of classes of a step's output.
-        embedded: Whether the inputs are symbols, which are embedded in ``width`` dimensions.
+        embedded: Whether the inputs are symbols, to be embedded in ``width`` dimensions.
 
     >>> import torch
     >>> zero = torch.zeros(1, 2, 4)
@@ -31,6 +31,6 @@ class SequenceNetwork(nn.Module):
         self.readout = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the logits [batch, steps, outputs] and the next state, h and c [1, batch, width]."""
+        """Return logits [batch, steps, outputs] and the next state, h and c [1, batch, width]."""
         hidden, left = self.core(self.embedding(x), state)
         return self.readout(hidden), left

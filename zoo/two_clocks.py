@@ -1,4 +1,4 @@
-"""Two networks that tick at different rates: one sees digits and sends messages, the other hears them and counts."""
+"""Two networks that tick at different rates: one sees digits, the other hears its messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ THREE = 3
 
 
 class FastNetwork(nn.Module):
-    """Network A: at every step a digit; after each window of steps it counts the odd ones and sends a message.
+    """Network A. It sees digits; after each window it counts the odd ones and sends a message.
 
     Args:
         pixels: Size of a digit.
@@ -36,7 +36,7 @@ class FastNetwork(nn.Module):
         self.speech = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))
 
     def forward(self, digits: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Return the logits of each window's count, its message, and the next state.
+        """Return the logits of each window's count, the messages, and the next state.
 
         Args:
             digits: [windows T, batch, pixels].
@@ -53,11 +53,11 @@ class FastNetwork(nn.Module):
 
 
 class SlowNetwork(nn.Module):
-    """Network B: hears the messages of T windows, one a step, and counts the threes among all their digits.
+    """Network B. It hears a message a step; after T messages it counts the threes in their digits.
 
     Args:
         width: Units, and size of a message.
-        ticks: Windows between two of its answers, T.
+        ticks: Windows from one answer to the next, T.
     """
 
     def __init__(self, width: int, ticks: int) -> None:
@@ -66,7 +66,7 @@ class SlowNetwork(nn.Module):
         self.readout = nn.Linear(width, ticks * ticks + 1)
 
     def forward(self, messages: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the logits of the count [batch, T T + 1] after the last message, and the next state.
+        """Return logits of the count [batch, T T + 1] after the last message, and the next state.
 
         Args:
             messages: [windows, batch, width].
@@ -78,9 +78,10 @@ class SlowNetwork(nn.Module):
 
 
 class TwoClocks(nn.Module):
-    """Both networks, for any number of windows: called with T of them it is the joint model of a whole period.
+    """Both networks, for any number of windows. A call with T windows is a whole period.
 
-    The cuts ``["fast", Recurrent("fast_state", "2"), Recurrent("slow_state", "3")]`` with ``every={"slow": T}`` take it apart.
+    The cuts ``["fast", Recurrent("fast_state", "2"), Recurrent("slow_state", "3")]`` with
+    ``every={"slow": T}`` separate them.
 
     Args:
         pixels: Size of a digit.
@@ -98,8 +99,8 @@ class TwoClocks(nn.Module):
     References:
         Jaderberg et al. 2017, section 3.2 and appendix A.4 of v1.
 
-    Differs from the paper in: nothing that it states; that A counts in the window that just ended, and that B answers at the end
-    of each period, is how it is read here.
+    Differs from the paper in: nothing that it states. The paper leaves open when the networks
+    count. Here A counts in the window that just ended, and B answers at the end of each period.
     """
 
     def __init__(self, pixels: int = 784, width: int = 256, ticks: int = 4) -> None:
@@ -112,20 +113,25 @@ class TwoClocks(nn.Module):
         self.slow = SlowNetwork(width, ticks)
 
     def forward(self, digits: Tensor, fast_state: State, slow_state: State) -> tuple[Tensor, Tensor, State, State]:
-        """Return the logits of A's counts [windows, batch, T + 1] and of B's [batch, T T + 1], and both next states."""
+        """Return both networks' counts and next states.
+
+        Returns:
+            Logits of A's counts [windows, batch, T + 1], logits of B's [batch, T T + 1], and the
+            next states of A and of B.
+        """
         odd, messages, fast_state = self.fast(digits, fast_state)
         threes, slow_state = self.slow(messages, slow_state)
         return odd, threes, fast_state, slow_state
 
 
 class DigitStreams:
-    """Endless streams of digits drawn at random, read in windows.
+    """Endless streams of random digits, read in windows.
 
     Args:
         digits: The digits to draw from, flat.
-        batch: Streams.
+        batch: Number of streams.
         ticks: Digits of a window, T.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     >>> split = Split(torch.arange(10.0)[:, None], torch.arange(10))
     >>> digits, odd, _ = DigitStreams(split, batch=2, ticks=2, seed=0).window()
@@ -139,14 +145,24 @@ class DigitStreams:
         self.counts: list[Tensor] = []
 
     def window(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the next digits [T, batch, pixels], how many of them are odd [1, batch], and the threes of T windows [batch]."""
+        """Return the next window.
+
+        Returns:
+            The digits [T, batch, pixels], how many of them are odd [1, batch], and the number of
+            threes in the last T windows [batch].
+        """
         chosen = torch.randint(len(self.digits), (self.ticks, self.batch), generator=self.generator)
         classes = self.digits.targets[chosen]
         self.counts = [*self.counts, (classes == THREE).sum(0)][-self.ticks :]
         return self.digits.inputs[chosen], (classes % 2).sum(0, keepdim=True), torch.stack(self.counts).sum(0)
 
     def period(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the digits [T T, batch, pixels] of T windows, the odd counts of each [T, batch], and the threes [batch]."""
+        """Return the next T windows.
+
+        Returns:
+            The digits [T T, batch, pixels], the odd ones in each window [T, batch], and the number
+            of threes [batch].
+        """
         windows = [self.window() for _ in range(self.ticks)]
         return torch.cat([each[0] for each in windows]), torch.cat([each[1] for each in windows]), windows[-1][2]
 
@@ -155,13 +171,13 @@ class DigitStreams:
         return {"generator": self.generator.get_state(), "counts": self.counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place that ``state_dict`` gave."""
+        """Go to a saved place."""
         self.generator.set_state(state["generator"])
         self.counts = list(state["counts"])
 
 
 def count_loss(logits: Tensor, counts: Tensor) -> Tensor:
-    """Return the cross entropy of counts: the mean over streams, summed over windows.
+    """Return the cross entropy of counts, averaged over streams and summed over windows.
 
     Args:
         logits: [windows, batch, classes], or [batch, classes].
@@ -177,13 +193,13 @@ def zero_state(batch: int, width: int) -> State:
 
 
 def count_errors(model: TwoClocks, streams: DigitStreams, periods: int, warm_up: int = 2) -> tuple[float, float]:
-    """Return in percent how often A and B count wrongly, in evaluation mode, after some periods to leave the zero state.
+    """Return the percentages of wrong counts of A and of B in evaluation mode.
 
     Args:
         model: The networks.
-        streams: What they see.
-        periods: Periods that count.
-        warm_up: Periods before, which do not.
+        streams: The digits that they see.
+        periods: Number of measured periods.
+        warm_up: Periods before them, which lead the networks away from the zero state.
     """
     width = model.fast.readout.in_features
     states = [zero_state(streams.batch, width), zero_state(streams.batch, width)]

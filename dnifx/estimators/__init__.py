@@ -1,4 +1,4 @@
-"""Gradient estimators: what answers, at once, with the gradient that the loss will have at a boundary."""
+"""Gradient estimators: they answer, at once, with the gradient that the loss will have at a boundary."""
 
 from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
 from dnifx.estimators.bplambda import BPLambda

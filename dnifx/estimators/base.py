@@ -1,4 +1,4 @@
-"""What a gradient estimator is: the contract that every interface holds to."""
+"""What a gradient estimator is: the contract of every estimator on a boundary."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dnifx.errors import EstimatorError
 from dnifx.ir import TensorSpec
 
 
@@ -16,10 +17,10 @@ class BoundarySpec:
     Attributes:
         name: The boundary's name, for error texts.
         values: Specs of the boundary's values, batch dimension first.
-        context: Width of the context features, or None where estimators see no context.
-        classes: Number of classes where the context is a label.
-        output: Spec of the model's output, or None where that is not one tensor.
-        batch: Number of examples in the example inputs; a value of another first size has no batch dimension there.
+        context: Width of the context features, or None if estimators see no context.
+        classes: Number of classes if the context is a label.
+        output: Spec of the model's output, or None if that is not one tensor.
+        batch: Number of examples in the example inputs. A value whose first size differs has no batch dimension.
         names: Names of the values' graph nodes, for error texts.
     """
 
@@ -35,8 +36,8 @@ class BoundarySpec:
 class GradientEstimator(nn.Module, ABC):
     """Answers, at once, with the gradient that the loss will have with respect to the values of a boundary.
 
-    Estimates and targets are per example: the gradient of the example's own loss, whatever the batch size and whatever the
-    reduction of the loss over the batch.
+    Estimates and targets are per example: each is the gradient of the example's own loss. They depend neither on the
+    batch size nor on how the loss is reduced over the batch.
     """
 
     locked: bool = False
@@ -49,30 +50,40 @@ class GradientEstimator(nn.Module, ABC):
     """Weight of the gradient of the estimator's own loss in what the producer receives; above 0 the producer waits."""
 
     needs_target: bool = True
-    """Whether the estimator learns from the target. One that does not takes its fit gradient from nowhere: its own backward
-    ignores what arrives (as LocalLoss), or it is fitted to the loss (as Critic)."""
+    """Whether the estimator learns from the target. One that does not is fitted to the loss (as Critic), or its own
+    backward ignores what arrives and lowers a loss of its own (as LocalLoss)."""
 
     needs_loss: bool = False
-    """Whether it predicts the loss: ``forward`` then returns one more tensor [batch] after the estimates, which is fitted to
-    the loss of each example."""
+    """Whether it predicts the loss. Then ``forward`` returns one more tensor [batch] after the estimates, which is fitted
+    to the loss of each example."""
 
     needs_error: bool = False
-    """Whether it answers from the error: its context is then the gradient [batch, ...] of each example's loss with respect to
-    the model's output, for which the producer waits."""
+    """Whether it answers from the error. Then its context is the gradient [batch, ...] of each example's loss with respect
+    to the model's output, and the producer waits for it."""
 
     needs_mask: bool = False
-    """Whether it looks at the tokens of an example together: where there is a mask, ``forward`` takes it as a third argument,
-    [batch, length]. Any other sees zeros where padding stands."""
+    """Whether it looks at the tokens of an example together. Then ``forward`` takes the mask [batch, length], if there is
+    one, as a third argument. Other estimators see zeros in place of padding."""
 
     @abstractmethod
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return one estimate for each value, of the value's shape.
 
         Args:
-            values: The boundary's values, detached; [batch, ...] each, zero where a mask says that a token does not count.
-            context: Context features [batch, width] or [batch, length, width], where there is a context.
+            values: The boundary's values [batch, ...], detached. They are zero where a mask says that a token does not count.
+            context: Context features [batch, width] or [batch, length, width], if there is a context.
         """
 
 
 Factory = Callable[[BoundarySpec], nn.Module]
 """Builds the estimator (or the input model) of one boundary from the boundary's spec."""
+
+
+def need_features(who: str, spec: BoundarySpec, remedy: str) -> None:
+    """Raise EstimatorError unless every value is a floating-point vector, sequence of tokens or image."""
+    for value in spec.values:
+        if len(value.shape) not in (2, 3, 4) or not value.dtype.is_floating_point:
+            raise EstimatorError(
+                f"boundary {spec.name!r}: {who} takes floating-point values [batch, features], [batch, length, features] or "
+                f"[batch, channels, height, width], got {value}; {remedy}"
+            )

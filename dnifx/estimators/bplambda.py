@@ -14,24 +14,26 @@ from dnifx.estimators.synthetic import Synthetic
 class BPLambda:
     """Mixes the gradient that arrives from the consumers with an estimate of it.
 
-    gbar = lambda * t + (1 - lambda) * g, with t = gbar' dh'/dh the gradient that the consumers send (they received gbar'),
-    and g the estimate, which is fitted to t. lambda = 0 is DNI and waits for nothing; lambda = 1 is backpropagation exactly;
-    in between the producer waits for t, so the backward lock stays.
+    gbar = lambda * t + (1 - lambda) * g. Here t = gbar' dh'/dh is the gradient that the consumers send (they received
+    gbar'), and g is the estimate, which is fitted to t. lambda = 0 is DNI and waits for nothing. lambda = 1 is exactly
+    backpropagation. For anything above 0, the producer waits for t, so the backward lock stays.
 
-    On a cut in time (``dnifx.Recurrent``) the state stays attached from a window to the next, and one loss over a chain of windows
-    is backpropagated by the fused module. With L_w the loss of window w, h_w the state that it leaves, g_w = g(h_w) the estimate
-    there and gamma the cut's scale, the core of window w receives at its end gamma * gbar_w, and g_w is fitted to G_w:
+    On a cut in time (``dnifx.Recurrent``) the state stays attached from one window to the next, and the fused module
+    backpropagates one loss over a chain of windows. Let L_w be the loss of window w, h_w the state that it leaves,
+    g_w = g(h_w) the estimate there, and gamma the cut's scale. The core of window w receives gamma * gbar_w at its end,
+    and g_w is fitted to G_w:
 
         G_w = dL_{w+1}/dh_w + gamma * gbar_{w+1} dh_{w+1}/dh_w,    gbar_w = lambda * G_w + (1 - lambda) * g_w,
 
-    where gbar = g at the end of the last window of the chain, and G_w = 0 where an episode ends. Unrolled, G_w is the lambda-return:
-    the targets that bootstrap after 1, 2, 3, ... windows, weighted by (1 - lambda) * (1, lambda, lambda^2, ...). lambda = 0 is
-    DNI, window by window; with lambda = 1 and scale 1, G_w is the true gradient of the windows kept, beyond which stands the last
-    estimate. Detach the state where a chain ends. A trainer sees one window alone: it has ``Recurrent(trace=...)`` for this.
+    with gbar = g at the end of the chain's last window, and G_w = 0 where an episode ends. Unrolled, G_w is the
+    lambda-return: the targets that bootstrap after 1, 2, 3, ... windows, weighted by (1 - lambda) * (1, lambda,
+    lambda^2, ...). lambda = 0 is DNI, window by window. With lambda = 1 and scale 1, G_w is the true gradient of the
+    windows in the chain, continued by the last estimate. Detach the state where a chain ends. A trainer sees only one
+    window at a time; use ``Recurrent(trace=...)`` with it.
 
     Args:
         lambda_: Share of the arriving gradient, from 0 to 1.
-        estimator: What estimates the gradient; on a cut in time ``SyntheticState()`` suits.
+        estimator: Builds the estimator. On a cut in time, use ``SyntheticState()``.
 
     Raises:
         EstimatorError: ``lambda_`` is out of its range, or the estimator is an oracle.
@@ -52,9 +54,9 @@ class BPLambda:
     References:
         Jaderberg et al. 2017 (ICML), Section 2.4 and supplement A, after TD(lambda) of Sutton 1988.
 
-    Differs from the paper in: the supplement's text was not at hand; this is the form of its recursion as it is usually told,
-    with one lambda a boundary and the target t itself mixed, not a separate one. In time the paper's own networks are lambda = 1 inside
-    a window and 0 at its end; the form for several windows is worked out here from the same recursion.
+    Differs from the paper in: this is the usual form of the recursion, as the supplement's text was not available. There
+    is one lambda for each boundary, and the target t itself is mixed. In time, the paper's own networks use lambda = 1
+    inside a window and 0 at its end; the form for several windows is derived here from the same recursion.
     """
 
     lambda_: float = 0.5

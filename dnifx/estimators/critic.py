@@ -1,4 +1,4 @@
-"""Critics: predict the loss, and answer with the prediction's gradient."""
+"""Critics: they predict the loss, and answer with the gradient of the prediction."""
 
 from dataclasses import dataclass, field
 
@@ -17,16 +17,16 @@ fx.wrap("absolute_fit")
 class Critic:
     """Predicts the loss of each example and answers with the gradient of that prediction.
 
-    m(h, y) = l(p(h), y) with p a classifier; g = dm/dh; p's parameters follow d (m(h, y) - L)^2 with L the example's loss,
-    which the training step tells once the last partition has run. It needs no target gradient.
+    m(h, y) = l(p(h), y), where p is a classifier; g = dm/dh. The parameters of p minimise (m(h, y) - L)^2, where L is the
+    example's loss, known once the last partition has run. No target gradient is needed.
 
-    The trainer tells it each example's loss where ``loss=`` gives one an example (``reduction="none"``), which is what it
-    learns well from; of a reduced loss it is told the batch mean. A fused forward is told the target, ``net(x, context=y,
-    target=y)``, and computes the module's ``loss=`` for it.
+    The critic learns well from the loss of each example. The trainer has it if ``loss=`` returns one for each example
+    (``reduction="none"``); of a reduced loss, the trainer has only the batch mean. A fused forward needs the target,
+    ``net(x, context=y, target=y)``, and computes the module's ``loss=`` from it.
 
     Args:
-        head: Builds p from the boundary's spec: values, and the mask where there is one -> logits [batch, classes].
-        loss: l, from logits and one-hot labels, both [batch, classes], to one loss an example, [batch].
+        head: Builds p, as in ``LocalLoss``.
+        loss: l, as in ``LocalLoss``.
 
     Raises:
         EstimatorError: There is no context to predict from.
@@ -61,9 +61,9 @@ class CriticGradient(LabelledGradient):
     """Differentiates a predicted loss.
 
     Args:
-        head: From values, and the mask of tokens where there is one, to logits.
-        loss: From logits and labels to the predicted loss of each example.
-        sobolev: Weight of the fit of the gradients to the target, beside that of the loss; 0 fits the loss alone.
+        head: As in ``LabelledGradient``.
+        loss: As in ``LabelledGradient``.
+        sobolev: Weight of the fit of the gradients to the target; 0 fits the loss alone.
     """
 
     needs_loss = True
@@ -77,7 +77,7 @@ class CriticGradient(LabelledGradient):
     def forward(
         self, values: tuple[Tensor, ...], context: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the gradient of the predicted loss with respect to each value, and the predicted losses, [batch]."""
+        """Return the gradient of the predicted loss with respect to each value, then the predicted losses [batch]."""
         leaves, predicted = self.losses(values, context, mask)
         found = predicted_gradients(predicted, leaves, self.needs_target)
         gradients = tuple(found[index] for index in range(len(leaves)))

@@ -1,4 +1,4 @@
-"""Direct feedback alignment: the output's error, through a fixed random matrix."""
+"""Direct feedback alignment: the error of the output, through a fixed random matrix."""
 
 import math
 import zlib
@@ -15,15 +15,15 @@ from dnifx.estimators.base import BoundarySpec, GradientEstimator
 class DirectFeedback:
     """Answers with a fixed random projection of the error of the model's output.
 
-    g = e R with e = dL/d(output) of the example, and R drawn once, uniform in +-scale/sqrt(outputs). Nothing is learned:
-    the layers in front come to align with R.
+    g = e R, where e = dL/d(output) of the example, and R is drawn once, uniform in +-scale/sqrt(outputs). Nothing is
+    learned here: the layers in front align with R.
 
-    The error is there once the last partition has run forward, so the update lock stays and the backward lock is gone: all
-    partitions can run backward at once.
+    The error is known once the last partition has run forward. So the update lock stays and the backward lock goes: all
+    partitions can run backward at the same time.
 
     Args:
-        scale: Size of the matrix's entries, times the square root of the number of outputs.
-        seed: Of the matrix; boundaries of other names have others.
+        scale: Bound of the matrix's entries, times the square root of the number of outputs; above 0.
+        seed: Seed of the matrix. Each boundary's name gives another matrix.
 
     Raises:
         EstimatorError: The model's output is not one tensor [batch, ...], or the scale is not positive.
@@ -44,8 +44,8 @@ class DirectFeedback:
         Nøkland 2016, "Direct Feedback Alignment Provides Learning in Deep Neural Networks", NIPS; as a synthetic gradient:
         Czarnecki et al. 2017, ICML, Section 5.
 
-    Differs from the paper in: the projection takes the place of the gradient with respect to a boundary's values; within a
-    partition of several layers backpropagation goes on from there.
+    Differs from the paper in: the projection replaces the gradient with respect to a boundary's values. Inside a partition
+    of several layers, backpropagation continues from there.
     """
 
     scale: float = 1.0
@@ -60,14 +60,13 @@ class DirectFeedback:
         if spec.output is None or len(spec.output.shape) < 2 or spec.output.shape[0] != spec.values[0].shape[0]:
             raise EstimatorError(
                 f"boundary {spec.name!r}: DirectFeedback projects the error of the model's output, which has to be one tensor "
-                f"[batch, ...] of the boundary's batch, got {spec.output or 'several values'}; use another estimator"
+                f"[batch, ...] with the boundary's batch, got {spec.output or 'several values'}; use another estimator"
             )
         generator = torch.Generator().manual_seed(zlib.crc32(spec.name.encode(), self.seed))
-        outputs = torch.Size(spec.output.shape[1:]).numel()
+        outputs = spec.output.elements_per_example
         bound = self.scale / math.sqrt(outputs)
-        sizes = [torch.Size(value.shape[1:]).numel() for value in spec.values]
-        matrices = [(2 * torch.rand(outputs, size, generator=generator) - 1) * bound for size in sizes]
-        return FeedbackGradient(matrices)
+        sizes = [value.elements_per_example for value in spec.values]
+        return FeedbackGradient([(2 * torch.rand(outputs, size, generator=generator) - 1) * bound for size in sizes])
 
 
 class FeedbackGradient(GradientEstimator):
@@ -82,9 +81,9 @@ class FeedbackGradient(GradientEstimator):
             self.register_buffer(f"matrix_{index}", matrix)
 
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the projected error, context [batch, ...], for each value."""
+        """Return the projection of the error, which is the context [batch, ...], for each value."""
         if context is None:
-            raise EstimatorError("direct feedback was asked without the output's error")
+            raise EstimatorError("direct feedback needs the error of the model's output; give it as the context")
         error = context.flatten(1)
         matrices = [self.get_buffer(f"matrix_{index}") for index in range(len(values))]
         return tuple(

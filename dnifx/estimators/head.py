@@ -6,20 +6,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
-from dnifx.estimators.base import BoundarySpec
-from dnifx.ir import TensorSpec
-from dnifx.runtime.emitted.interface import token_mean
+from dnifx.estimators.base import BoundarySpec, need_features
+from dnifx.estimators.layers import network
+from dnifx.runtime.emitted.gradients import token_mean
 
 fx.wrap("token_mean")
 
 
 @dataclass(frozen=True)
 class Head:
-    """Classifies the values of a boundary: images are averaged down, then an MLP over all features at once.
+    """Classifies the values of a boundary by an MLP over all their features at once.
 
-    Vectors [batch, features] are taken as they are, tokens [batch, length, features] averaged over those that count, images
-    averaged down to ``pool`` x ``pool``. The last layer starts at zero, so that all classes are as likely and the first
-    gradients with respect to the values are exactly 0.
+    Vectors [batch, features] are taken as they are. Tokens [batch, length, features] are averaged over those that count.
+    Images are averaged down to ``pool`` x ``pool``. The last layer starts at zero, so all classes are equally likely, and
+    the first gradients with respect to the values are exactly 0.
 
     Args:
         hidden: Number of hidden layers (linear, batch norm, ReLU).
@@ -27,7 +27,7 @@ class Head:
         pool: Height and width that images are averaged down to.
 
     Raises:
-        EstimatorError: There is no label context, or a value has a shape that no head takes.
+        EstimatorError: There is no label context, a value has a shape that no head takes, or an option is out of range.
     """
 
     hidden: int = 0
@@ -45,29 +45,15 @@ class Head:
                 f"boundary {spec.name!r}: a head classifies, so it needs labels; give dnifx.decouple(..., context='label', "
                 "num_classes=...), or a head of your own"
             )
-        features = sum(self.features(spec, value) for value in spec.values)
-        layers: list[nn.Module] = []
-        for _ in range(self.hidden):
-            units = self.width or features
-            layers += [nn.Linear(features, units, bias=False), nn.BatchNorm1d(units), nn.ReLU()]
-            features = units
-        last = nn.Linear(features, spec.classes)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        return PooledHead(nn.Sequential(*layers, last), [len(value.shape) for value in spec.values], self.pool)
-
-    def features(self, spec: BoundarySpec, value: TensorSpec) -> int:
-        """Return the number of features that a value has after pooling."""
-        if len(value.shape) not in (2, 3, 4) or not value.dtype.is_floating_point:
-            raise EstimatorError(
-                f"boundary {spec.name!r}: a head takes floating-point values [batch, features], [batch, length, features] and "
-                f"[batch, channels, height, width], got {value}; cut elsewhere, or give head= a factory (spec -> nn.Module)"
-            )
-        return value.shape[1] * self.pool**2 if value.is_image else value.shape[-1]
+        need_features("a head", spec, "cut elsewhere, or give head= a factory (spec -> nn.Module)")
+        sizes = (each.shape[1] * self.pool**2 if each.is_image else each.shape[-1] for each in spec.values)
+        inputs = sum(sizes)
+        layers = network(nn.Linear, inputs, spec.classes, self.hidden, self.width or inputs, nn.BatchNorm1d)
+        return PooledHead(layers, [len(value.shape) for value in spec.values], self.pool)
 
 
 class PooledHead(nn.Module):
-    """Pools every value to a vector, and classifies them together."""
+    """Pools each value to a vector, and classifies all of them together."""
 
     def __init__(self, layers: nn.Sequential, dims: list[int], pool: int) -> None:
         super().__init__()
@@ -76,13 +62,13 @@ class PooledHead(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(pool)
 
     def forward(self, values: tuple[Tensor, ...], mask: Tensor | None = None) -> Tensor:
-        """Return logits, [batch, classes]; tokens that the mask [batch, length] leaves out do not count."""
+        """Return logits [batch, classes]; tokens that the mask [batch, length] leaves out do not count."""
         seen = [self.pooled(value, dims, mask) for value, dims in zip(values, self.dims, strict=True)]
         logits: Tensor = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
         return logits
 
     def pooled(self, value: Tensor, dims: int, mask: Tensor | None) -> Tensor:
-        """Return a value as a vector an example."""
+        """Return a value as one vector for each example."""
         if dims == 4:
             flat: Tensor = self.pool(value).flatten(1)
             return flat

@@ -1,4 +1,4 @@
-"""Synthetic input models: what a partition runs on when it does not wait for the ones before it."""
+"""Synthetic input models: they predict what a partition takes, so that it need not wait for those before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnifx.errors import EstimatorError
+from dnifx.estimators.layers import convolution, hidden_layers, planes
 from dnifx.ir import TensorSpec
 
 
@@ -16,9 +17,9 @@ class InputSpec:
 
     Attributes:
         name: The boundary's name, for error texts.
-        inputs: Specs of the model's own inputs, batch dimension first; the input model sees these alone.
+        inputs: Specs of the model's own inputs, batch dimension first. They are all that the input model sees.
         values: Specs of the boundary's values, which it predicts.
-        context: Width of the context features, or None where there is no context.
+        context: Width of the context features, or None if there is no context.
     """
 
     name: str
@@ -31,8 +32,9 @@ class InputSpec:
 class SyntheticInput:
     """Predicts a boundary's values from the data alone: h = I(x), fitted to the true values by least squares.
 
-    An MLP over the flattened inputs for values [batch, features]; for values [batch, channels, height, width] of an image
-    input, a convolution at the input's resolution, averaged down to the value's, and another convolution.
+    If the input and all values are images [batch, channels, height, width], it is convolutions at the input's
+    resolution, then an average down to the value's resolution, then another convolution. Otherwise it is an MLP over
+    the flattened inputs.
 
     Args:
         hidden: Number of hidden layers.
@@ -41,10 +43,11 @@ class SyntheticInput:
         kernel: Size of the convolutions' kernels, odd.
 
     Raises:
-        EstimatorError: An input or a value is of a shape or type that neither takes.
+        EstimatorError: An input or a value is not a floating-point tensor [batch, ...].
 
     References:
-        Jaderberg et al. 2017, Section 2.2 and Figure 6 (complete unlock): one hidden layer, fed by the data at every depth.
+        Jaderberg et al. 2017, Section 2.2 and Figure 6 (complete unlock): one hidden layer, which takes the data at every
+        depth.
     """
 
     hidden: int = 1
@@ -57,54 +60,39 @@ class SyntheticInput:
         for tensor in (*spec.inputs, *spec.values):
             if not tensor.dtype.is_floating_point or len(tensor.shape) < 2:
                 raise EstimatorError(
-                    f"boundary {spec.name!r}: SyntheticInput takes floating-point tensors [batch, ...], got {tensor}; give a factory "
-                    "(spec -> nn.Module) as inputs= for this boundary"
+                    f"boundary {spec.name!r}: SyntheticInput takes floating-point tensors [batch, ...], got {tensor}; "
+                    "give a factory (spec -> nn.Module) as inputs= for this boundary"
                 )
         images = len(spec.inputs) == 1 and spec.inputs[0].is_image and all(value.is_image for value in spec.values)
         build = self.convolutional if images else self.dense
-        return ImaginedValues([build(spec, value) for value in spec.values])
+        return PredictedValues([build(spec, value) for value in spec.values])
 
     def dense(self, spec: InputSpec, value: TensorSpec) -> nn.Module:
         """Build an MLP from the flattened inputs to one value."""
-        size = torch.Size(value.shape[1:]).numel()
-        inputs = sum(torch.Size(tensor.shape[1:]).numel() for tensor in spec.inputs) + (spec.context or 0)
-        layers: list[nn.Module] = []
-        for _ in range(self.hidden):
-            units = self.width or size
-            layers.append(nn.Linear(inputs, units, bias=not self.batch_norm))
-            layers += [nn.BatchNorm1d(units)] if self.batch_norm else []
-            layers.append(nn.ReLU())
-            inputs = units
-        return DenseInput(nn.Sequential(*layers, nn.Linear(inputs, size)), value.shape[1:])
+        size = value.elements_per_example
+        inputs = sum(tensor.elements_per_example for tensor in spec.inputs) + (spec.context or 0)
+        sizes = [inputs, *[self.width or size] * self.hidden]
+        layers = hidden_layers(nn.Linear, sizes, nn.BatchNorm1d if self.batch_norm else None)
+        return DenseInput(nn.Sequential(*layers, nn.Linear(sizes[-1], size)), value.shape[1:])
 
     def convolutional(self, spec: InputSpec, value: TensorSpec) -> nn.Module:
         """Build convolutions from an image to one value."""
-        channels = spec.inputs[0].shape[1] + (spec.context or 0)
-        layers: list[nn.Module] = []
-        for _ in range(self.hidden):
-            units = self.width or value.shape[1]
-            layers.append(nn.Conv2d(channels, units, self.kernel, padding=self.kernel // 2, bias=not self.batch_norm))
-            layers += [nn.BatchNorm2d(units)] if self.batch_norm else []
-            layers.append(nn.ReLU())
-            channels = units
-        last = nn.Conv2d(channels, value.shape[1], self.kernel, padding=self.kernel // 2)
+        sizes = [spec.inputs[0].shape[1] + (spec.context or 0), *[self.width or value.shape[1]] * self.hidden]
+        layer = convolution(self.kernel)
+        layers = hidden_layers(layer, sizes, nn.BatchNorm2d if self.batch_norm else None)
+        last = layer(sizes[-1], value.shape[1])
         return ConvolutionalInput(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(value.shape[2:]), last))
 
 
-class ImaginedValues(nn.Module):
-    """One network a value."""
+class PredictedValues(nn.Module):
+    """One network for each value."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, inputs: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return one prediction for each value.
-
-        Args:
-            inputs: The model's inputs, [batch, ...] each.
-            context: Context features [batch, width], where there is a context.
-        """
+        """Return one prediction for each value, from the model's inputs [batch, ...] and the context [batch, width]."""
         return tuple(network(inputs, context) for network in self.networks)
 
 
@@ -126,7 +114,7 @@ class DenseInput(nn.Module):
 
 
 class ConvolutionalInput(nn.Module):
-    """Convolutions over the image, the context as constant channels."""
+    """Convolutions over the image; the context is constant channels."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -134,9 +122,6 @@ class ConvolutionalInput(nn.Module):
 
     def forward(self, inputs: tuple[Tensor, ...], context: Tensor | None) -> Tensor:
         """Predict one value, [batch, channels, height, width]."""
-        seen = inputs[0]
-        if context is not None:
-            planes = context[:, :, None, None].expand(-1, -1, seen.size(2), seen.size(3))
-            seen = torch.cat([seen, planes.to(seen.dtype)], 1)
+        seen = inputs[0] if context is None else torch.cat([inputs[0], planes(context, inputs[0])], 1)
         answer: Tensor = self.layers(seen)
         return answer

@@ -1,7 +1,8 @@
 """What estimators that classify have in common: a head, labels, and a loss of each example."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,10 +35,21 @@ Forward = TypeVar("Forward", bound=Callable[..., object])
 
 
 def uncompiled(forward: Forward) -> Forward:
-    """Let ``torch.compile`` leave a forward to run by itself; under ``fullgraph=True`` its error gives the reason."""
+    """Make ``torch.compile`` run a forward outside its graphs; under ``fullgraph=True`` its error gives the reason.
+
+    ``torch.compiler.disable`` imports the compiler, which takes as long as to import torch. It is called only while
+    something compiles. The two attributes tell the compiler what ``disable`` would tell it.
+    """
     reason = "the estimator differentiates a loss of its own"
-    alone: Forward = torch.compiler.disable(forward, reason=reason)  # type: ignore[no-untyped-call]
-    return alone
+
+    @wraps(forward)
+    def outside_graphs(*args: Any, **kwargs: Any) -> object:
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(forward, reason=reason)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return forward(*args, **kwargs)
+
+    vars(outside_graphs).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+    return cast(Forward, outside_graphs)
 
 
 class LabelledGradient(GradientEstimator):

@@ -1,4 +1,4 @@
-"""Decoupled greedy learning: the true gradient of a loss of one's own."""
+"""Decoupled greedy learning: the true gradient of a local loss."""
 
 from dataclasses import dataclass, field
 
@@ -16,12 +16,13 @@ fx.wrap("own_gradients")
 class LocalLoss:
     """Answers with the gradient of an auxiliary classifier's loss, and trains the classifier on that loss.
 
-    g = d l(a(h), y) / dh and a's parameters follow d l(a(h), y), with a the head, y the label and l the loss of an example.
-    Nothing is asked of the partitions behind: no target is computed, so a producer and its head learn without any of them.
+    g = d l(a(h), y) / dh, where a is the head, y the label and l the loss of an example. The parameters of a minimise
+    l(a(h), y). Partitions further behind are not needed: no target is computed, and the producer and its head learn alone.
 
     Args:
-        head: Builds the classifier from the boundary's spec: values, and the mask where there is one -> logits [batch, classes].
-        loss: From logits and one-hot labels, both [batch, classes], to one loss an example, [batch].
+        head: Builds the classifier from the boundary's spec: a module that takes the values, and the mask if there is
+            one, and returns logits [batch, classes].
+        loss: Takes logits and one-hot labels, both [batch, classes], and returns one loss for each example, [batch].
 
     Raises:
         EstimatorError: There is no context to learn from.
@@ -37,10 +38,11 @@ class LocalLoss:
         [[-0.5, 0.5]]
 
     References:
-        Belilovsky, Eickenberg, Oyallon 2019, "Greedy layerwise learning can scale to ImageNet" and 2020, "Decoupled greedy
-        learning of CNNs", ICML: min over theta_j, gamma_j of l(y, a_j(f_j(h_{j-1}))).
+        Belilovsky, Eickenberg, Oyallon 2019, "Greedy layerwise learning can scale to ImageNet", and 2020, "Decoupled
+        greedy learning of CNNs", ICML: min over theta_j, gamma_j of l(y, a_j(f_j(h_{j-1}))).
 
-    Differs from the paper in: the default head is linear over 2 x 2 averages, without convolutions; there is no replay buffer.
+    Differs from the paper in: the default head is linear over 2 x 2 averages, without convolutions. There is no replay
+    buffer.
     """
 
     head: Factory = field(default=Head())
@@ -53,7 +55,7 @@ class LocalLoss:
 
 
 class LocalGradient(LabelledGradient):
-    """Answers with the gradient of a head's own loss."""
+    """Differentiates the loss of a head."""
 
     needs_target = False
 

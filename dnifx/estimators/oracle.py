@@ -10,7 +10,7 @@ from dnifx.estimators.base import BoundarySpec, GradientEstimator
 
 @dataclass(frozen=True)
 class Oracle:
-    """Waits for the gradient that backpropagation gives: a decoupled module with oracles everywhere is backpropagation."""
+    """Waits for the gradient that backpropagation gives; with oracles on all boundaries, a net runs backpropagation."""
 
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""
@@ -18,10 +18,12 @@ class Oracle:
 
 
 class OracleGradient(GradientEstimator):
-    """Keeps the backward lock: the producer uses the target itself."""
+    """Keeps the backward lock: the producer takes the target itself."""
 
     locked = True
 
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Refuse: the true gradient is not known before the backward pass."""
-        raise EstimatorError("an oracle knows the gradient only after the backward pass; it cannot be asked before")
+        """Raise EstimatorError: the true gradient is not known before the backward pass."""
+        raise EstimatorError(
+            "an oracle knows the gradient only after the backward pass; use another estimator to have one before"
+        )

@@ -1,4 +1,4 @@
-"""SG + prop: the producer also makes its values easier to estimate gradients from."""
+"""SG + prop: the producer also makes its values better to estimate gradients from."""
 
 from dataclasses import dataclass, field
 
@@ -14,12 +14,12 @@ from dnifx.estimators.synthetic import Synthetic
 class Prop:
     """Adds to an estimate the gradient of the estimator's own loss with respect to the values.
 
-    dL/dh := g(h) + alpha * dL_SG/dh with L_SG = ||g(h) - t||^2 for each example and t the target. L_SG needs t before the
-    producer's backward pass, so the backward lock to the next partition stays.
+    dL/dh := g(h) + alpha * dL_SG/dh with L_SG = ||g(h) - t||^2 for each example, where t is the target. L_SG needs t
+    before the producer's backward pass, so the backward lock to the next partition stays.
 
     Args:
         alpha: Weight of that gradient, above 0.
-        estimator: What estimates; it has to learn from the target.
+        estimator: Builds the estimator, which has to learn from the target.
 
     Raises:
         EstimatorError: ``alpha`` is not positive, or the estimator does not learn from the target.
@@ -42,7 +42,7 @@ class Prop:
     References:
         Czarnecki et al. 2017, "Understanding Synthetic Gradients and Decoupled Neural Interfaces", ICML, Section 6.
 
-    Differs from the paper in: alpha weighs the squared error summed over units, whose scale the paper does not give.
+    Differs from the paper in: alpha weighs the squared error summed over units; the paper does not give its scale.
     """
 
     alpha: float = 0.1
@@ -51,17 +51,17 @@ class Prop:
     def __post_init__(self) -> None:
         if self.alpha <= 0:
             raise EstimatorError(
-                f"Prop(alpha={self.alpha}): alpha must be above 0; without it, use the estimator itself"
+                f"Prop(alpha={self.alpha}): alpha must be above 0; to do without it, give the estimator itself"
             )
 
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""
         inner = self.estimator(spec)
         learns = any(parameter.requires_grad for parameter in inner.parameters())
-        told = not isinstance(inner, GradientEstimator) or (inner.needs_target and not inner.needs_loss)
-        if not (learns and told):
+        from_target = not isinstance(inner, GradientEstimator) or (inner.needs_target and not inner.needs_loss)
+        if not (learns and from_target):
             raise EstimatorError(
                 f"boundary {spec.name!r}: Prop needs an estimator that is fitted to the target gradient alone, got "
-                f"{type(inner).__name__}; give for example Synthetic() or SigmoidLinear()"
+                f"{type(inner).__name__}; give Synthetic() or SigmoidLinear(), for example"
             )
         return BlendedGradient(inner, spec, prop=self.alpha)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.errors import EstimatorError
-from dnifx.estimators.base import BoundarySpec, GradientEstimator
+from dnifx.estimators.base import BoundarySpec, GradientEstimator, need_features
+from dnifx.estimators.layers import zeroed
 from dnifx.ir import TensorSpec
-from dnifx.runtime.emitted.interface import spread_context
+from dnifx.runtime.emitted.gradients import spread_context
 
 fx.wrap("spread_context")
 
@@ -17,20 +17,20 @@ fx.wrap("spread_context")
 class SigmoidLinear:
     """Predicts g(h, y) = sigmoid(h A + a) D + y B + C.
 
-    For a log loss over a linear map theta of h the gradient is (sigmoid(h theta) - y) theta', which is of this form: A =
-    theta, D = theta', B = -theta', C = 0. D, B and C start at 0, so the first synthetic gradients are exactly 0.
+    For a log loss over a linear map theta of h, the gradient is (sigmoid(h theta) - y) theta', which has this form with A =
+    theta, D = theta', B = -theta' and C = 0. D, B and C start at 0, so the first synthetic gradients are exactly 0.
 
-    Values are vectors [batch, features], tokens [batch, length, features] or maps [batch, channels, height, width]; y is the
-    context, where there is one. Of a map, h is all of it, so that a sigmoid sees every position and a label says another thing at
-    each, as the gradient of a classifier over the flattened map does: what convolutions of a label's constant channels cannot. An
-    estimator of maps takes those of the example's size.
+    Values are vectors [batch, features], tokens [batch, length, features] or maps [batch, channels, height, width]; y is
+    the context, if there is one. A map is taken as a whole: h is the flattened map. So a sigmoid sees every position, and
+    a label adds a different term at each. The gradient of a classifier over the flattened map has this form, and
+    convolutions over constant label channels do not. The maps must have the size of the example's.
 
     Args:
-        width: Number of sigmoids; by default one for each feature of the context, or, where there is none, for each feature of a
-            vector or token and each channel of a map.
+        width: Number of sigmoids; by default one for each feature of the context. Without a context, one for each feature
+            of a vector or token and each channel of a map.
 
     Raises:
-        EstimatorError: A value is no vector, sequence of tokens or map.
+        EstimatorError: A value is not a floating-point vector, sequence of tokens or map.
 
     Example:
         >>> import torch
@@ -47,19 +47,14 @@ class SigmoidLinear:
         Czarnecki et al. 2017, "Understanding Synthetic Gradients and Decoupled Neural Interfaces", ICML, Section 4:
         SG(h, y) = d sigmoid(hA) + yB + C.
 
-    Differs from the paper in: d is a matrix, so that there can be several classes, and the sigmoids have a bias.
+    Differs from the paper in: d is a matrix, which allows several classes, and the sigmoids have a bias.
     """
 
     width: int | None = None
 
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""
-        for value in spec.values:
-            if len(value.shape) not in (2, 3, 4) or not value.dtype.is_floating_point:
-                raise EstimatorError(
-                    f"boundary {spec.name!r}: SigmoidLinear takes floating-point values [batch, features], [batch, length, "
-                    f"features] or [batch, channels, height, width], got {value}; use Synthetic(), or cut elsewhere"
-                )
+        need_features("SigmoidLinear", spec, "use Synthetic(), or cut elsewhere")
         return SigmoidLinearGradient([self.single(spec, value) for value in spec.values])
 
     def single(self, spec: BoundarySpec, value: TensorSpec) -> nn.Module:
@@ -77,10 +72,8 @@ class SigmoidModel(nn.Module):
     def __init__(self, features: int, width: int, context: int | None) -> None:
         super().__init__()
         self.logits = nn.Linear(features, width)
-        self.mixture = nn.Linear(width, features)
-        self.label = None if context is None else nn.Linear(context, features, bias=False)
-        for parameter in [*self.mixture.parameters(), *(self.label.parameters() if self.label is not None else ())]:
-            nn.init.zeros_(parameter)
+        self.mixture = zeroed(nn.Linear(width, features))
+        self.label = None if context is None else zeroed(nn.Linear(context, features, bias=False))
 
     def forward(self, value: Tensor, context: Tensor | None) -> Tensor:
         """Predict the gradient of one value."""
@@ -92,11 +85,11 @@ class SigmoidModel(nn.Module):
 
 
 class MapModel(nn.Module):
-    """A model of vectors, for maps [batch, channels, height, width]: of each, all positions end to end.
+    """Takes maps [batch, channels, height, width] as vectors: all positions one after the other.
 
     Args:
         model: The model of vectors.
-        size: Height, width and channels.
+        size: Height, width and channels of the maps.
     """
 
     def __init__(self, model: SigmoidModel, size: tuple[int, int, int]) -> None:
@@ -111,7 +104,7 @@ class MapModel(nn.Module):
 
 
 class SigmoidLinearGradient(GradientEstimator):
-    """One model a value."""
+    """One model for each value."""
 
     def __init__(self, models: list[nn.Module]) -> None:
         super().__init__()

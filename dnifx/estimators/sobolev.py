@@ -15,14 +15,14 @@ from dnifx.estimators.labelled import ExampleLoss, label_loss, need_context
 class Sobolev:
     """A critic whose gradient is fitted to the target as well.
 
-    m(h, y) = l(p(h), y); g = dm/dh; p's parameters follow d ((m(h, y) - L)^2 + weight * ||dm/dh - t||_1) with L the example's
-    loss and t the target gradient. As Critic, it learns best from a loss that gives one an example, and a fused forward has to be
-    told the target.
+    m(h, y) = l(p(h), y); g = dm/dh. The parameters of p minimise (m(h, y) - L)^2 + weight * ||dm/dh - t||_1, where L is
+    the example's loss and t the target gradient. Like ``Critic``, it learns best from a loss for each example, and a
+    fused forward needs the target.
 
     Args:
-        weight: Of the gradients' fit.
-        head: Builds p from the boundary's spec: values -> logits [batch, classes]; it is differentiated twice.
-        loss: l, from logits and one-hot labels, both [batch, classes], to one loss an example, [batch].
+        weight: Weight of the fit of the gradients, above 0.
+        head: Builds p, as in ``LocalLoss``; it is differentiated twice.
+        loss: l, as in ``LocalLoss``.
 
     Raises:
         EstimatorError: The weight is not positive, or there is no context to predict from.
@@ -53,7 +53,9 @@ class Sobolev:
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise EstimatorError(f"Sobolev(weight={self.weight}): the weight must be above 0; Critic() is without it")
+            raise EstimatorError(
+                f"Sobolev(weight={self.weight}): the weight must be above 0; to do without it, give Critic()"
+            )
 
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""

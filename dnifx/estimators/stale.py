@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
-from dnifx.runtime.emitted.interface import average_gradient
+from dnifx.runtime.emitted.gradients import average_gradient
 
 fx.wrap("average_gradient")
 
@@ -19,7 +19,7 @@ class Stale:
     average <- decay * average + (1 - decay) * mean over examples of the target.
 
     Args:
-        decay: Share of the old average that stays, in [0, 1).
+        decay: Share of the old average that is kept, in [0, 1).
 
     References:
         Jaderberg et al. 2017 (arXiv 1608.05343v1), Section 3.1 and appendix: the baseline "only slightly better than zero".
@@ -37,7 +37,7 @@ class Stale:
 
 
 class StaleGradient(GradientEstimator):
-    """One average a value; the anchor parameter only makes autograd call the average's backward."""
+    """One average for each value. The anchor parameter only makes autograd call the average's backward."""
 
     def __init__(self, spec: BoundarySpec, decay: float) -> None:
         super().__init__()

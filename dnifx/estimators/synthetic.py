@@ -1,4 +1,4 @@
-"""The synthetic gradient models of the paper, by the shape of the value."""
+"""The synthetic gradient models of the paper, chosen by the shape of the value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,33 +8,39 @@ from torch import Tensor, fx, nn
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
+from dnifx.estimators.layers import convolution, network, parted, planes
 from dnifx.ir import TensorSpec
-from dnifx.runtime.emitted.interface import spread_context
+from dnifx.runtime.emitted.gradients import spread_context
 
 fx.wrap("spread_context")
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Predicts the gradient from the value, and from the context where there is one.
+    """Predicts the gradient from the value, and from the context if there is one.
 
     g = W_out f(... f([h, c])) with f = linear, batch norm, ReLU; ``hidden=0`` is the affine map g = W [h, c] + b. The last
     layer starts with zero weights and zero biases, so the first synthetic gradients are exactly 0.
 
-    By the shape of the value: [batch, features] an MLP; [batch, channels, height, width] convolutions that keep the
-    resolution, the label as constant channels; [batch, length, features] the MLP on each token; more dimensions, the MLP on
-    the channels at each position; one number an example or a single one, the MLP on that number. Several values are predicted
-    together where they have the same leading shape, each by a network of its own otherwise. Values without a batch dimension
-    (a bias that blocks share) see no context.
+    The shape of the value decides the model:
+
+    - [batch, features]: an MLP.
+    - [batch, channels, height, width]: convolutions that keep the resolution, with the label as constant channels.
+    - [batch, length, features]: the MLP, on each token.
+    - More dimensions: the MLP, on the channels at each position.
+    - One number for each example, or a single number: the MLP, on that number.
+
+    Values with the same leading shape are predicted together, others each by a network of its own. Values without a
+    batch dimension (such as a bias that blocks share) see no context.
 
     Args:
         hidden: Number of hidden layers, 0 or more.
         width: Units (or channels) of a hidden layer; by default as many as the value has features.
-        batch_norm: Whether hidden layers are normalised (vectors and images; tokens never are).
-        kernel: Size of the convolutions' kernels, odd; no larger than the example's maps.
+        batch_norm: Whether hidden layers are normalised. This applies to vectors and images; tokens never are.
+        kernel: Size of the convolution kernels, odd. It shrinks to fit maps that are smaller.
 
     Raises:
-        EstimatorError: A value is of a type that none of these models takes.
+        EstimatorError: An option is out of its range, or a value is not real floating point.
 
     References:
         Jaderberg et al. 2017, Sections 2.2 and A.1: MLPs for fully connected nets, 5x5 convolutions without pooling for
@@ -61,16 +67,18 @@ class Synthetic:
         shape = values[0].shape
         batched = bool(shape) and (spec.batch is None or shape[0] == spec.batch)
         context = (spec.context or 0) if batched else 0
+        ends = sum(sizes) + context, sum(sizes), self.hidden, self.width or sum(sizes)
         if len(shape) == 4:
             kernel = min(self.kernel, min(shape[2:]) - (min(shape[2:]) + 1) % 2) if min(shape[2:]) else 1
-            return ConvolutionalGradient(sizes, context, self.hidden, self.width, self.batch_norm, kernel)
-        return DenseGradient(
-            sizes, context, Layout(len(shape)), self.hidden, self.width, self.batch_norm and len(shape) == 2
-        )
+            norm = nn.BatchNorm2d if self.batch_norm else None
+            return ConvolutionalGradient(sizes, context, network(convolution(kernel), *ends, norm))
+        normed = self.batch_norm and len(shape) == 2
+        layers = network(nn.Linear, *ends, nn.BatchNorm1d if normed else None)
+        return DenseGradient(sizes, context, Layout(len(shape)), layers)
 
 
 def value_groups(spec: BoundarySpec) -> list[list[int]]:
-    """Group the values that one network can predict: the same kind and the same sizes but for the features.
+    """Group the values that one network can predict: they have equal shapes, except for the number of features.
 
     Raises:
         EstimatorError: Naming the value that no network takes.
@@ -80,8 +88,8 @@ def value_groups(spec: BoundarySpec) -> list[list[int]]:
         if not value.dtype.is_floating_point:
             name = spec.names[index] if spec.names else f"value {index}"
             raise EstimatorError(
-                f"boundary {spec.name!r}: {name} is {value}; a synthetic gradient needs real floating point; cut elsewhere, or give a "
-                "factory (spec -> nn.Module) for this boundary"
+                f"boundary {spec.name!r}: {name} is {value}; a synthetic gradient needs real floating point; cut elsewhere, "
+                "or give a factory (spec -> nn.Module) for this boundary"
             )
         channels_first = len(value.shape) >= 4
         leading = (value.shape[0], *value.shape[2:]) if channels_first else value.shape[:-1]
@@ -98,11 +106,7 @@ def feature_size(value: TensorSpec) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a value's features come to be the last dimension, and go back.
-
-    Attributes:
-        dimensions: Number of dimensions of the value.
-    """
+    """Moves the features of a value with so many ``dimensions`` to the last dimension, and back."""
 
     dimensions: int
 
@@ -133,48 +137,21 @@ class SyntheticGradient(GradientEstimator):
             together: tuple[Tensor, ...] = self.networks[0](values, context)
             return together
         answers: dict[int, Tensor] = {}
-        for group, network in zip(self.groups, self.networks, strict=True):
-            estimates = network([values[index] for index in group], context)
+        for group, each in zip(self.groups, self.networks, strict=True):
+            estimates = each([values[index] for index in group], context)
             answers.update(zip(group, estimates, strict=True))
         return tuple(answers[index] for index in range(len(values)))
-
-
-def parted(answer: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
-    """Cut an answer into the parts of its values, one slice each, so that torch.fx can trace it."""
-    if len(sizes) == 1:
-        return (answer,)
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return tuple(answer.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True))
-
-
-def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """Set a layer's weights and biases to zero."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 class DenseGradient(nn.Module):
     """An MLP over the features of vectors, tokens or positions."""
 
-    def __init__(
-        self, sizes: Sequence[int], context: int, layout: Layout, hidden: int, width: int | None, batch_norm: bool
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], context: int, layout: Layout, layers: nn.Sequential) -> None:
         super().__init__()
         self.sizes = list(sizes)
         self.layout = layout
         self.sees_context = context > 0
-        layers: list[nn.Module] = []
-        inputs = sum(sizes) + context
-        for _ in range(hidden):
-            units = width or sum(sizes)
-            layers.append(nn.Linear(inputs, units, bias=not batch_norm))
-            layers += [nn.BatchNorm1d(units)] if batch_norm else []
-            layers.append(nn.ReLU())
-            inputs = units
-        layers.append(zeroed(nn.Linear(inputs, sum(sizes))))
-        self.layers = nn.Sequential(*layers)
+        self.layers = layers
 
     def forward(self, values: list[Tensor], context: Tensor | None) -> tuple[Tensor, ...]:
         """Predict the gradients of values with one leading shape together."""
@@ -188,28 +165,16 @@ class DenseGradient(nn.Module):
 class ConvolutionalGradient(nn.Module):
     """Convolutions that keep the resolution."""
 
-    def __init__(
-        self, sizes: Sequence[int], context: int, hidden: int, width: int | None, batch_norm: bool, kernel: int
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], context: int, layers: nn.Sequential) -> None:
         super().__init__()
         self.sizes = list(sizes)
         self.sees_context = context > 0
-        layers: list[nn.Module] = []
-        inputs = sum(sizes) + context
-        for _ in range(hidden):
-            channels = width or sum(sizes)
-            layers.append(nn.Conv2d(inputs, channels, kernel, padding=kernel // 2, bias=not batch_norm))
-            layers += [nn.BatchNorm2d(channels)] if batch_norm else []
-            layers.append(nn.ReLU())
-            inputs = channels
-        layers.append(zeroed(nn.Conv2d(inputs, sum(sizes), kernel, padding=kernel // 2)))
-        self.layers = nn.Sequential(*layers)
+        self.layers = layers
 
     def forward(self, values: list[Tensor], context: Tensor | None) -> tuple[Tensor, ...]:
-        """Predict the gradients of values [batch, channels, height, width] together; the context as constant channels."""
+        """Predict the gradients of images [batch, channels, height, width] together; the context is constant channels."""
         seen = list(values)
         if context is not None and self.sees_context:
-            height, width = values[0].shape[-2:]
-            seen.append(context[:, :, None, None].expand(-1, -1, height, width).to(values[0].dtype))
+            seen.append(planes(context, values[0]))
         answer = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
         return parted(answer, self.sizes, 1)

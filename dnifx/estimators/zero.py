@@ -1,4 +1,4 @@
-"""No gradient at all: the cut without an interface."""
+"""No gradient at all: the baseline without an interface."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from dnifx.estimators.base import BoundarySpec, GradientEstimator
 
 @dataclass(frozen=True)
 class Zero:
-    """Answers 0 for every value: exactly detaching at the cut, the paper's "no bprop" baseline."""
+    """Answers 0 for every value. This is the same as detaching at the cut: the paper's "no bprop" baseline."""
 
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""

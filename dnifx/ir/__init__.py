@@ -2,7 +2,8 @@
 
 from dnifx.ir.actions import BAR, Action, Kind, Period, Schedule
 from dnifx.ir.capture import CONSTANTS, Capture, Kept, Signature
-from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, identifier
+from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier
+from dnifx.ir.parts import Message, Part, PartState, Take
 from dnifx.ir.program import Context, Program
 from dnifx.ir.time import Carry, Every, Recurrence, Recurrent
 from dnifx.ir.values import Holder, Measure, TensorSpec
@@ -24,6 +25,9 @@ __all__ = [
     "Kept",
     "Kind",
     "Measure",
+    "Message",
+    "Part",
+    "PartState",
     "Partition",
     "Period",
     "Program",
@@ -31,6 +35,8 @@ __all__ = [
     "Recurrent",
     "Schedule",
     "Signature",
+    "Take",
     "TensorSpec",
+    "free_name",
     "identifier",
 ]

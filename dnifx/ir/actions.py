@@ -1,4 +1,4 @@
-"""What a training step runs: actions, schedules, periods."""
+"""What a training step runs: actions, schedules and periods."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,8 +20,8 @@ class Kind(StrEnum):
 class Action:
     """One step of a schedule, written ``F1``, ``B1@cuda:0`` or ``F1@cuda:0/2`` (device, stream).
 
-    ``F`` forward, ``B`` backward, ``U`` update and ``I`` synthetic input act on the partition of that index; ``S`` synthesise,
-    ``T`` target arrives and ``M`` fit the estimator act on the boundary of that index.
+    ``index`` numbers a partition for ``F`` (forward), ``B`` (backward), ``U`` (update) and ``I`` (synthetic input).
+    It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the target arrives) and ``M`` (fit).
     """
 
     kind: Kind
@@ -37,7 +37,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one training step runs, in which order and where; ``str`` prints it and ``dnifx.schedules.parse`` reads it back."""
+    """The actions of one training step, in order; ``dnifx.schedules.parse`` reads back what ``str`` prints."""
 
     name: str
     actions: tuple[Action, ...]
@@ -45,14 +45,22 @@ class Schedule:
     def __str__(self) -> str:
         return " ".join(map(str, self.actions))
 
+    @property
+    def windows(self) -> tuple["Schedule", ...]:
+        """The schedule itself: it is a period of one window."""
+        return (self,)
+
 
 BAR = "|"
-"""What stands between the windows of a period."""
+"""What stands between the windows of a period in its text."""
 
 
 @dataclass(frozen=True)
 class Period:
-    """What the windows of a period run, in turn; ``str`` prints it and ``dnifx.schedules.parse_period`` reads it back."""
+    """One schedule for each window of a period; ``dnifx.schedules.parse_period`` reads back what ``str`` prints.
+
+    Partitions that fire at different rates need several windows before the pattern repeats: a period.
+    """
 
     name: str
     windows: tuple[Schedule, ...]

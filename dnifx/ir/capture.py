@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 CONSTANTS = "captured_constants"
-"""The attribute under which a running module holds the constants of its graph; their names begin with it."""
+"""The attribute of a compiled module that holds the constants of its graph; their paths begin with it."""
 
 
 class Signature(Protocol):
-    """How a model is called: from its arguments to the graph's flat inputs, and from the graph's flat outputs back.
+    """How a model is called: turns its arguments into the graph's flat inputs, and the graph's flat outputs back.
 
-    ``inputs`` are the names of the graph's placeholders, in order; the graph's output node holds a flat tuple.
+    The output node of the graph holds a flat tuple.
     """
 
     @property
@@ -19,18 +19,18 @@ class Signature(Protocol):
         """Names of the graph's placeholders, in order."""
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return one value for each of ``inputs``; raise InputError where the structure is another one."""
+        """Return one value for each of ``inputs``; raise InputError if the arguments have another structure."""
 
     def unflatten(self, values: tuple[Any, ...]) -> Any:
-        """Return the model's output, in its own structure, from the graph's flat outputs."""
+        """Return the model's output, in its own structure."""
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-        """Identify the input kind of a call: calls with equal keys can run the same graph."""
+        """Return a key of the call's input kind: calls with equal keys can run the same graph."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A submodule that capture kept whole, as one node, and why."""
+    """A submodule that capture kept whole, as one node, and the reason."""
 
     path: str
     reason: str
@@ -41,11 +41,11 @@ class Capture:
     """How the graph was obtained.
 
     Attributes:
-        method: The technique that succeeded: ``record``, ``export`` or ``symbolic``.
-        kept: Submodules kept whole, with the reason.
+        method: The capture method that succeeded: ``record``, ``export`` or ``symbolic``.
+        kept: Submodules kept whole, with the reasons.
         verified: Whether outputs, gradients and buffers were compared with the original's.
-        tried: Rungs that were refused before, each with its reason.
-        guards: How many guards the graph holds; one that fires has the model captured anew.
+        tried: Capture methods that failed before it, each with its reason.
+        guards: Number of guards in the graph. When one fires, the model is captured again.
     """
 
     method: str

@@ -1,6 +1,8 @@
-"""Cuts, partitions, boundaries, and what stands on a boundary."""
+"""Cuts, partitions, boundaries and interfaces."""
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain, count
 from keyword import iskeyword
 
 import torch
@@ -9,12 +11,12 @@ from torch import nn
 from dnifx.ir.values import TensorSpec
 
 MODULE_NAMES = frozenset(dir(nn.ModuleDict()))
-"""Names that no child of a module dictionary can have, such as ``keys`` and ``values``."""
+"""Names that a child of an ``nn.ModuleDict`` cannot have, such as ``keys`` and ``values``."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A value on its way from one node to another, named by graph nodes or module paths; as a cut, exactly this edge."""
+    """The edge from one node to another, each named by graph node or module path. As a cut: exactly this edge."""
 
     source: str
     target: str
@@ -28,10 +30,10 @@ class Cut:
     """A place to decouple.
 
     Attributes:
-        name: The name users know it by: a module path, a node name, an edge.
-        nodes: Cut after these nodes; completed to every value that crosses there.
+        name: The name that users know it by: a module path, a node name or an edge.
+        nodes: Cut after these nodes, at every value that crosses there.
         edges: Cut exactly these edges.
-        level: Where every node's side is already decided (the integer form), the level that ends at this cut.
+        level: The level that ends at this cut, where the side of every node is already known (cuts given as a number).
     """
 
     name: str
@@ -42,20 +44,20 @@ class Cut:
 
 @dataclass(frozen=True)
 class Partition:
-    """A subgraph that updates alone.
+    """A subgraph that is updated by itself.
 
     Attributes:
-        index: Its place in the order of execution.
-        nodes: Names of its graph nodes, in order; every node has exactly one partition.
-        inputs: Names of the values it takes: model inputs and values of earlier partitions, in order.
-        outputs: Names of the values that later partitions (or the model's output) take.
+        index: Its number, in the order of execution.
+        nodes: Names of its graph nodes, in order. Every node has exactly one partition.
+        inputs: Names of the values that it takes, in order: model inputs and values of earlier partitions.
+        outputs: Names of the values that later partitions or the model's output take.
         parameters: Paths of the trainable parameters that it owns and updates.
-        uses: Paths of all trainable parameters that it reads, its own and those that a later partition owns.
+        uses: Paths of all trainable parameters that it reads: its own and those that other partitions own.
         flops: Floating-point operations of its forward.
         parameter_bytes: Bytes of the parameters that it reads.
         activation_bytes: Bytes of the tensors that its forward makes.
-        device: The device its parameters live on.
-        every: Windows from one of its firings to the next; 1 in what is no system of several rates.
+        device: The device that its parameters are on.
+        every: Windows from one of its firings to the next; 1 without rates.
     """
 
     index: int
@@ -72,15 +74,21 @@ class Partition:
 
     @property
     def name(self) -> str:
-        """The name users and generated code know it by, as torch.fx's split_module numbers them."""
+        """Its name in reports and in generated code, as in torch.fx's split_module."""
         return f"submod_{self.index}"
 
 
 def identifier(name: str) -> str:
-    """Return a boundary's name as a Python identifier that an ``nn.ModuleDict`` takes as a key, and no partition's name."""
+    """Return a boundary's name as a Python identifier that can be a key of an ``nn.ModuleDict``, and is not a partition's."""
     text = "".join(letter if letter.isalnum() else "_" for letter in name)
     free = text[:1].isalpha() and text not in MODULE_NAMES and not iskeyword(text) and not text.startswith("submod_")
     return text if free else f"cut_{text}"
+
+
+def free_name(name: str, taken: AbstractSet[str]) -> str:
+    """Return a boundary's name, with a number where its identifier is taken (``a.b`` and ``a_b`` have the same)."""
+    numbered = (f"{name}@{number}" for number in count(1))
+    return next(title for title in chain([name], numbered) if identifier(title) not in taken)
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,13 @@ class Boundary:
     """All differentiable values that cross from one partition to later ones at one cut.
 
     Attributes:
-        index: Its number, in the order of its producers.
+        index: Its number, in the order of the producers.
         name: The name of its cut, as the user wrote or would write it.
         producer: Index of the partition that makes the values.
-        consumers: Indices of the partitions that take any of them, in order.
+        consumers: Indices of the partitions that take any of the values, in order.
         values: Names of the values.
         specs: Their tensor specs.
-        messages: How many firings of the producer its consumers take at once.
+        messages: Number of firings of the producer whose values the consumers take at once.
     """
 
     index: int
@@ -107,27 +115,23 @@ class Boundary:
 
     @property
     def key(self) -> str:
-        """The name as a Python identifier: the key of its estimator in the module and in state dicts."""
+        """The key of its estimator in the module and in state dicts: the name as a Python identifier."""
         return identifier(self.name)
 
 
 @dataclass(frozen=True)
 class Interface:
-    """What stands on a boundary: a gradient estimator, and optionally an input model.
+    """What stands on a boundary: a gradient estimator and, optionally, an input model.
+
+    ``mix``, ``prop`` and the ``needs_...`` flags are those of the estimator; see ``GradientEstimator``.
 
     Attributes:
         boundary: Index of its boundary.
         estimator: The gradient estimator.
-        description: The estimator in a few words, as reports show it: ``Synthetic(hidden=1)``.
-        locked: Whether the producer waits for the true gradient (oracle, BP(lambda)).
+        description: The estimator in a few words, for reports: ``Synthetic(hidden=1)``.
+        locked: Whether the producer waits for the target (Oracle, BPLambda, Prop).
         fits: Whether the estimator learns.
         input_model: The synthetic input model, if any.
-        mix: Share of the target in what the producer receives; the rest is the estimate.
-        prop: Weight of the gradient of the estimator's own loss, which the producer receives beside the estimate.
-        needs_target: Whether the estimator learns from the target gradient, so that the target has to be computed.
-        needs_loss: Whether it learns from the loss of each example, which it predicts.
-        needs_error: Whether it answers from the gradient of the loss with respect to the model's output.
-        needs_mask: Whether it takes the mask of tokens where there is one.
     """
 
     boundary: int
@@ -145,18 +149,19 @@ class Interface:
 
     @property
     def blends(self) -> bool:
-        """Whether the producer's gradient is made of both the estimate and the target."""
+        """Whether the producer receives both the estimate and the target."""
         return self.mix > 0 or self.prop > 0
 
     @property
     def needs_end(self) -> bool:
-        """Whether it needs what only the end of the model gives: the loss, or the error of the output."""
+        """Whether the estimator needs what only the end of the model gives: the loss, or the error of the output."""
         return self.needs_loss or self.needs_error
 
     def scheduled_only(self, windows: bool) -> bool:
-        """Whether a trainer alone can serve it.
+        """Whether a trainer can run it and the fused forward cannot.
 
-        What it needs of the end comes from a window, or goes together with what one backward pass would have too late.
+        It needs the loss or the output's error, and that comes from a window (``windows``) or would come too late in a
+        single backward pass.
         """
         late = self.blends or self.needs_mask or self.input_model is not None
         return (self.needs_end and windows) or (self.needs_error and late)

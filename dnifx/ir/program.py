@@ -10,19 +10,20 @@ from torch import fx, nn
 from dnifx.ir.actions import Schedule
 from dnifx.ir.capture import Capture, Signature
 from dnifx.ir.cuts import Boundary, Cut, Interface, Partition
+from dnifx.ir.parts import Message, Part
 from dnifx.ir.time import Carry, Recurrence, Recurrent
 from dnifx.ir.values import Measure
 
 
 @dataclass(frozen=True)
 class Context:
-    """What estimators may see beside the activation.
+    """What estimators see beside the values.
 
     Attributes:
-        features: From what the user passes as context (a label, by default) to a float tensor [batch, ..., width].
-        width: Size of its last dimension.
+        features: Turns what the user passes as context, such as a label, into a float tensor [batch, ..., width].
+        width: Size of the last dimension of that tensor.
         description: A few words for reports: ``label (10 classes)``.
-        classes: Number of classes of a label context, or None.
+        classes: Number of classes if the context is a label, else None.
     """
 
     features: Callable[[Any], torch.Tensor]
@@ -33,33 +34,38 @@ class Context:
 
 @dataclass(frozen=True)
 class Program:
-    """The model on its way through the passes; each pass returns a new one with more of it known.
+    """The model on its way through the passes. Each pass returns a new program in which more is known.
+
+    The name of the pass that fills a field in stands in parentheses.
 
     Attributes:
-        model: The user's module; parameters and buffers are never copied.
+        model: The user's module; its parameters and buffers are never copied.
         args: Example positional arguments.
         kwargs: Example keyword arguments.
         graph: The captured graph, over the model's own module paths (capture).
         signature: How the graph is called (capture).
         capture: How the graph was obtained (capture).
         constants: Values that the graph reads and the model does not hold, by path below CONSTANTS (capture).
-        measures: What each node costs, by node name (measure).
+        measures: What each node makes and costs, by node name (measure).
         cuts: The cuts, resolved to nodes and edges (cuts).
-        levels: How many cuts lie before each node, by node name (cuts).
+        levels: Number of cuts before each node, by node name (cuts).
         partition_of: The partition index of each node, by node name (partition).
         partitions: The partitions in order (partition).
         boundaries: The boundaries, in the order of their producers (legalize).
         interfaces: One for each boundary (insert).
-        context: What estimators may see (insert).
+        context: What estimators see beside the values (insert).
         mask: Name of the input that says which tokens count, if any (insert).
         submodules: One graph for each partition (split).
         schedule: What a training step runs (schedule).
         fused: The whole graph with interface nodes (emit).
-        notes: What the passes fixed or left out, in words for the user.
+        notes: What the passes changed or left out, in words for the user.
         recurrents: The cuts in time that were asked for.
         carries: Every tensor that a window leaves to the next, differentiable or not (states).
         recurrences: The boundaries in time (recurrences, insert).
         batch_dim: The dimension of the inputs that counts examples, where no state says so.
+        parts: What fires at one rate each, the fastest first (rates); nothing where all fires in every window.
+        programs: The program of each part.
+        messages: What crosses between parts; their boundaries are the last ones.
     """
 
     model: nn.Module
@@ -86,3 +92,12 @@ class Program:
     carries: tuple[Carry, ...] = ()
     recurrences: tuple[Recurrence, ...] = ()
     batch_dim: int = 0
+    parts: tuple[Part, ...] = ()
+    programs: tuple["Program", ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    def fired(self) -> tuple[tuple[Part, "Program"], ...]:
+        """Return the parts with their programs; without rates the program itself is the one part."""
+        if self.parts:
+            return tuple(zip(self.parts, self.programs, strict=True))
+        return ((Part(partitions=tuple(range(len(self.partitions)))), self),)

@@ -1,4 +1,4 @@
-"""Cuts in time, and parts that fire at different rates."""
+"""Cuts in time, and rates."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ class Recurrent:
     """A cut in time: the edge from the state that a window leaves to the state that the next one takes.
 
     Attributes:
-        state: Where the state is among the model's inputs: ``"state"``, ``"batch.state"``; a tensor or a structure of them.
-        next_state: Where the next state, of the same structure, is in the output: ``"1"``; empty where it is the whole output.
-        scale: What the synthetic gradient at a window's end is multiplied by. Near 1, a memory cell whose forget gate stays open
-            hands an estimate back as its own target: nothing corrects a wrong one, and the cell can run away.
-        batch_dim: The dimension of the state's tensors that counts examples; None: 1 where an ``nn.RNN``, ``nn.GRU`` or
-            ``nn.LSTM`` takes the tensor itself, 0 elsewhere.
-        into_core: Whether the estimator's own error reaches the core: the trainer computes the last window again for it.
-        auxiliary: Whether a head predicts, from the window's start, the synthetic gradient at its end; its error reaches the
-            core in the same way.
-        trace: Lambda, from 0 to 1, of an eligibility trace by which a trainer fits the estimator to the lambda-return over all
-            windows of the episode so far, discounted by ``scale``; None: to the target of one window.
+        state: Where the state is among the model's inputs: ``"state"``, ``"batch.state"``. It is a tensor or a structure.
+        next_state: Where the next state, of the same structure, is in the output: ``"1"``. Empty if it is the whole output.
+        scale: Factor of the synthetic gradient at a window's end. With a factor near 1, a memory cell whose forget gate
+            stays open returns an estimate as its own target. Nothing corrects a wrong one, and the cell can run away.
+        batch_dim: The dimension of the state's tensors that counts examples. None stands for 1 where an ``nn.RNN``,
+            ``nn.GRU`` or ``nn.LSTM`` takes the tensor itself, and for 0 elsewhere.
+        into_core: Whether the estimator's own error reaches the core. The trainer computes the last window again for it.
+        auxiliary: Whether a head predicts, from the window's start, the synthetic gradient at its end. Its error reaches
+            the core in the same way.
+        trace: Lambda, from 0 to 1, of an eligibility trace. With it, a trainer fits the estimator to the lambda-return
+            over all windows of the episode so far, discounted by ``scale``. None fits it to the target of one window.
     """
 
     state: str
@@ -40,11 +40,11 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Every:
-    """How often a part of a system fires, and what stands on the messages that it takes.
+    """How often a part fires, for ``every=``.
 
     Attributes:
         windows: Windows from one firing to the next.
-        scale: What the synthetic gradient of a message is multiplied by.
+        scale: Factor of the synthetic gradients of the messages that it takes.
     """
 
     windows: int
@@ -57,7 +57,7 @@ class Carry:
 
     Attributes:
         cut: Index of its cut in time.
-        input: Name of the placeholder.
+        input: Name of the placeholder that takes it.
         value: Name of the node that makes the next one.
         dim: The dimension that counts examples.
     """
@@ -70,17 +70,17 @@ class Carry:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """The boundary of a cut in time: the differentiable tensors of a state that one partition leaves to the next window.
+    """The boundary of a cut in time: the differentiable tensors of a state that a partition leaves to the next window.
 
     Attributes:
-        name: The name users know it by: the state's path.
-        cut: What was asked for.
+        name: The name that users know it by: the state's path.
+        cut: The cut in time.
         producer: Index of the partition that makes the next state.
         consumers: Indices of the partitions that take the state, in order.
         carries: Its tensors.
         specs: Their specs as estimators see them, batch dimension first.
-        interface: What stands there.
-        head: What predicts the next synthetic gradient, for the auxiliary task.
+        interface: The estimator on it.
+        head: The head that predicts the next synthetic gradient, for the auxiliary task.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Recurrence:
 
     @property
     def key(self) -> str:
-        """The name as a Python identifier: the key of its estimator in the module and in state dicts."""
+        """The key of its estimator in the module and in state dicts: the name as a Python identifier."""
         return identifier(self.name)
 
     @property

@@ -1,4 +1,4 @@
-"""What is known of values and nodes before anything is computed."""
+"""What is known of values and nodes before they are computed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What is known of a tensor before it is computed."""
+    """What is known of a tensor before it is computed: ``f32[8, 3, 5, 5]``."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -17,7 +17,7 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
-        """Bytes that the elements take."""
+        """Size of the elements in bytes."""
         return self.elements * self.dtype.itemsize
 
     @property
@@ -30,6 +30,11 @@ class TensorSpec:
         """Number of elements."""
         return torch.Size(self.shape).numel()
 
+    @property
+    def elements_per_example(self) -> int:
+        """Number of elements of one example, where the first dimension counts examples."""
+        return torch.Size(self.shape[1:]).numel()
+
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
         return f"{kind}[{', '.join(map(str, self.shape))}]"
@@ -37,12 +42,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Holder:
-    """How a value that is no tensor holds its parts.
+    """The structure of a value that is not a tensor.
 
     Attributes:
         kind: Its class.
-        parts: Of a tuple, a list or a dict with names as keys, each part by its index or key: another holder, or None for a tensor or
-            a plain value. Nothing for a value of another class.
+        parts: The parts of a tuple, a list or a dict with strings as keys, by index or key: another holder, or None for a
+            tensor or a plain value. Empty for other classes.
     """
 
     kind: type
@@ -51,18 +56,18 @@ class Holder:
 
 @dataclass(frozen=True)
 class Measure:
-    """What one node costs, seen by running it on fake tensors.
+    """What one node makes and costs, measured on fake tensors.
 
     Attributes:
         tensors: The specs of the tensors in the node's value, in pytree order.
-        is_tensor: Whether the value is one tensor (and not a tuple, a number, ...).
+        is_tensor: Whether the value is one tensor, not a tuple, a number, ...
         flops: Floating-point operations of its forward, as ``torch.utils.flop_counter`` counts them.
         parameter_bytes: Bytes of the parameters that the node reads.
         activation_bytes: Bytes of the tensors that the node makes (views make none).
-        storages: The identity of each tensor's storage; equal numbers are aliases.
+        storages: A number for each tensor's storage; tensors with equal numbers are aliases.
         writes: Names of the argument nodes whose memory this node writes in place.
         random: Whether it draws random numbers.
-        holder: How the value holds its tensors, where it is none itself.
+        holder: The structure of the value, where it is not a tensor.
     """
 
     tensors: tuple[TensorSpec, ...] = ()
@@ -87,5 +92,5 @@ class Measure:
 
     @property
     def cost(self) -> int:
-        """Work of the node for balancing: its FLOPs, and one for each element it makes."""
+        """Cost of the node for balancing: its FLOPs, and one for each element that it makes."""
         return self.flops + sum(tensor.elements for tensor in self.tensors)

@@ -1,1 +1,1 @@
-"""What people look at: terminal, Graphviz, SVG, JSON, chrome trace."""
+"""Reports on a program: for the terminal, and as Graphviz, SVG, JSON and Chrome trace."""

@@ -1,9 +1,9 @@
-"""A program as Graphviz text: partitions as clusters, modules as nodes, cuts with their estimators between them."""
+"""A program as Graphviz text: partitions are clusters, modules are nodes, and cuts with their estimators are between them."""
 
 from collections.abc import Iterator
 
 from dnifx.ir import Program
-from dnifx.report.picture import INPUTS, Box, Gate, Line, Picture, picture_of
+from dnifx.report.picture import INPUTS, Box, Gate, Picture, picture_of
 
 HEAD = (
     "rankdir=TB",
@@ -16,7 +16,7 @@ HEAD = (
 )
 
 PLAIN = 'style=dashed, color="#5b6470"'
-"""How values without a gradient look."""
+"""The style of values without a gradient."""
 
 
 def to_dot(program: Program) -> str:
@@ -29,7 +29,7 @@ def to_dot(program: Program) -> str:
 
 
 def quote(*lines: str) -> str:
-    """Return the lines as one quoted DOT string; backslashes and quotes in them stand for themselves."""
+    """Return the lines as one quoted DOT string; backslashes and quotes in them are escaped."""
     escaped = (line.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for line in lines if line)
     return '"' + "\\n".join(escaped) + '"'
 
@@ -47,7 +47,7 @@ def _body(picture: Picture) -> Iterator[str]:
         yield from (f"  {_box(box)}" for box in boxes)
         yield "}"
     for line in picture.lines:
-        yield _line(line)
+        yield f"{quote(line.source)} -> {quote(line.target)}{f' [{PLAIN}]' if line.dashed else ''};"
     for gate in picture.gates:
         yield from _gate(gate)
 
@@ -57,14 +57,8 @@ def _box(box: Box, style: str = "") -> str:
     return f"{quote(box.key)} [label={quote(box.title, box.detail)}{', ' if style else ''}{style}];"
 
 
-def _line(line: Line) -> str:
-    """Write one line."""
-    look = f" [{PLAIN}]" if line.dashed else ""
-    return f"{quote(line.source)} -> {quote(line.target)}{look};"
-
-
 def _gate(gate: Gate) -> Iterator[str]:
-    """Write a gate and the lines through it: into the estimator, and on to each taker."""
+    """Write a gate and the lines through it: into the estimator, and on to each consumer."""
     if gate.dashed:
         look, edge = f'{PLAIN}, fontcolor="#3b424c"', PLAIN
     else:

@@ -1,20 +1,22 @@
-"""What every report says about a program: the facts once, for terminal, pictures and machines."""
+"""What reports say about a program, for the terminal, for pictures and for machines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 from torch import fx, nn
 
-from dnifx.ir import Boundary, Partition, Program
+from dnifx.ir import Boundary, Capture, Partition, Program, TensorSpec
+from dnifx.schedules import sequential_period
 
-FORMAT = 1
-"""Version of the machine-readable form; it grows when a key changes its meaning or goes away."""
+FORMAT = 2
+"""Version of the machine-readable form. It grows when a key is removed or changes its meaning."""
 
 
 @dataclass(frozen=True)
 class ValueFacts:
-    """A value: its name, and shape, dtype, bytes and short form of each tensor in it."""
+    """A value: its name, the shape and dtype of each of its tensors, the bytes of all of them, and a short form."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
@@ -27,8 +29,8 @@ class ValueFacts:
 class PartitionFacts:
     """A partition: where it begins and ends in the model, and what it costs.
 
-    ``first`` and ``last`` are module paths (node names for operations outside of submodules), ``share`` is its part of
-    the program's cost, between 0 and 1, ``every`` counts the windows from one of its firings to the next.
+    ``first`` and ``last`` are module paths, or node names of operations outside of submodules. ``share`` is its part of
+    the program's cost, between 0 and 1. ``every`` is the number of windows from one of its firings to the next.
     """
 
     name: str
@@ -52,7 +54,8 @@ class PartitionFacts:
 class BoundaryFacts:
     """A boundary and what stands on it; the estimator's fields are None where no interface was inserted yet.
 
-    ``messages`` counts the firings of the producer that the consumers take at once.
+    ``messages`` counts the firings of the producer that the consumers take at once; ``scale`` is what their synthetic
+    gradients are multiplied by.
     """
 
     name: str
@@ -67,11 +70,12 @@ class BoundaryFacts:
     input_model: str | None
     input_model_parameters: int | None
     messages: int
+    scale: float
 
 
 @dataclass(frozen=True)
 class CrossingFacts:
-    """A value that crosses without a gradient, and therefore without an interface."""
+    """A value that crosses between partitions without a gradient, and so without an interface."""
 
     value: ValueFacts
     producer: str
@@ -80,7 +84,7 @@ class CrossingFacts:
 
 @dataclass(frozen=True)
 class CaptureFacts:
-    """How the graph was obtained; ``kept`` holds path and reason, ``tried`` method and reason."""
+    """How the graph was captured: ``kept`` holds pairs of path and reason, ``tried`` pairs of method and reason."""
 
     method: str
     verified: bool
@@ -90,7 +94,7 @@ class CaptureFacts:
 
 @dataclass(frozen=True)
 class ProgramFacts:
-    """Everything that reports tell of a program."""
+    """Everything that reports say about a program."""
 
     format: int
     model: str
@@ -112,6 +116,7 @@ def program_facts(program: Program) -> ProgramFacts:
     """Collect the facts of a program, however many passes have run on it."""
     nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
     parameters = dict(program.model.named_parameters(remove_duplicate=False))
+    planned = sequential_period(program) if program.parts else program.schedule
     return ProgramFacts(
         format=FORMAT,
         model=type(program.model).__name__,
@@ -119,32 +124,39 @@ def program_facts(program: Program) -> ProgramFacts:
         nodes=len(nodes),
         parameters=count_parameters(program.model),
         flops=sum(measure.flops for measure in program.measures.values()),
-        capture=_capture_facts(program),
+        capture=_capture_facts(program.capture) if program.capture else None,
         partitions=tuple(_partition_facts(program, partition, nodes, parameters) for partition in program.partitions),
         boundaries=tuple(_boundary_facts(program, boundary) for boundary in program.boundaries),
         without_gradient=crossings_without_gradient(program),
-        context=program.context.description if program.context else None,
-        schedule_name=program.schedule.name if program.schedule else None,
-        schedule=str(program.schedule) if program.schedule else None,
+        context=_context_facts(program),
+        schedule_name=planned.name if planned else None,
+        schedule=str(planned) if planned else None,
         notes=program.notes,
     )
 
 
 def as_dict(program: Program) -> dict[str, Any]:
-    """Return the facts as plain dicts, lists, strings and numbers, ready for ``json.dumps``.
+    """Return the facts as dicts, lists, strings and numbers, ready for ``json.dumps``.
 
-    Keys are those of ProgramFacts; ``format`` names the version of the form.
+    The keys are those of ``ProgramFacts``; ``format`` is the version of the form.
     """
-    return plain(program_facts(program))
+    return _plain(asdict(program_facts(program)))  # type: ignore[no-any-return]
 
 
-def plain(facts: Any) -> dict[str, Any]:
-    """Return a dataclass of facts as plain dicts, lists, strings and numbers."""
-    return _plain(asdict(facts))  # type: ignore[no-any-return]
+def operations(partition: Partition, nodes: Mapping[str, fx.Node]) -> list[fx.Node]:
+    """Return a partition's nodes that compute something: no inputs, parameters or outputs."""
+    own = [nodes[name] for name in partition.nodes if name in nodes]
+    return [node for node in own if node.op not in ("placeholder", "get_attr", "output")]
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """Return the path of the innermost module that holds all the given ones, or ""."""
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
 
 
 def module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that a node belongs to, or "" where that is the model itself."""
+    """Return the path of the innermost module that a node belongs to, or "" if that is the model itself."""
     if node.op == "call_module":
         return str(node.target)
     paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
@@ -152,7 +164,7 @@ def module_path(node: fx.Node) -> str:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count the elements of a module's parameters, each shared one once; what is not yet sized counts as none."""
+    """Count the elements of a module's parameters, shared ones once, and those without a size as 0."""
     return sum(
         parameter.numel()
         for parameter in module.parameters()
@@ -161,20 +173,24 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def value_facts(program: Program, name: str) -> ValueFacts:
-    """Describe the value of one node; without a measure only its name is known."""
+    """Describe the value of one node; without a measure, only its name is known."""
     measure = program.measures.get(name)
-    tensors = measure.tensors if measure else ()
+    return _tensor_facts(name, measure.tensors, "no tensor") if measure else _tensor_facts(name, (), "?")
+
+
+def _tensor_facts(name: str, tensors: Sequence[TensorSpec], without: str = "") -> ValueFacts:
+    """Describe a value by its tensors; ``without`` is the text if there are none."""
     return ValueFacts(
         name=name,
         shapes=tuple(tensor.shape for tensor in tensors),
         dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in tensors),
         bytes=sum(tensor.bytes for tensor in tensors),
-        text=", ".join(map(str, tensors)) or ("?" if measure is None else "no tensor"),
+        text=", ".join(map(str, tensors)) or without,
     )
 
 
 def crossings_without_gradient(program: Program) -> tuple[CrossingFacts, ...]:
-    """Find the values that pass from one partition to others outside of every boundary; model inputs are not meant."""
+    """Find the values that cross from one partition to others outside of all boundaries, except the model's inputs."""
     bounded = {(value, consumer) for line in program.boundaries for value in line.values for consumer in line.consumers}
     given = {node.name for node in program.graph.nodes if node.op == "placeholder"} if program.graph else set()
     makers = {name: partition for partition in program.partitions for name in partition.outputs}
@@ -191,11 +207,15 @@ def crossings_without_gradient(program: Program) -> tuple[CrossingFacts, ...]:
     )
 
 
-def _capture_facts(program: Program) -> CaptureFacts | None:
-    """Tell how the graph was obtained."""
-    capture = program.capture
-    if capture is None:
+def _context_facts(program: Program) -> str | None:
+    """Tell what estimators see beside the values; with several rates the target of the part that sends."""
+    if program.context is None:
         return None
+    return program.context.description + (" of the part that sends" if program.messages else "")
+
+
+def _capture_facts(capture: Capture) -> CaptureFacts:
+    """Describe how the graph was captured."""
     kept = tuple((kept.path, kept.reason) for kept in capture.kept)
     return CaptureFacts(capture.method, capture.verified, kept, capture.tried)
 
@@ -204,11 +224,7 @@ def _partition_facts(
     program: Program, partition: Partition, nodes: Mapping[str, fx.Node], parameters: Mapping[str, nn.Parameter]
 ) -> PartitionFacts:
     """Describe one partition."""
-    working = [
-        nodes[name]
-        for name in partition.nodes
-        if name in nodes and nodes[name].op not in ("placeholder", "get_attr", "output")
-    ]
+    working = operations(partition, nodes)
     places = [module_path(node) or node.name for node in working]
     return PartitionFacts(
         name=partition.name,
@@ -230,7 +246,7 @@ def _partition_facts(
 
 
 def _share(program: Program, partition: Partition) -> float:
-    """Return the partition's part of the program's cost, by measured cost or, without measures, by FLOPs."""
+    """Return the partition's part of the program's cost: the measured cost or, without measures, the FLOPs."""
     if program.measures:
         cost = sum(program.measures[name].cost for name in partition.nodes if name in program.measures)
         whole = sum(measure.cost for measure in program.measures.values())
@@ -248,10 +264,7 @@ def _boundary_facts(program: Program, boundary: Boundary) -> BoundaryFacts:
         index=boundary.index,
         producer=program.partitions[boundary.producer].name,
         consumers=tuple(program.partitions[index].name for index in boundary.consumers),
-        values=tuple(
-            ValueFacts(name, (spec.shape,), (str(spec.dtype).removeprefix("torch."),), spec.bytes, str(spec))
-            for name, spec in zip(boundary.values, boundary.specs, strict=True)
-        ),
+        values=tuple(_tensor_facts(name, (spec,)) for name, spec in zip(boundary.values, boundary.specs, strict=True)),
         estimator=interface.description if interface else None,
         estimator_parameters=count_parameters(interface.estimator) if interface else None,
         locked=interface.locked if interface else None,
@@ -259,6 +272,7 @@ def _boundary_facts(program: Program, boundary: Boundary) -> BoundaryFacts:
         input_model=type(model).__name__ if model else None,
         input_model_parameters=count_parameters(model) if model else None,
         messages=boundary.messages,
+        scale=next((each.scale for each in program.messages if each.boundary.index == boundary.index), 1.0),
     )
 
 

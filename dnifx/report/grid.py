@@ -1,4 +1,8 @@
-"""Boxes of one band in columns and rows, and the lines between them: the first half of the picture's layout."""
+"""The first half of the picture's layout: the boxes of one band in columns and rows, and the lines between them.
+
+A band is one partition, or the model's inputs or output. A net is what one value joins across bands. All lengths are in
+pixels. Channels are the gaps between columns; lines run down them side by side, each in a lane of its own.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +14,12 @@ from dnifx.report.picture import INPUTS, Box, Line, Picture
 Point = tuple[float, float]
 
 LANE = 9.0
-"""Distance between lines that run side by side, in pixels, as all lengths here."""
+"""Distance between lines that run side by side."""
 
 ROW, ROW_GAP = 42.0, 14.0
 CHANNEL = 26.0
 CHARACTER = 7.4
-"""Width of a character of the 12 px monospaced font, with a little to spare."""
+"""Width of a character of the 12 px monospaced font, and a little more."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Rect:
         return self.x + self.width / 2, self.y + self.height / 2
 
     def moved(self, x: float, y: float) -> "Rect":
-        """Return it shifted."""
+        """Return the rectangle, shifted."""
         return Rect(self.x + x, self.y + y, self.width, self.height)
 
 
@@ -52,9 +56,9 @@ class Grid:
     """The boxes of one band, measured from the band's upper left corner.
 
     Attributes:
-        rects: Place of each box.
+        rects: Place of each box, by key.
         routes: Points of each line inside the band.
-        entries: For (net, box): where a line from above crosses the band's upper edge, and its points from there on.
+        entries: For (net, box): points of a line from the band's upper edge to the box.
         exits: For (net, box): points of a line from the box to the band's lower edge.
         width: Width of all columns.
         height: Height of lanes and rows.
@@ -74,7 +78,7 @@ def text_width(text: str) -> float:
 
 
 def lanes(spans: Iterable[tuple[str, float, float]]) -> dict[str, int]:
-    """Give each span, by key, the first lane in which it overlaps no earlier one."""
+    """Give each span (key, start, end) the first lane in which it overlaps no earlier one."""
     taken: list[list[tuple[float, float]]] = []
     found: dict[str, int] = {}
     for key, start, end in spans:
@@ -102,62 +106,45 @@ def columns_of(picture: Picture, band: int) -> list[list[Box]]:
     rows: dict[str, float] = {}
     columns = []
     for generation in nx.topological_generations(graph):
-        middle = {key: _mean([rows[source] for source in graph.predecessors(key)], order[key]) for key in generation}
+        sources = {key: [rows[source] for source in graph.predecessors(key)] or [order[key]] for key in generation}
+        middle = {key: sum(found) / len(found) for key, found in sources.items()}
         column = sorted(generation, key=lambda key: (middle[key], order[key]))
         rows.update({key: float(row) for row, key in enumerate(column)})
         columns.append([boxes[key] for key in column])
     return columns
 
 
-def _mean(values: Sequence[float], default: float) -> float:
-    """Return the mean, or the default of nothing."""
-    return sum(values) / len(values) if values else default
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which column and row each box has, and who runs through the channel left of each column."""
-
-    places: Mapping[str, tuple[int, int]]
-    depth: Sequence[int]
-    channels: Sequence[Sequence[tuple[str, ...]]]
-    over: Mapping[str, int]
-
-
 def grid_of(
     picture: Picture, band: int, entering: Sequence[tuple[str, str]], leaving: Sequence[tuple[str, str]]
 ) -> Grid:
-    """Place a band's boxes and route what runs between them, comes from above and leaves below.
+    """Place a band's boxes, and route lines between them, from above (``entering``) and to below (``leaving``).
 
-    Args:
-        picture: The picture.
-        band: Index of the band.
-        entering: (net, box) for each line from above.
-        leaving: (net, box) for each line that leaves below.
+    The two hold (net, box) for each such line.
     """
     columns = columns_of(picture, band)
     own = {box.key for column in columns for box in column}
     inner = [line for line in picture.lines if line.source in own and line.target in own]
-    plan = _plan(columns, inner, entering, leaving)
-    rects, lane_x, width = _rects(columns, plan)
+    channels, over = _channels(columns, inner, entering, leaving)
+    rects, lane_x, width = _rects(columns, channels, (max(over.values()) + 1) * LANE if over else 0.0)
+    ways = _Ways(rects, lane_x, over)
     height = max((rect.bottom for rect in rects.values()), default=ROW)
     return Grid(
         rects,
-        {line: _inner_route(line, plan, rects, lane_x) for line in inner},
-        {pair: _entry(pair, entering, plan, rects, lane_x) for pair in entering},
-        {pair: _exit(pair, leaving, plan, rects, lane_x, height) for pair in leaving},
+        {line: ways.inside(line) for line in inner},
+        {pair: ways.entry(pair, entering) for pair in entering},
+        {pair: ways.exit(pair, leaving, height) for pair in leaving},
         width,
         height,
     )
 
 
-def _plan(
+def _channels(
     columns: Sequence[Sequence[Box]],
     inner: Sequence[Line],
     entering: Sequence[tuple[str, str]],
     leaving: Sequence[tuple[str, str]],
-) -> _Plan:
-    """Decide which lines run through which channel, and which over the boxes."""
+) -> tuple[list[list[tuple[str, ...]]], dict[str, int]]:
+    """Return which lines run down the channel left of each column, and the lanes of those that run over the boxes."""
     places = {box.key: (place, row) for place, column in enumerate(columns) for row, box in enumerate(column)}
     channels: list[list[tuple[str, ...]]] = [[] for _ in range(len(columns) + 1)]
     over = []
@@ -174,18 +161,17 @@ def _plan(
     for net, box in leaving:
         if places[box][1] < len(columns[places[box][0]]) - 1:
             channels[places[box][0] + 1].append(("exit", net, box))
-    return _Plan(places, [len(column) for column in columns], channels, lanes(over))
+    return channels, lanes(over)
 
 
 def _rects(
-    columns: Sequence[Sequence[Box]], plan: _Plan
+    columns: Sequence[Sequence[Box]], channels: Sequence[Sequence[tuple[str, ...]]], top: float
 ) -> tuple[dict[str, Rect], dict[tuple[str, ...], float], float]:
-    """Place boxes column by column, and each channel's lanes left of its column."""
-    top = (max(plan.over.values()) + 1) * LANE if plan.over else 0.0
+    """Return the place of each box, the x of each lane in a channel, and the width of everything."""
     x = 0.0
     rects: dict[str, Rect] = {}
     lane_x: dict[tuple[str, ...], float] = {}
-    for place, channel in enumerate(plan.channels):
+    for place, channel in enumerate(channels):
         edge = place in (0, len(columns))
         room = len(channel) * LANE + (0.0 if edge and not channel else 4.0 if edge else CHANNEL)
         begin = x + (4.0 if edge else CHANNEL / 3)
@@ -205,53 +191,42 @@ def box_width(box: Box) -> float:
     return max(64.0, max(text_width(box.title), text_width(box.detail)) + 16)
 
 
-def _inner_route(
-    line: Line, plan: _Plan, rects: Mapping[str, Rect], lane_x: Mapping[tuple[str, ...], float]
-) -> tuple[Point, ...]:
-    """Lead a line from box to box: straight, by a channel, or over the boxes between them."""
-    source, target = rects[line.source], rects[line.target]
-    begin, end = (source.right, source.centre[1]), (target.x, target.centre[1])
-    arrive = lane_x.get(("in", line.source, line.target))
-    leave = lane_x.get(("out", line.source, line.target))
-    if arrive is None:
-        return begin, end
-    if leave is None:
-        return begin, (arrive, begin[1]), (arrive, end[1]), end
-    y = plan.over[f"{line.source} {line.target}"] * LANE
-    return begin, (leave, begin[1]), (leave, y), (arrive, y), (arrive, end[1]), end
+@dataclass(frozen=True)
+class _Ways:
+    """Routes lines between placed boxes: ``lane_x`` are lanes in channels, ``over`` are lanes over the boxes."""
 
+    rects: Mapping[str, Rect]
+    lane_x: Mapping[tuple[str, ...], float]
+    over: Mapping[str, int]
 
-def _entry(
-    pair: tuple[str, str],
-    entering: Sequence[tuple[str, str]],
-    plan: _Plan,
-    rects: Mapping[str, Rect],
-    lane_x: Mapping[tuple[str, ...], float],
-) -> tuple[Point, ...]:
-    """Lead a line from the band's upper edge into a box: from above, or by the channel where another box is above."""
-    rect = rects[pair[1]]
-    lane = lane_x.get(("entry", *pair))
-    if lane is not None:
-        return (lane, 0.0), (lane, rect.centre[1]), (rect.x, rect.centre[1])
-    x = _port(pair, entering, rect)
-    return (x, 0.0), (x, rect.y)
+    def inside(self, line: Line) -> tuple[Point, ...]:
+        """Lead a line from box to box: straight, through a channel, or over the boxes between them."""
+        source, target = self.rects[line.source], self.rects[line.target]
+        begin, end = (source.right, source.centre[1]), (target.x, target.centre[1])
+        arrive = self.lane_x.get(("in", line.source, line.target))
+        leave = self.lane_x.get(("out", line.source, line.target))
+        if arrive is None:
+            return begin, end
+        if leave is None:
+            return begin, (arrive, begin[1]), (arrive, end[1]), end
+        y = self.over[f"{line.source} {line.target}"] * LANE
+        return begin, (leave, begin[1]), (leave, y), (arrive, y), (arrive, end[1]), end
 
+    def entry(self, pair: tuple[str, str], entering: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
+        """Lead a line from the band's upper edge into a box: from above, or through the channel past the boxes above."""
+        rect, lane = self.rects[pair[1]], self.lane_x.get(("entry", *pair))
+        if lane is not None:
+            return (lane, 0.0), (lane, rect.centre[1]), (rect.x, rect.centre[1])
+        x = _port(pair, entering, rect)
+        return (x, 0.0), (x, rect.y)
 
-def _exit(
-    pair: tuple[str, str],
-    leaving: Sequence[tuple[str, str]],
-    plan: _Plan,
-    rects: Mapping[str, Rect],
-    lane_x: Mapping[tuple[str, ...], float],
-    height: float,
-) -> tuple[Point, ...]:
-    """Lead a line from a box to the band's lower edge: straight down, or by the channel where another box is below."""
-    rect = rects[pair[1]]
-    lane = lane_x.get(("exit", *pair))
-    if lane is not None:
-        return (rect.right, rect.centre[1]), (lane, rect.centre[1]), (lane, height)
-    x = _port(pair, leaving, rect)
-    return (x, rect.bottom), (x, height)
+    def exit(self, pair: tuple[str, str], leaving: Sequence[tuple[str, str]], height: float) -> tuple[Point, ...]:
+        """Lead a line from a box to the band's lower edge: straight down, or through the channel past the boxes below."""
+        rect, lane = self.rects[pair[1]], self.lane_x.get(("exit", *pair))
+        if lane is not None:
+            return (rect.right, rect.centre[1]), (lane, rect.centre[1]), (lane, height)
+        x = _port(pair, leaving, rect)
+        return (x, rect.bottom), (x, height)
 
 
 def _port(pair: tuple[str, str], pairs: Sequence[tuple[str, str]], rect: Rect) -> float:

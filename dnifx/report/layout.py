@@ -1,4 +1,8 @@
-"""Where everything in the picture stands: bands under each other, gates between them, long lines in a gutter."""
+"""The second half of the picture's layout: bands below each other, gates between them, long lines in a gutter.
+
+A gate shows a boundary with its estimator, or values that cross without a gradient. The gutter is at the right, where
+lines run past whole bands.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ LINE = 16.0
 
 @dataclass(frozen=True)
 class Route:
-    """A drawn line: its points, its look (``flow``, ``plain``, ``cut``, ``locked``), whether it ends in an arrow."""
+    """A line: its points, its look (``flow``, ``plain``, ``cut``, ``locked``), and whether it ends in an arrow."""
 
     points: tuple[Point, ...]
     kind: str
@@ -25,7 +29,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The picture with every place known; ``head`` is the width at the left of each band that its title has."""
+    """The picture with the place of everything; ``head`` is the width of the titles at the left of the bands."""
 
     width: float
     height: float
@@ -38,7 +42,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Net:
-    """What one value (or boundary) joins across bands: boxes of one band, perhaps a gate, boxes further on."""
+    """What one value (or boundary) joins across bands: boxes of one band, perhaps a gate, and boxes of later bands."""
 
     key: str
     band: int
@@ -50,7 +54,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Gap:
-    """The room between a band and the next: lanes, gates, lanes; y counts from the band's lower edge."""
+    """The space below a band: upper lanes, gates, lower lanes; y counts from the band's lower edge."""
 
     upper: Mapping[str, int]
     lower: Mapping[str, int]
@@ -59,29 +63,34 @@ class Gap:
     @property
     def gate_y(self) -> float:
         """Upper edge of the gates."""
-        return PAD + _room(self.upper)
+        return PAD + _lanes_height(self.upper)
+
+    @property
+    def lower_lanes(self) -> float:
+        """Upper edge of the lower lanes."""
+        return self.gate_y + self.gates + (PAD if self.gates else 0.0)
 
     @property
     def height(self) -> float:
-        """From band to band."""
-        return self.gate_y + self.gates + (PAD if self.gates else 0.0) + _room(self.lower) + PAD / 2
+        """Distance to the next band."""
+        return self.lower_lanes + _lanes_height(self.lower) + PAD / 2
 
     def upper_y(self, key: str) -> float:
-        """The lane above the gates that a net has."""
+        """A net's lane above the gates."""
         return PAD + self.upper[key] * LANE
 
     def lower_y(self, key: str) -> float:
-        """The lane below the gates that a net has."""
-        return self.gate_y + self.gates + (PAD if self.gates else 0.0) + self.lower[key] * LANE
+        """A net's lane below the gates."""
+        return self.lower_lanes + self.lower[key] * LANE
 
 
-def _room(used: Mapping[str, int]) -> float:
-    """Height of the lanes in use, with the distance to what follows."""
+def _lanes_height(used: Mapping[str, int]) -> float:
+    """Height of the lanes in use, and the distance to what follows."""
     return max(used.values()) * LANE + PAD if used else 0.0
 
 
 def place(picture: Picture) -> Drawing:
-    """Lay a picture out from top to bottom, in time and space near to linear in what it shows."""
+    """Lay a picture out from top to bottom. Time and space are nearly linear in what it shows."""
     nets = nets_of(picture)
     band_of = {box.key: box.band for box in picture.boxes}
     indices = [band.index for band in picture.bands]
@@ -107,7 +116,10 @@ def place(picture: Picture) -> Drawing:
 def nets_of(picture: Picture) -> list[Net]:
     """Collect what runs from band to band: gates, inputs, and values that are outputs of the model."""
     band_of = {box.key: box.band for box in picture.boxes}
-    nets = [Net(gate.key, gate.band, gate.sources, gate.targets, _kind(gate), gate) for gate in picture.gates]
+    nets = []
+    for gate in picture.gates:
+        look = "plain" if gate.dashed else "locked" if gate.locked else "cut"
+        nets.append(Net(gate.key, gate.band, gate.sources, gate.targets, look, gate))
     free: dict[tuple[str, bool], list[str]] = {}
     for line in picture.lines:
         if band_of[line.source] != band_of[line.target]:
@@ -118,18 +130,8 @@ def nets_of(picture: Picture) -> list[Net]:
     ]
 
 
-def gate_size(gate: Gate) -> tuple[float, float]:
-    """Return the width and height that a gate's text needs."""
-    return max(map(text_width, gate.lines)) + 24, len(gate.lines) * LINE + 12
-
-
-def _kind(gate: Gate) -> str:
-    """Name the look of a gate's lines."""
-    return "plain" if gate.dashed else "locked" if gate.locked else "cut"
-
-
 def _gate_places(nets: Sequence[Net], band: int, grid: Grid, left: float) -> dict[str, Rect]:
-    """Put the gates below a band side by side, each as near as can be under the boxes it comes from."""
+    """Put the gates below a band side by side, each as near as possible to the boxes that it comes from."""
     wanted = []
     for net in nets:
         if net.gate is not None and net.band == band:
@@ -138,7 +140,7 @@ def _gate_places(nets: Sequence[Net], band: int, grid: Grid, left: float) -> dic
     placed: dict[str, Rect] = {}
     free = left
     for middle, key, gate in sorted(wanted, key=lambda item: item[:2]):
-        width, height = gate_size(gate)
+        width, height = max(map(text_width, gate.lines)) + 24, len(gate.lines) * LINE + 12
         x = max(free, middle - width / 2)
         placed[key] = Rect(x, 0.0, width, height)
         free = x + width + PAD
@@ -146,18 +148,14 @@ def _gate_places(nets: Sequence[Net], band: int, grid: Grid, left: float) -> dic
 
 
 def _long_spans(nets: Sequence[Net], band_of: Mapping[str, int]) -> list[tuple[str, float, float]]:
-    """List the nets that pass by a whole band, with the bands they pass."""
-    spans = []
-    for net in nets:
-        last = max(band_of[box] for box in net.targets)
-        if last > net.band + 1:
-            spans.append((net.key, net.band * 100.0, (last - 1) * 100.0))
-    return spans
+    """List the nets that run past a whole band, with the bands that they pass."""
+    ends = ((net, max(band_of[box] for box in net.targets)) for net in nets)
+    return [(net.key, net.band * 100.0, (last - 1) * 100.0) for net, last in ends if last > net.band + 1]
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """All that is known before the heights: who stands where across, and who runs in the gutter."""
+    """What is known before the heights: every x, and the lanes in the gutter."""
 
     picture: Picture
     nets: Sequence[Net]
@@ -174,17 +172,17 @@ class _Frame:
         return self.picture.bands[-1].index
 
     def gutter_x(self, net: Net) -> float:
-        """Where a net runs at the side."""
+        """The x of a net in the gutter."""
         return self.right + PAD + self.gutter[net.key] * LANE
 
     def start_x(self, net: Net) -> float:
-        """Where a net's lower lane begins: under its gate, or under its only source."""
+        """The x where a net's lower lane begins: under its gate, or under its only source."""
         if net.gate is not None:
             return self._free_x(net, self.gate_x[net.band][net.key])
         return self.left + self.grids[net.band].exits[net.key, net.sources[0]][-1][0]
 
     def _free_x(self, net: Net, rect: Rect) -> float:
-        """Where a gate lets its net out: in the middle, or beside it where another net comes down into the next band."""
+        """The x where a net leaves its gate: the middle, or beside it where another net enters the next band."""
         taken = [
             self.entry_x(other, box)
             for other in self.nets
@@ -198,26 +196,24 @@ class _Frame:
         return next((x for x in places if all(abs(x - other) >= LANE / 2 for other in taken)), middle)
 
     def entry_x(self, net: Net, box: str) -> float:
-        """Where a net comes into a box's band."""
+        """The x where a net enters the band of a box."""
         return self.left + self.grids[self.band_of[box]].entries[net.key, box][0][0]
 
     def by_upper_lane(self, net: Net) -> bool:
-        """Whether a net without a gate leaves by a lane above the gates, so as not to run through one."""
+        """Whether a net without a gate leaves by a lane above the gates, so that it does not cross one."""
         return net.gate is None and bool(self.gate_x[net.band]) and net.key in self.gutter
 
 
 def _gap(frame: _Frame, band: int) -> Gap:
-    """Decide on the lanes below one band."""
+    """Assign the lanes below one band."""
     upper, lower = [], []
     for net in frame.nets:
         near = [frame.entry_x(net, box) for box in net.targets if frame.band_of[box] == band + 1]
         if net.band == band:
             upper += _upper_spans(frame, net)
-            if not frame.by_upper_lane(net):
-                across = [frame.start_x(net), *near, *([frame.gutter_x(net)] if net.key in frame.gutter else [])]
-                lower += [(net.key, min(across), max(across))]
-            elif near:
-                lower += [(net.key, min(near), frame.gutter_x(net))]
+        if net.band == band and not frame.by_upper_lane(net):
+            across = [frame.start_x(net), *near, *([frame.gutter_x(net)] if net.key in frame.gutter else [])]
+            lower += [(net.key, min(across), max(across))]
         elif near:
             lower += [(net.key, min(near), frame.gutter_x(net))]
     height = max((rect.height for rect in frame.gate_x[band].values()), default=0.0)
@@ -225,7 +221,7 @@ def _gap(frame: _Frame, band: int) -> Gap:
 
 
 def _upper_spans(frame: _Frame, net: Net) -> list[tuple[str, float, float]]:
-    """Say how far a net runs above the gates: from its sources to its gate, or to the gutter."""
+    """Return how far a net runs above the gates: from its sources to its gate, or to the gutter."""
     starts = [frame.left + frame.grids[net.band].exits[net.key, box][-1][0] for box in net.sources]
     if frame.by_upper_lane(net):
         return [(net.key, starts[0], frame.gutter_x(net))]
@@ -237,7 +233,7 @@ def _upper_spans(frame: _Frame, net: Net) -> list[tuple[str, float, float]]:
 
 
 def _clamp(x: float, rect: Rect) -> float:
-    """Return the place on a gate's upper or lower edge nearest to x."""
+    """Return the x on a gate's upper or lower edge that is nearest to x."""
     return min(max(x, rect.x + 10), rect.right - 10)
 
 
@@ -263,21 +259,17 @@ def _assemble(frame: _Frame, head: float) -> Drawing:
         for index, row in frame.gate_x.items()
         for key, rect in row.items()
     }
-    routes = [*_inner_routes(frame, bands)]
-    for net in frame.nets:
-        routes += _net_routes(frame, net, bands, gaps, gates)
-    lanes_used = max(frame.gutter.values(), default=-1) + 1
-    total = frame.right + (PAD + lanes_used * LANE if lanes_used else 0.0) + MARGIN
-    return Drawing(total, y + MARGIN, head, bands, boxes, gates, tuple(routes))
-
-
-def _inner_routes(frame: _Frame, bands: Mapping[int, Rect]) -> list[Route]:
-    """Move the lines inside each band to where the band stands."""
-    return [
+    routes = [
         Route(_moved(points, frame.left, bands[index].y + PAD), "plain" if line.dashed else "flow")
         for index, grid in frame.grids.items()
         for line, points in grid.routes.items()
     ]
+    stack = _Stack(frame, bands, gaps, gates)
+    for net in frame.nets:
+        routes += stack.routes(net)
+    lanes_used = max(frame.gutter.values(), default=-1) + 1
+    total = frame.right + (PAD + lanes_used * LANE if lanes_used else 0.0) + MARGIN
+    return Drawing(total, y + MARGIN, head, bands, boxes, gates, tuple(routes))
 
 
 def _moved(points: Sequence[Point], x: float, y: float) -> tuple[Point, ...]:
@@ -285,58 +277,62 @@ def _moved(points: Sequence[Point], x: float, y: float) -> tuple[Point, ...]:
     return tuple((a + x, b + y) for a, b in points)
 
 
-def _net_routes(
-    frame: _Frame, net: Net, bands: Mapping[int, Rect], gaps: Mapping[int, Gap], gates: Mapping[str, Rect]
-) -> list[Route]:
-    """Draw one net: from its sources to its gate, and from there to each box that takes it."""
-    base = bands[net.band].bottom
-    gap = gaps[net.band]
-    begin = bands[net.band].y + PAD
-    exits = {box: _moved(frame.grids[net.band].exits[net.key, box], frame.left, begin) for box in net.sources}
-    if net.gate is None:
-        only = exits[net.sources[0]]
-        ways = [_tidy((*only, *_way(frame, net, box, bands, gaps, only[-1][0]))) for box in net.targets]
-        return [Route(points, net.kind) for points in _branches(ways)]
-    rect = gates[net.key]
-    routes = []
-    for points in exits.values():
-        x, end = points[-1][0], _clamp(points[-1][0], rect)
-        bend = ((x, base + gap.upper_y(net.key)), (end, base + gap.upper_y(net.key))) if x != end else ()
-        routes.append(Route(_tidy((*points, *bend, (end, rect.y))), net.kind, arrow=False))
-    ways = []
-    for box in net.targets:
-        entry = frame.entry_x(net, box)
-        straight = frame.band_of[box] == net.band + 1 and entry == _clamp(entry, rect)
-        x = entry if straight else frame.start_x(net)
-        way = _entry_points(frame, net, box, bands) if straight else _way(frame, net, box, bands, gaps, x)
-        ways.append(_tidy(((x, rect.bottom), *way)))
-    return routes + [Route(points, net.kind) for points in _branches(ways)]
+@dataclass(frozen=True)
+class _Stack:
+    """The frame with every y known: it draws the lines from band to band."""
 
+    frame: _Frame
+    bands: Mapping[int, Rect]
+    gaps: Mapping[int, Gap]
+    gates: Mapping[str, Rect]
 
-def _way(
-    frame: _Frame, net: Net, box: str, bands: Mapping[int, Rect], gaps: Mapping[int, Gap], x: float
-) -> tuple[Point, ...]:
-    """Lead a net that stands at x below its band (or gate) to a box: by its lane, and by the gutter where it is far."""
-    target = frame.band_of[box]
-    gap, base = gaps[net.band], bands[net.band].bottom
-    entry = _entry_points(frame, net, box, bands)
-    upper = frame.by_upper_lane(net)
-    y = base + (gap.upper_y(net.key) if upper else gap.lower_y(net.key))
-    if target == net.band + 1 and not upper:
-        return (x, y), (entry[0][0], y), *entry
-    side = frame.gutter_x(net)
-    arrival = bands[target - 1].bottom + gaps[target - 1].lower_y(net.key)
-    return (x, y), (side, y), (side, arrival), (entry[0][0], arrival), *entry
+    def routes(self, net: Net) -> list[Route]:
+        """Draw one net: from its sources to its gate, if it has one, and on to each box that takes it."""
+        band = self.bands[net.band]
+        exits = self.frame.grids[net.band].exits
+        starts = [_moved(exits[net.key, box], self.frame.left, band.y + PAD) for box in net.sources]
+        if net.gate is None:
+            only = starts[0]
+            ways = [_tidy((*only, *self.way(net, box, only[-1][0]))) for box in net.targets]
+            return [Route(points, net.kind) for points in _branches(ways)]
+        rect = self.gates[net.key]
+        routes = []
+        for points in starts:
+            start, end = points[-1][0], _clamp(points[-1][0], rect)
+            bend = [(x, band.bottom + self.gaps[net.band].upper_y(net.key)) for x in (start, end) if start != end]
+            routes.append(Route(_tidy((*points, *bend, (end, rect.y))), net.kind, arrow=False))
+        ways = [_tidy(self.way_from_gate(net, box, rect)) for box in net.targets]
+        return routes + [Route(points, net.kind) for points in _branches(ways)]
 
+    def way_from_gate(self, net: Net, box: str, rect: Rect) -> tuple[Point, ...]:
+        """Lead a net from its gate to a box: straight down where that is possible."""
+        x = self.frame.entry_x(net, box)
+        if self.frame.band_of[box] == net.band + 1 and x == _clamp(x, rect):
+            return (x, rect.bottom), *self.entry(net, box)
+        x = self.frame.start_x(net)
+        return (x, rect.bottom), *self.way(net, box, x)
 
-def _entry_points(frame: _Frame, net: Net, box: str, bands: Mapping[int, Rect]) -> tuple[Point, ...]:
-    """Lead a net from the upper edge of a box's band into the box."""
-    band = frame.band_of[box]
-    return _moved(frame.grids[band].entries[net.key, box], frame.left, bands[band].y + PAD)
+    def way(self, net: Net, box: str, x: float) -> tuple[Point, ...]:
+        """Lead a net from x, below its band or gate, to a box: by its lane, and by the gutter to later bands."""
+        target = self.frame.band_of[box]
+        gap, base = self.gaps[net.band], self.bands[net.band].bottom
+        entry = self.entry(net, box)
+        upper = self.frame.by_upper_lane(net)
+        y = base + (gap.upper_y(net.key) if upper else gap.lower_y(net.key))
+        if target == net.band + 1 and not upper:
+            return (x, y), (entry[0][0], y), *entry
+        side = self.frame.gutter_x(net)
+        arrival = self.bands[target - 1].bottom + self.gaps[target - 1].lower_y(net.key)
+        return (x, y), (side, y), (side, arrival), (entry[0][0], arrival), *entry
+
+    def entry(self, net: Net, box: str) -> tuple[Point, ...]:
+        """Lead a net from the upper edge of a box's band into the box."""
+        band = self.frame.band_of[box]
+        return _moved(self.frame.grids[band].entries[net.key, box], self.frame.left, self.bands[band].y + PAD)
 
 
 def _branches(ways: Sequence[tuple[Point, ...]]) -> list[tuple[Point, ...]]:
-    """Let each way begin where it leaves those before it, so that nothing is drawn twice."""
+    """Let each way begin where it leaves the ways before it, so that nothing is drawn twice."""
     return [
         min((_without_shared(way, other) for other in ways[:place_]), key=_length, default=way)
         for place_, way in enumerate(ways)
@@ -344,7 +340,7 @@ def _branches(ways: Sequence[tuple[Point, ...]]) -> list[tuple[Point, ...]]:
 
 
 def _without_shared(way: tuple[Point, ...], other: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Drop the beginning of a way that another one has in common with it."""
+    """Drop the beginning that a way shares with another."""
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(way, other, strict=False)))
     if same == 0 or same in (len(way), len(other)):
         return way
@@ -355,17 +351,17 @@ def _without_shared(way: tuple[Point, ...], other: tuple[Point, ...]) -> tuple[P
 
 
 def _direction(one: Point, two: Point) -> tuple[bool, bool, bool, bool]:
-    """Say where an upright or level piece leads."""
+    """Return the direction of a vertical or horizontal piece."""
     return one[0] < two[0], one[0] > two[0], one[1] < two[1], one[1] > two[1]
 
 
 def _length(points: Sequence[Point]) -> float:
-    """Return how long a way is."""
+    """Return the length of a way."""
     return sum(abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in pairwise(points))
 
 
 def _tidy(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Drop points that repeat, and those in the middle of a straight piece."""
+    """Drop repeated points and points in the middle of a straight piece."""
     kept: list[Point] = []
     for point in points:
         if kept and kept[-1] == point:
@@ -377,5 +373,5 @@ def _tidy(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _straight(one: Point, two: Point, three: Point) -> bool:
-    """Whether three points lie on one upright or level line."""
+    """Whether three points lie on one vertical or horizontal line."""
     return one[0] == two[0] == three[0] or one[1] == two[1] == three[1]

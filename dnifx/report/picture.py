@@ -1,32 +1,41 @@
-"""What a picture of a program shows: boxes of operations collapsed by module call, lines between them, and the cuts."""
+"""What a picture of a program shows: boxes, each of the operations of a module, lines between them, and the cuts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, takewhile
+from dataclasses import dataclass
+from itertools import groupby
 
 from torch import fx
 
 from dnifx.ir import Partition, Program
-from dnifx.report.facts import BoundaryFacts, ProgramFacts, ValueFacts, module_path, program_facts, value_facts
+from dnifx.report.facts import (
+    BoundaryFacts,
+    ProgramFacts,
+    ValueFacts,
+    common_path,
+    module_path,
+    operations,
+    program_facts,
+    value_facts,
+)
 from dnifx.report.units import percent, plural, quantity, shorten
 
 INPUTS = -1
 """The band of the model's inputs, before the first partition."""
 
 LONGEST = 40
-"""Characters of a name, before its middle is left out."""
+"""Most characters of a name; the middle of a longer one is left out."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Operations that follow each other in one partition, drawn as one.
+    """Consecutive operations of one partition, drawn as one box.
 
     Attributes:
         key: Unique name, usable as an identifier.
         band: Index of its partition; INPUTS for model inputs, the number of partitions for the output.
         title: The module's path or the operation's name.
-        detail: The kind of module and what it makes.
-        nodes: Names of the graph nodes in it.
+        detail: The class of the module, and what it makes.
+        nodes: Names of its graph nodes.
     """
 
     key: str
@@ -38,7 +47,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """A value on its way from one box to another; dashed where it carries no gradient."""
+    """A value that goes from one box to another; dashed if it carries no gradient."""
 
     source: str
     target: str
@@ -47,16 +56,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Gate:
-    """What stands between partitions: the cut with its estimator, or values that pass without a gradient.
+    """What stands between partitions: a cut with its estimator, or values that cross without a gradient.
 
     Attributes:
         key: Unique name, usable as an identifier.
         band: Index of the partition that makes the values.
-        lines: What is written on it.
+        lines: The text on it.
         sources: Keys of the boxes that make the values.
         targets: Keys of the boxes that take them.
         dashed: Whether the values carry no gradient, so that nothing is decoupled here.
-        locked: Whether the producer waits for the true gradient.
+        locked: Whether the producer waits for the target.
     """
 
     key: str
@@ -70,7 +79,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Band:
-    """One partition as the picture heads it, or the model's inputs or output."""
+    """One partition with its heading; or the model's inputs, or its output."""
 
     index: int
     title: str
@@ -79,7 +88,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Picture:
-    """Bands from the inputs to the output, boxes in them, lines inside and past them, gates between them."""
+    """Bands from the inputs to the output, boxes in them, lines between boxes, gates between bands."""
 
     title: str
     detail: str
@@ -90,10 +99,7 @@ class Picture:
 
 
 def picture_of(program: Program) -> Picture:
-    """Collapse a partitioned program to what can be drawn.
-
-    A program that is not partitioned yet is drawn as one partition.
-    """
+    """Collapse a program to what can be drawn. A program without partitions is drawn as one partition."""
     facts = program_facts(program)
     nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
     partitions = program.partitions or (Partition(0, tuple(nodes)),)
@@ -103,39 +109,37 @@ def picture_of(program: Program) -> Picture:
 
 
 def box_limit(partitions: int) -> int:
-    """Return how many boxes a partition may have, so that the whole stays readable."""
+    """Return how many boxes a partition may have if the picture is to stay readable."""
     return max(3, min(8, 64 // max(1, partitions)))
 
 
 def runs(paths: Sequence[str], depth: int) -> list[list[int]]:
-    """Group the positions of consecutive operations of the same module, with module paths cut off at ``depth``.
+    """Group the positions of consecutive operations of the same module; module paths are cut off at ``depth``.
 
-    Operations outside of submodules (path "") stand alone. Runs follow the order of execution, so that no line between
-    them can lead back.
+    Operations outside of submodules (path "") stand alone. Groups keep the order of execution, so no line between them
+    leads back.
     """
     keys = [".".join(path.split(".")[:depth]) if path else f" {place}" for place, path in enumerate(paths)]
     return [[place for place, _ in run] for _, run in groupby(enumerate(keys), key=lambda item: item[1])]
 
 
 def fitting_depth(partitions: Sequence[Sequence[str]], limit: int) -> int:
-    """Return the greatest depth of module paths at which no partition has more than ``limit`` runs, or at worst 1."""
+    """Return the greatest depth of module paths at which no partition has more than ``limit`` runs.
+
+    If there is none, return the least depth at which some partition has several runs; boxes are left out there.
+    """
     deepest = max((path.count(".") + 1 for paths in partitions for path in paths if path), default=1)
     fitting = [
         depth for depth in range(1, deepest + 1) if all(len(runs(paths, depth)) <= limit for paths in partitions)
     ]
-    return fitting[-1] if fitting else _telling_depth(partitions, deepest)
-
-
-def _telling_depth(partitions: Sequence[Sequence[str]], deepest: int) -> int:
-    """Return the least depth at which some partition shows more than one run of modules; boxes are left out there."""
-    for depth in range(1, deepest + 1):
-        if any(len(runs(paths, depth)) > 1 for paths in partitions):
-            return depth
-    return deepest
+    if fitting:
+        return fitting[-1]
+    several = (depth for depth in range(1, deepest) if any(len(runs(paths, depth)) > 1 for paths in partitions))
+    return next(several, deepest)
 
 
 def elide(groups: list[list[int]], limit: int) -> tuple[list[list[int]], int | None]:
-    """Merge the middle groups where there are more than ``limit``; return the groups and which one is the merged."""
+    """Merge the middle groups if there are more than ``limit``; return the groups and the index of the merged one."""
     if len(groups) <= limit:
         return groups, None
     head, tail = (limit - 1) - (limit - 1) // 2, (limit - 1) // 2
@@ -145,10 +149,7 @@ def elide(groups: list[list[int]], limit: int) -> tuple[list[list[int]], int | N
 
 def _partition_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: Sequence[Partition]) -> list[Box]:
     """Collapse each partition's operations to boxes, all at one depth of module paths."""
-    working = [
-        [nodes[name] for name in partition.nodes if nodes[name].op not in ("placeholder", "get_attr", "output")]
-        for partition in partitions
-    ]
+    working = [operations(partition, nodes) for partition in partitions]
     paths = [[module_path(node) for node in own] for own in working]
     limit = box_limit(len(partitions))
     depth = fitting_depth(paths, limit)
@@ -166,42 +167,29 @@ def _partition_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions:
 
 def _end_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: int) -> list[Box]:
     """Make one box for each input that is used, and one for the output."""
-    inputs = [node for node in nodes.values() if node.op == "placeholder" and node.users]
-    outputs = [node for node in nodes.values() if node.op == "output"]
-    return [
-        *(_input_box(program, node) for node in inputs),
-        *(Box("output", partitions, "output", "", (node.name,)) for node in outputs),
-    ]
-
-
-def _input_box(program: Program, node: fx.Node) -> Box:
-    """Make the box of one input."""
-    return Box(f"input_{node.name}", INPUTS, shorten(node.name, LONGEST), _made(program, node), (node.name,))
+    boxes = []
+    for name, node in nodes.items():
+        if node.op == "placeholder" and node.users:
+            boxes.append(Box(f"input_{name}", INPUTS, shorten(name, LONGEST), _made(program, node), (name,)))
+        elif node.op == "output":
+            boxes.append(Box("output", partitions, "output", "", (name,)))
+    return boxes
 
 
 def _title(members: Sequence[fx.Node]) -> str:
     """Name a box by the innermost module that holds all of it, or by its operation."""
-    return shorten(_common_path(members) or members[0].name, LONGEST)
+    return shorten(common_path(map(module_path, members)) or members[0].name, LONGEST)
 
 
 def _detail(program: Program, members: Sequence[fx.Node]) -> str:
-    """Say what kind of module a box is and what its last operation makes."""
-    path = _common_path(members)
+    """Give the class of a box's module, and what its last operation makes."""
+    path = common_path(map(module_path, members))
     kind = type(program.model.get_submodule(path)).__name__ if path else ""
     return " ".join(text for text in (kind, _made(program, members[-1])) if text)
 
 
-def _common_path(members: Sequence[fx.Node]) -> str:
-    """Return the path of the innermost module that holds all the operations, or ""."""
-    shared = module_path(members[0]).split(".")
-    for node in members[1:]:
-        pairs = zip(shared, module_path(node).split("."), strict=False)
-        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
-    return ".".join(shared)
-
-
 def _made(program: Program, node: fx.Node) -> str:
-    """Write the first tensor that a node makes, and how many more there are."""
+    """Write the first tensor that a node makes, and count the others."""
     measure = program.measures.get(node.name)
     if measure is None or not measure.tensors:
         return ""
@@ -210,15 +198,14 @@ def _made(program: Program, node: fx.Node) -> str:
 
 
 def _summary(facts: ProgramFacts) -> str:
-    """Say in a few words how large the program is, and what a dashed line means."""
-    sizes = [plural(facts.parameters, "parameter"), plural(facts.nodes, "node")]
-    if facts.flops:
-        sizes.append(quantity(facts.flops, "FLOP"))
+    """Say how large the program is, and what a dashed line means."""
+    flops = [quantity(facts.flops, "FLOP")] if facts.flops else []
+    sizes = [plural(facts.parameters, "parameter"), plural(facts.nodes, "node"), *flops]
     return " · ".join([*sizes, "dashed: no gradient"])
 
 
 def _bands(facts: ProgramFacts, partitions: int) -> tuple[Band, ...]:
-    """Head the inputs, each partition and the output."""
+    """Give the inputs, each partition and the output a heading."""
     if not facts.partitions:
         return (Band(INPUTS, "inputs", ""), Band(0, "not partitioned", ""), Band(1, "output", ""))
     middle = (
@@ -236,13 +223,13 @@ def _bands(facts: ProgramFacts, partitions: int) -> tuple[Band, ...]:
 def _connections(
     program: Program, facts: ProgramFacts, nodes: Mapping[str, fx.Node], boxes: Sequence[Box], last: int
 ) -> tuple[tuple[Line, ...], tuple[Gate, ...]]:
-    """Sort every edge of the graph: inside a box (not drawn), a line, or through a gate."""
+    """Sort the edges of the graph: inside a box (not drawn), drawn as a line, or through a gate."""
     places = {name: box for box in boxes for name in box.nodes}
     bounded = {
         (value, taker): line.index for line in program.boundaries for value in line.values for taker in line.consumers
     }
     lines: dict[tuple[str, str], bool] = {}
-    passages: dict[str, _Passage] = {}
+    through: dict[tuple[int, int | None], list[tuple[str, str, str]]] = {}
     for node in nodes.values():
         for user in node.users:
             source, target = places.get(node.name), places.get(user.name)
@@ -253,38 +240,25 @@ def _connections(
                 lines[pair] = lines.get(pair, True) and not _has_gradient(program, node)
                 continue
             boundary = bounded.get((node.name, target.band))
-            key = f"plain_{source.band}" if boundary is None else f"cut_{boundary}"
-            passages.setdefault(key, _Passage(source.band, boundary)).add(node.name, source.key, target.key)
+            through.setdefault((source.band, boundary), []).append((node.name, source.key, target.key))
     drawn = tuple(Line(source, target, dashed) for (source, target), dashed in lines.items())
-    return drawn, tuple(passage.gate(key, program, facts) for key, passage in passages.items())
+    return drawn, tuple(_gate(*place, edges, program, facts) for place, edges in through.items())
 
 
-@dataclass(frozen=True)
-class _Passage:
-    """A gate while its edges are collected; dicts keep the order and drop what comes twice."""
-
-    band: int
-    boundary: int | None
-    values: dict[str, None] = field(default_factory=dict)
-    sources: dict[str, None] = field(default_factory=dict)
-    targets: dict[str, None] = field(default_factory=dict)
-
-    def add(self, value: str, source: str, target: str) -> None:
-        """Add one edge."""
-        self.values[value] = self.sources[source] = self.targets[target] = None
-
-    def gate(self, key: str, program: Program, facts: ProgramFacts) -> Gate:
-        """Write on it what passes, and the estimator where there is a boundary."""
-        ends = tuple(self.sources), tuple(self.targets)
-        if self.boundary is None:
-            values = [value_facts(program, name) for name in self.values]
-            return Gate(key, self.band, ("no gradient", _few(values)), *ends, dashed=True)
-        line = next(line for line in facts.boundaries if line.index == self.boundary)
-        return Gate(key, self.band, _gate_lines(line), *ends, locked=bool(line.locked))
+def _gate(
+    band: int, boundary: int | None, edges: Sequence[tuple[str, str, str]], program: Program, facts: ProgramFacts
+) -> Gate:
+    """Make a gate of its edges (value, source, target). Its text names the values and, on a boundary, the estimator."""
+    names, sources, targets = (tuple(dict.fromkeys(column)) for column in zip(*edges, strict=True))
+    if boundary is None:
+        values = [value_facts(program, name) for name in names]
+        return Gate(f"plain_{band}", band, ("no gradient", _few(values)), sources, targets, dashed=True)
+    line = next(line for line in facts.boundaries if line.index == boundary)
+    return Gate(f"cut_{boundary}", band, _gate_lines(line), sources, targets, locked=bool(line.locked))
 
 
 def _gate_lines(line: BoundaryFacts) -> tuple[str, ...]:
-    """Write what crosses at a boundary and what answers for its gradient."""
+    """Write the values that cross a boundary, and its estimator."""
     estimator = line.estimator or "no estimator yet"
     if line.estimator_parameters:
         estimator += f" · {quantity(line.estimator_parameters)} parameters"
@@ -294,13 +268,13 @@ def _gate_lines(line: BoundaryFacts) -> tuple[str, ...]:
 
 
 def _few(values: Sequence[ValueFacts]) -> str:
-    """Write the first two values and count the rest."""
+    """Write the first two values and count the others."""
     more = [f"+{len(values) - 2} more"] if len(values) > 2 else []
     texts = [f"{shorten(value.name, LONGEST)} {shorten(value.text, LONGEST)}" for value in values[:2]]
     return ", ".join(texts + more)
 
 
 def _has_gradient(program: Program, node: fx.Node) -> bool:
-    """Whether a node's value carries a gradient; what was not measured is taken to."""
+    """Whether a node's value carries a gradient; True where it was not measured."""
     measure = program.measures.get(node.name)
     return measure is None or measure.requires_grad

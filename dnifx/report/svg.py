@@ -1,4 +1,4 @@
-"""A program as an SVG that needs nothing but a browser to be looked at."""
+"""A program as an SVG, which any browser shows."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -32,7 +32,8 @@ def to_svg(program: Program) -> str:
             f"<style>{STYLE}</style>",
             *_markers(),
             '<rect width="100%" height="100%" fill="#ffffff"/>',
-            *_heading(picture),
+            _text(picture.title, MARGIN, 28, "title"),
+            _text(picture.detail, MARGIN, 48, "small"),
             *_bands(picture, drawing),
             *(_route(route) for route in drawing.routes),
             *(line for box in picture.boxes for line in _box(box, drawing.boxes[box.key], picture)),
@@ -54,12 +55,6 @@ def _markers() -> Iterator[str]:
     yield "</defs>"
 
 
-def _heading(picture: Picture) -> Iterator[str]:
-    """Write the title and the sizes."""
-    yield _text(picture.title, MARGIN, 28, "title")
-    yield _text(picture.detail, MARGIN, 48, "small")
-
-
 def _bands(picture: Picture, drawing: Drawing) -> Iterator[str]:
     """Draw each partition as a tinted band with its title at the left."""
     for band in picture.bands:
@@ -78,7 +73,7 @@ def _tint(band: Band, picture: Picture) -> tuple[str, str]:
 
 
 def _box(box: Box, rect: Rect, picture: Picture) -> Iterator[str]:
-    """Draw one box with its two lines of text; the tip of the mouse shows the graph's nodes."""
+    """Draw one box with its two lines of text; the tooltip lists the graph's nodes."""
     band = next(band for band in picture.bands if band.index == box.band)
     yield f"<g><title>{escape(', '.join(box.nodes))}</title>{_rect(rect, '#ffffff', _tint(band, picture)[1], 5)}"
     yield from _lines([text for text in (box.title, box.detail) if text], rect)
@@ -86,7 +81,7 @@ def _box(box: Box, rect: Rect, picture: Picture) -> Iterator[str]:
 
 
 def _gate(gate: Gate, rect: Rect) -> Iterator[str]:
-    """Draw a gate: a filled one where gradients are decoupled, a dashed one where there are none."""
+    """Draw a gate: filled where gradients are decoupled, dashed where there are none."""
     if gate.dashed:
         yield "<g>" + _rect(rect, "#ffffff", STROKES["plain"], 3, 'stroke-dasharray="5 3"')
     else:
@@ -134,7 +129,7 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _towards(corner: Point, other: Point) -> Point:
-    """Return the point at which the rounding of a corner begins on the side of another point."""
+    """Return the point towards another one at which the rounding of a corner begins."""
     length = abs(other[0] - corner[0]) + abs(other[1] - corner[1])
     part = min(CORNER, length / 2) / length if length else 0.0
     return corner[0] + (other[0] - corner[0]) * part, corner[1] + (other[1] - corner[1]) * part

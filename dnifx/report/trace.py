@@ -4,18 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dnifx.ir import Kind
 from dnifx.schedules import Simulation, Span
 
-_NAMES = {
-    Kind.FORWARD: "forward",
-    Kind.INPUT: "synthetic input",
-    Kind.SYNTHESISE: "synthesise",
-    Kind.BACKWARD: "backward",
-    Kind.UPDATE: "update",
-    Kind.TARGET: "target",
-    Kind.FIT: "fit",
-}
 _MICROSECONDS = {"s": 1e6, "flop": 1e-6}
 
 
@@ -23,8 +13,7 @@ def chrome_trace(simulation: Simulation) -> dict[str, Any]:
     """Return a simulation in the Trace Event Format: a process for each device, a thread for each stream.
 
     Args:
-        simulation: What ``dnifx.schedules.simulate`` returned. Seconds stay seconds; 10^12 FLOPs are shown as one
-            second.
+        simulation: The result of ``dnifx.schedules.simulate``. Seconds stay seconds; 10^12 FLOPs count as one second.
     """
     devices = list(dict.fromkeys(span.device for span in simulation.spans))
     streams = list(dict.fromkeys((span.device, span.stream) for span in simulation.spans))
@@ -36,7 +25,7 @@ def chrome_trace(simulation: Simulation) -> dict[str, Any]:
 
 
 def write_chrome_trace(simulation: Simulation, path: str | Path) -> Path:
-    """Write ``chrome_trace`` as JSON and return where."""
+    """Write ``chrome_trace`` as JSON, and return the path."""
     target = Path(path)
     target.write_text(json.dumps(chrome_trace(simulation)), encoding="utf-8")
     return target
@@ -49,7 +38,7 @@ def _label(kind: str, process: int, thread: int, name: str) -> dict[str, Any]:
 def _event(span: Span, process: int, scale: float) -> dict[str, Any]:
     return {
         "name": f"{span.action.kind}{span.action.index}",
-        "cat": _NAMES[span.action.kind],
+        "cat": span.action.kind.name.lower(),
         "ph": "X",
         "ts": span.start * scale,
         "dur": (span.end - span.start) * scale,

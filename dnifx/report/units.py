@@ -5,24 +5,24 @@ _DECIMAL = ("", "k", "M", "G", "T", "P")
 
 
 def quantity(number: float, unit: str = "") -> str:
-    """Write a count in three digits with a prefix: ``950``, ``66.0 k``, ``1.32 MFLOP``; below 10,000 it is exact."""
+    """Return a count in three digits with a prefix: ``950``, ``66.0 k``, ``1.32 MFLOP``. Below 10,000 it is exact."""
     scaled, prefix = (f"{number:,.0f}", "") if number < 10_000 else _scale(number, 1000, _DECIMAL)
     return f"{scaled} {prefix}{unit}".rstrip()
 
 
 def byte_size(number: float) -> str:
-    """Return bytes in three digits and a binary prefix: ``512 B``, ``32.0 KiB``."""
+    """Return bytes in three digits with a binary prefix: ``512 B``, ``32.0 KiB``."""
     scaled, prefix = _scale(number, 1024, _BINARY)
     return f"{scaled} {prefix}"
 
 
 def percent(share: float) -> str:
-    """Return a share in whole percent; ``<1%`` for what would round to nothing."""
+    """Return a share in whole percent, or ``<1%`` where that would round to zero."""
     return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def share_bar(share: float, width: int) -> str:
-    """Return a bar of at most ``width`` characters, in eighths of a character; anything above zero shows."""
+    """Return a bar of at most ``width`` characters, in eighths of a character. Any share above zero shows."""
     eighths = round(share * width * 8)
     if share > 0:
         eighths = max(1, eighths)
@@ -31,7 +31,7 @@ def share_bar(share: float, width: int) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return the text in at most ``width`` characters, with an ellipsis in the middle where it is longer."""
+    """Return the text in at most ``width`` characters; a longer one gets an ellipsis in the middle."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 2
@@ -46,7 +46,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def _scale(number: float, base: int, prefixes: tuple[str, ...]) -> tuple[str, str]:
-    """Divide until three digits remain, and return them with the prefix."""
+    """Divide until three digits are left, and return the number and the prefix."""
     step = 0
     while number >= base - 0.5 and step < len(prefixes) - 1:
         number /= base

@@ -1,7 +1,7 @@
-"""What a training step runs, in which order and where: written, drawn, checked, simulated.
+"""Schedules: what a training step runs, in which order and where. They are written, drawn, checked and simulated.
 
-``F1`` forward, ``S1`` synthesise, ``B1`` backward, ``U1`` update, ``I2`` synthetic input, ``T1`` target arrives,
-``M1`` fit.
+The actions are ``F`` forward, ``S`` synthesise, ``B`` backward, ``U`` update, ``I`` synthetic input, ``T`` target arrives
+and ``M`` fit. ``F1`` is the forward pass of partition 1; ``T1`` is the target of boundary 1.
 """
 
 from dnifx.ir import Period
@@ -10,10 +10,9 @@ from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.language import on_partition, parse, parse_period
 from dnifx.schedules.locking import Lock, locks
-from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, with_time, without_fits
-from dnifx.schedules.periods import period_of, placed_period, resolve_period, sequential_period, validate_period
+from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, sequential_period, with_time, without_fits
 from dnifx.schedules.probing import probing
-from dnifx.schedules.registry import resolve
+from dnifx.schedules.registry import period_of, resolve
 from dnifx.schedules.simulation import Simulation, Span, simulate
 from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
 from dnifx.schedules.validation import validate
@@ -39,18 +38,15 @@ __all__ = [
     "parse_period",
     "period_of",
     "placed",
-    "placed_period",
     "probing",
     "random_order",
     "resolve",
-    "resolve_period",
     "sequential",
     "sequential_period",
     "simulate",
     "timed",
     "unlocked",
     "validate",
-    "validate_period",
     "warm_up",
     "with_time",
     "without_fits",

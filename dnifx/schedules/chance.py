@@ -1,4 +1,4 @@
-"""Schedules that are drawn: partitions take part by chance, in an order left to chance."""
+"""Schedules that are drawn at random: which partitions take part, and in which order."""
 
 from dataclasses import dataclass
 
@@ -28,11 +28,10 @@ class RandomOrder(Resumable):
         return f"random_order(p={self.p}, seed={self.seed})"
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the schedule that was drawn for a step."""
+        """Return the schedule that is drawn for a step."""
         wiring = links(program)
         ranks, fires = drawn(self.p, self.seed, step, wiring)
-        backward = _able(fires & trained(wiring), wiring, ends=True)
-        choice = Choice(frozenset(wiring.partitions), backward)
+        choice = Choice(frozenset(wiring.partitions), _able(fires & trained(wiring), wiring, ends=True))
 
         def key(action: Action) -> tuple[int, ...]:
             if action.kind in _AT_ONCE:
@@ -41,7 +40,7 @@ class RandomOrder(Resumable):
                 return 2, ranks[action.index], 0
             return 1, wiring.place(action), _ORDER[action.kind]
 
-        return Schedule(self.name, arranged(chosen_actions(choice, wiring), wiring, key, {}))
+        return arranged(self.name, chosen_actions(choice, wiring), wiring, key)
 
 
 @dataclass
@@ -58,34 +57,33 @@ class Unlocked(Resumable):
         return f"unlocked(p={self.p}, seed={self.seed})"
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the schedule that was drawn for a step.
+        """Return the schedule that is drawn for a step.
 
         Raises:
-            ScheduleError: A boundary has no synthetic input model, so that its consumers have to wait for it.
+            ScheduleError: A boundary has no synthetic input model, so its consumers have to wait for it.
         """
         wiring = links(program)
         _demand_inputs(wiring)
         ranks, fires = drawn(self.p, self.seed, step, wiring)
-        choice = _taking_part(fires, wiring)
 
         def key(action: Action) -> tuple[int, ...]:
             if action.kind in _AT_ONCE:
                 return 0, _AT_ONCE[action.kind], action.index
             return 1, ranks[wiring.place(action)], _ORDER[action.kind]
 
-        return Schedule(self.name, arranged(chosen_actions(choice, wiring), wiring, key, {}))
+        return arranged(self.name, chosen_actions(_taking_part(fires, wiring), wiring), wiring, key)
 
 
 def random_order(p: float, seed: int = 0) -> RandomOrder:
-    """Sparse updates: after the forward pass each partition does its backward and update with probability ``p``.
+    """Sparse updates: after the forward pass each partition runs backward and is updated with probability ``p``.
 
-    Partitions that do not fire keep their weights, and the targets of the boundaries that they consume do not arrive.
-    A producer of a locked boundary fires only with all its consumers (in plain backpropagation, with all behind it);
-    partitions that share a parameter fire together.
+    A partition that does not fire keeps its weights, and the targets of the boundaries that it consumes do not arrive.
+    The producer of a locked boundary fires only together with all its consumers; in plain backpropagation these are all
+    partitions behind it. Partitions that share a parameter fire together.
 
     Args:
-        p: Probability of each partition, above 0 and at most 1.
-        seed: Of the draws; those of a step depend on the seed and the step alone.
+        p: Probability for each partition, above 0 and at most 1.
+        seed: Seed of the draws. The draws of a step depend on the seed and the step alone.
 
     References:
         Jaderberg et al. 2017, section 3.1 and figure 7 (left).
@@ -96,13 +94,13 @@ def random_order(p: float, seed: int = 0) -> RandomOrder:
 def unlocked(p: float, seed: int = 0) -> Unlocked:
     """Complete unlock: partitions run on synthetic inputs and gradients, and with probability ``1 - p`` not at all.
 
-    A partition that is busy does neither forward nor backward; if the last one is, the step has no loss and no output.
-    An estimator is fitted when its producer and all its consumers took part, an input model when its producer and one
-    did.
+    A partition that is busy runs neither forward nor backward. If the last one is busy, the step has no loss and no
+    output. An estimator is fitted if its producer and all its consumers took part, an input model if its producer and
+    one consumer did.
 
     Args:
         p: Probability that a partition takes part, above 0 and at most 1.
-        seed: Of the draws; those of a step depend on the seed and the step alone.
+        seed: Seed of the draws. The draws of a step depend on the seed and the step alone.
 
     References:
         Jaderberg et al. 2017, section 3.1 and figure 7 (right).
@@ -111,19 +109,19 @@ def unlocked(p: float, seed: int = 0) -> Unlocked:
 
 
 def drawn(p: float, seed: int, step: int, wiring: Links) -> tuple[list[int], frozenset[int]]:
-    """Draw, for one step, the rank of each partition in a random order, and which of them fire.
+    """Draw the rank of each partition in a random order, and the partitions that fire, for one step.
 
-    Philox counts: the step is the high word of its counter, so that any step can be drawn without those before it.
+    The step is the high word of the counter of the Philox generator, so a step is drawn without those before it.
     """
     count = len(wiring.partitions)
     generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
     places, chances = generator.random((2, count))
     ranks = np.argsort(np.argsort(places, kind="stable"), kind="stable")
-    fires = frozenset(index for index in wiring.partitions if chances[min(_company(index, wiring))] < p)
+    fires = frozenset(index for index in wiring.partitions if chances[min(_sharing(index, wiring))] < p)
     return [int(rank) for rank in ranks], fires
 
 
-def _company(index: int, wiring: Links) -> frozenset[int]:
+def _sharing(index: int, wiring: Links) -> frozenset[int]:
     """The partitions that share parameters with one, directly or through others; they fire together."""
     found, reached = {index}, [index]
     while reached:
@@ -135,7 +133,7 @@ def _company(index: int, wiring: Links) -> frozenset[int]:
 
 
 def _able(fires: frozenset[int], wiring: Links, ends: bool) -> frozenset[int]:
-    """Leave out who waits for a target or an output that will not come, and who shares a parameter with one left out."""
+    """Leave out partitions that wait for a target or a loss that will not come, and those that share parameters with them."""
     while True:
         stuck = {
             gate.producer
@@ -143,14 +141,14 @@ def _able(fires: frozenset[int], wiring: Links, ends: bool) -> frozenset[int]:
             if gate.producer in fires
             and ((gate.locked and not gate.consumers <= fires) or (gate.needs_error and not ends))
         }
-        alone = {index for index in fires if not _company(index, wiring) <= fires}
+        alone = {index for index in fires if not _sharing(index, wiring) <= fires}
         if not stuck | alone:
             return fires
         fires -= stuck | alone
 
 
 def _taking_part(fires: frozenset[int], wiring: Links) -> Choice:
-    """Leave out, until all fits together, who lacks an input and who would run forward and not backward."""
+    """Leave out partitions that lack an input or would run forward but not backward, until the rest fits together."""
     idle = frozenset(wiring.partitions) - trained(wiring)
     while True:
         forward = _fed(fires, wiring)
@@ -161,7 +159,7 @@ def _taking_part(fires: frozenset[int], wiring: Links) -> Choice:
 
 
 def _fed(fires: frozenset[int], wiring: Links) -> frozenset[int]:
-    """Leave out who takes a value for which nothing stands in from a partition that is left out."""
+    """Leave out partitions that lack a value: its partition is left out, and no input model stands in for it."""
     fed: set[int] = set()
     for index in wiring.partitions:
         if index in fires and wiring.direct[index] <= fed:
@@ -171,7 +169,7 @@ def _fed(fires: frozenset[int], wiring: Links) -> frozenset[int]:
 
 def _demand_inputs(wiring: Links) -> None:
     gates = zip(wiring.names, wiring.gates, strict=True)
-    bare = [name for name, gate in gates if not gate.imagines and not gate.in_time]
+    bare = [name for name, gate in gates if not gate.has_input_model and not gate.in_time]
     if bare:
         raise ScheduleError(
             f"The schedule 'unlocked' needs a synthetic input model on every boundary; there is none on {bare}. "
@@ -181,5 +179,5 @@ def _demand_inputs(wiring: Links) -> None:
 
 def _probability(p: float) -> float:
     if not 0 < p <= 1:
-        raise ScheduleError(f"{p=} is no update probability; expected a number above 0 and at most 1.")
+        raise ScheduleError(f"{p=} is not an update probability; give a number above 0 and at most 1.")
     return float(p)

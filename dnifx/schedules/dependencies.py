@@ -1,76 +1,82 @@
 """What each action of a schedule waits for.
 
-A program says who gives what to whom (``Links``). A schedule adds, by its order, where each backward pass takes its
-gradient
-from: the estimate where ``S`` stands before the producer's ``B``, the target where ``T`` stands before it and ``S``
-does not, both where the interface is locked and estimates too. From these follow the needs of every action.
+``Links`` says which partition gives values to which: it follows from the program alone. The order of a schedule adds where
+each backward pass takes its gradient from: the estimate where ``S`` stands before the producer's ``B``, the target where
+only ``T`` does, and both where a locked interface also estimates. Together they give the needs of every action.
 
-Boundaries in time are numbered behind the others. Their ``S`` stands at a window's end, where the state that it leaves gets
-its gradient; their ``T`` and ``M`` are of the state that it started from, which the window before left.
+Boundaries in time are numbered after the others. Their ``S`` gives a gradient to the state at the end of a window. Their
+``T`` and ``M`` concern the state at its start, which the window before has left.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
 from dnifx.errors import ScheduleError
 from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Recurrence, Schedule
-from dnifx.schedules.language import unplaced
+from dnifx.schedules.language import on_partition, unplaced
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What stands on a boundary, as far as order goes.
+    """A boundary and its interface, as far as the order of actions depends on them.
 
     Attributes:
         producer: Index of the partition that makes its values.
         consumers: Indices of the partitions that take them.
         locked: Whether the producer waits for the target.
         fits: Whether the estimator learns.
-        imagines: Whether there is a synthetic input model, so that consumers need not wait for the producer.
-        blends: Whether a locked interface gives its producer the estimate beside the target.
+        has_input_model: Whether a synthetic input model stands in for the values, so that consumers need not wait.
+        blends: Whether a locked interface gives its producer the estimate as well as the target.
         needs_target: Whether the estimator learns from the target.
-        needs_loss: Whether it learns from the loss.
-        needs_error: Whether it answers from the error of the model's output.
+        needs_loss: Whether the estimator learns from the loss.
+        needs_error: Whether the estimator answers from the error of the model's output.
         in_time: Whether it stands between a window and the next.
-        teaches_core: Whether its fit, too, gives the partition gradients, so that it has to stand before the update.
+        fit_reaches_core: Whether the fit also gives gradients to the partition, so that the update has to wait for it.
     """
 
     producer: int
     consumers: frozenset[int]
-    locked: bool
-    fits: bool
-    imagines: bool
+    locked: bool = False
+    fits: bool = True
+    has_input_model: bool = False
     blends: bool = False
     needs_target: bool = True
     needs_loss: bool = False
     needs_error: bool = False
     in_time: bool = False
-    teaches_core: bool = False
+    fit_reaches_core: bool = False
 
     @property
-    def teaches_target(self) -> bool:
+    def fit_needs_target(self) -> bool:
         """Whether the target has to be computed for the fit."""
         return self.fits and self.needs_target
 
     @property
     def needs_end(self) -> bool:
-        """Whether it needs what the last partition gives."""
+        """Whether it needs what the last partition computes: the loss, or the error of the output."""
         return self.needs_loss or self.needs_error
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the producer takes both the estimate and the target."""
+        return self.locked and (self.fits or self.blends)
 
 
 @dataclass(frozen=True)
 class Links:
-    """Who gives what to whom in a program; indexed by partition, or by boundary for ``names`` and ``gates``.
+    """Who gives values, gradients and parameters to whom.
+
+    ``names`` and ``gates`` are indexed by boundary, the others by partition.
 
     Attributes:
         names: Name of each boundary.
-        gates: What stands on each boundary.
+        gates: Each boundary with its interface.
         sources: Partitions whose values it takes.
-        direct: Those of its sources that give it a value which no synthetic input stands in for.
-        produced: Boundaries that it produces, but for those in time.
-        consumed: Boundaries that it consumes, but for those in time.
+        direct: Those sources whose values no synthetic input stands in for.
+        produced: Boundaries that it produces, without those in time.
+        consumed: Boundaries that it consumes, without those in time.
         owns: Whether it owns trainable parameters.
         owners: Partitions that own a trainable parameter which it reads.
         users: Partitions that read a trainable parameter which it owns, itself among them.
@@ -93,17 +99,16 @@ class Links:
 
     @property
     def last(self) -> int:
-        """Index of the last partition, which gives output and loss."""
+        """Index of the last partition, which computes output and loss."""
         return len(self.sources) - 1
 
-    def imagines(self, partition: int) -> bool:
+    def has_input_model(self, partition: int) -> bool:
         """Whether a synthetic input stands in for some of the partition's inputs."""
-        return any(self.gates[boundary].imagines for boundary in self.consumed[partition])
+        return any(self.gates[boundary].has_input_model for boundary in self.consumed[partition])
 
     def place(self, action: Action) -> int:
-        """The partition where an action happens: that of its own number, or the producer of its boundary."""
-        on_boundary = action.kind in (Kind.SYNTHESISE, Kind.TARGET, Kind.FIT)
-        return self.gates[action.index].producer if on_boundary else action.index
+        """The partition where an action runs: its own index, or the producer of its boundary."""
+        return action.index if on_partition(action.kind) else self.gates[action.index].producer
 
 
 class Answer(StrEnum):
@@ -114,8 +119,12 @@ class Answer(StrEnum):
     BOTH = "both"
 
 
+Answers = Mapping[int, Answer]
+"""The answer of each boundary whose producer runs backward."""
+
+
 def links(program: Program) -> Links:
-    """Return who gives what to whom in a program; the same object for the same partitions, boundaries and interfaces.
+    """Return the links of a program; equal partitions, boundaries and interfaces give the same object.
 
     Raises:
         ScheduleError: A boundary has no interface.
@@ -123,100 +132,91 @@ def links(program: Program) -> Links:
     interfaces = {interface.boundary: interface for interface in program.interfaces}
     bare = [boundary.name for boundary in program.boundaries if boundary.index not in interfaces]
     if bare:
-        raise ScheduleError(f"No interface stands on {bare}, so no order can be given. Run the pass 'insert' first.")
-    traits = tuple(_traits(interfaces[boundary.index]) for boundary in program.boundaries)
-    return _links(program.partitions, program.boundaries, traits, tuple(map(_in_time, timed(program))))
+        raise ScheduleError(
+            f"No interface stands on {bare}, so the order of actions is unknown. Run the pass 'insert' first."
+        )
+    gates = [_gate(boundary, interfaces[boundary.index]) for boundary in program.boundaries]
+    in_time = timed(program)
+    names = (*(each.name for each in program.boundaries), *(each.name for each in in_time))
+    return _links(program.partitions, program.boundaries, names, (*gates, *map(_gate_in_time, in_time)))
 
 
 def timed(program: Program) -> tuple[Recurrence, ...]:
-    """Return the boundaries in time that a schedule names: all, or none where a window waits for the next."""
+    """Return the boundaries in time that a schedule names. There are none where a window waits for the next one."""
     known = tuple(each for each in program.recurrences if each.interface is not None)
     return () if any(each.interface.locked for each in known if each.interface is not None) else known
 
 
-Moment = tuple[str, Gate]
+def _gate(boundary: Boundary, interface: Interface) -> Gate:
+    return Gate(
+        boundary.producer,
+        frozenset(boundary.consumers),
+        locked=interface.locked,
+        fits=interface.fits,
+        has_input_model=interface.input_model is not None,
+        blends=interface.blends,
+        needs_target=interface.needs_target,
+        needs_loss=interface.needs_loss,
+        needs_error=interface.needs_error,
+    )
 
 
-def _in_time(each: Recurrence) -> Moment:
+def _gate_in_time(each: Recurrence) -> Gate:
     fits = each.interface is not None and each.interface.fits
-    core = fits and (each.cut.into_core or each.cut.auxiliary)
-    gate = Gate(each.producer, frozenset(each.consumers), False, fits, False, in_time=True, teaches_core=core)
-    return each.name, gate
-
-
-Traits = tuple[bool, ...]
-"""The fields of a gate after its producer and consumers."""
-
-
-def _traits(interface: Interface) -> Traits:
-    needed = interface.needs_target, interface.needs_loss, interface.needs_error
-    return interface.locked, interface.fits, interface.input_model is not None, interface.blends, *needed
+    reaches_core = fits and (each.cut.into_core or each.cut.auxiliary)
+    return Gate(each.producer, frozenset(each.consumers), fits=fits, in_time=True, fit_reaches_core=reaches_core)
 
 
 @lru_cache(maxsize=32)
 def _links(
-    partitions: tuple[Partition, ...],
-    boundaries: tuple[Boundary, ...],
-    traits: tuple[Traits, ...],
-    moments: tuple[Moment, ...],
+    partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], names: tuple[str, ...], gates: tuple[Gate, ...]
 ) -> Links:
-    gates = tuple(
-        Gate(boundary.producer, frozenset(boundary.consumers), *flags)
-        for boundary, flags in zip(boundaries, traits, strict=True)
-    )
-    imagined = [flags[2] for flags in traits]
+    inside = [(index, gate) for index, gate in enumerate(gates) if not gate.in_time]
+    replaced = frozenset(index for index, gate in inside if gate.has_input_model)
+    owners = tuple(_owners(each, partitions) for each in partitions)
     return Links(
-        names=(*(boundary.name for boundary in boundaries), *(name for name, _ in moments)),
-        gates=(*gates, *(gate for _, gate in moments)),
-        sources=tuple(_sources(each, partitions, boundaries, [False] * len(gates)) for each in partitions),
-        direct=tuple(_sources(each, partitions, boundaries, imagined) for each in partitions),
-        produced=tuple(tuple(b for b, gate in enumerate(gates) if gate.producer == k.index) for k in partitions),
-        consumed=tuple(tuple(b for b, gate in enumerate(gates) if k.index in gate.consumers) for k in partitions),
+        names=names,
+        gates=gates,
+        sources=tuple(_sources(each, partitions, boundaries, frozenset()) for each in partitions),
+        direct=tuple(_sources(each, partitions, boundaries, replaced) for each in partitions),
+        produced=tuple(tuple(b for b, gate in inside if gate.producer == k.index) for k in partitions),
+        consumed=tuple(tuple(b for b, gate in inside if k.index in gate.consumers) for k in partitions),
         owns=tuple(bool(each.parameters) for each in partitions),
-        owners=tuple(_sharing(_read(each), each, partitions, lambda other: other.parameters) for each in partitions),
-        users=tuple(_sharing(each.parameters, each, partitions, _read) for each in partitions),
+        owners=owners,
+        users=tuple(frozenset(user for user, of in enumerate(owners) if k.index in of) for k in partitions),
     )
 
 
 def _sources(
-    partition: Partition, partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], imagined: list[bool]
+    partition: Partition, partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], replaced: frozenset[int]
 ) -> frozenset[int]:
-    """Partitions that ``partition`` takes values from, apart from those of boundaries whose values are imagined."""
+    """Partitions that give values to a partition; values of ``replaced`` boundaries come from input models instead."""
     consumed = [boundary for boundary in boundaries if partition.index in boundary.consumers]
-    hidden = {value for boundary in consumed if imagined[boundary.index] for value in boundary.values}
+    hidden = {value for boundary in consumed if boundary.index in replaced for value in boundary.values}
     taken = set(partition.inputs) - hidden
     by_name = {
         other.index for other in partitions if other.index < partition.index and taken.intersection(other.outputs)
     }
-    return frozenset(by_name | {boundary.producer for boundary in consumed if not imagined[boundary.index]})
+    return frozenset(by_name | {boundary.producer for boundary in consumed if boundary.index not in replaced})
 
 
-def _read(partition: Partition) -> tuple[str, ...]:
-    return (*partition.parameters, *partition.uses)
+def _owners(partition: Partition, partitions: tuple[Partition, ...]) -> frozenset[int]:
+    read = {*partition.parameters, *partition.uses}
+    return frozenset(other.index for other in partitions if read.intersection(other.parameters))
 
 
-def _sharing(
-    paths: Iterable[str],
-    partition: Partition,
-    partitions: tuple[Partition, ...],
-    paths_of: Callable[[Partition], Iterable[str]],
-) -> frozenset[int]:
-    wanted = set(paths)
-    return frozenset(other.index for other in partitions if wanted.intersection(paths_of(other)))
+def answers(schedule: Schedule, program: Program) -> Answers:
+    """Return where each producer that runs backward takes the gradient of its boundary from.
 
-
-def answers(schedule: Schedule, program: Program) -> Mapping[int, Answer]:
-    """Return, for each boundary whose producer runs backward, where that takes its gradient from.
-
-    The estimate is used where ``S`` stands before the producer's ``B``, even if the target has arrived as well; the
-    target is used where ``T`` stands before it and ``S`` does not; a locked interface that also estimates, as
-    BP(lambda), uses both.
+    It takes the estimate where ``S`` stands before its ``B``, even if the target has arrived as well. It takes the
+    target where ``T`` stands before its ``B`` and ``S`` does not. A locked interface that also estimates, such as
+    BP(lambda), gives both.
     """
     return answers_by_order(tuple(map(unplaced, schedule.actions)), links(program))
 
 
-def answers_by_order(actions: tuple[Action, ...], wiring: Links) -> Mapping[int, Answer]:
-    """Return what ``answers`` says, of unplaced actions."""
+def answers_by_order(actions: tuple[Action, ...], wiring: Links) -> Answers:
+    """Return the answers by boundary; the actions have no places."""
     position = {action: place for place, action in enumerate(actions)}
     found = {}
     for boundary, gate in enumerate(wiring.gates):
@@ -232,46 +232,55 @@ def answers_by_order(actions: tuple[Action, ...], wiring: Links) -> Mapping[int,
 
 def _answer(gate: Gate, estimated: bool, arrived: bool) -> Answer:
     if gate.locked:
-        return Answer.BOTH if (gate.fits or gate.blends) and estimated else Answer.TARGET
+        return Answer.BOTH if gate.mixes and estimated else Answer.TARGET
     return Answer.TARGET if arrived and not estimated else Answer.ESTIMATE
 
 
-Sources = Mapping[int, Answer]
-_Need = Callable[[int, Set[Action], Links, Sources], tuple[Action, ...]]
+def needs(action: Action, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:
+    """Return the actions that have to stand before ``action`` in a schedule of ``actions``, which have no places.
 
-
-def needs(action: Action, actions: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
-    """Return the actions that have to stand before ``action`` in a schedule that holds ``actions`` (all unplaced).
-
-    Those that are not among ``actions`` are missing. ``answered`` is what ``answers`` says; a boundary that it leaves
-    out takes the estimate, or the target where it is locked.
+    The result may name actions that the schedule lacks. ``answered`` comes from ``answers``. A producer of a boundary
+    that it leaves out takes the estimate, or the target where the boundary is locked.
     """
-    return _NEEDS[action.kind](action.index, actions, wiring, answered)
+    index = action.index
+    match action.kind:
+        case Kind.FORWARD if (imagined := Action(Kind.INPUT, index)) in actions:
+            return imagined, *_each(Kind.FORWARD, wiring.direct[index])
+        case Kind.FORWARD:
+            return _each(Kind.FORWARD, wiring.sources[index])
+        case Kind.SYNTHESISE:
+            return _synthesise(index, actions, wiring, answered)
+        case Kind.BACKWARD:
+            return _backward(index, actions, wiring, answered)
+        case Kind.TARGET:
+            return _each(Kind.BACKWARD, wiring.gates[index].consumers)
+        case Kind.FIT:
+            return _fit(index, actions, wiring)
+        case Kind.UPDATE:
+            fits = _each(Kind.FIT, (b for b, gate in enumerate(wiring.gates) if gate.fit_reaches_core))
+            return *_each(Kind.BACKWARD, wiring.users[index]), *(fit for fit in fits if fit in actions)
+        case Kind.INPUT:
+            return ()
 
 
-def _forward(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[Action, ...]:
-    imagined = Action(Kind.INPUT, index)
-    if imagined in actions:
-        return (imagined, *_each(Kind.FORWARD, wiring.direct[index]))
-    return _each(Kind.FORWARD, wiring.sources[index])
+def needs_in_order(actions: tuple[Action, ...], wiring: Links) -> dict[Action, tuple[Action, ...]]:
+    """Return the needs of each action of a schedule; the actions have no places."""
+    present, answered = frozenset(actions), answers_by_order(actions, wiring)
+    return {action: needs(action, present, wiring, answered) for action in actions}
 
 
-def _input(*_: object) -> tuple[Action, ...]:
-    return ()
-
-
-def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
+def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:
     producer = wiring.gates[index].producer
     backward = Action(Kind.BACKWARD, producer)
     late = answered.get(index) is Answer.TARGET and backward in actions and not wiring.gates[index].in_time
     error = (Action(Kind.FORWARD, wiring.last),) if wiring.gates[index].needs_error else ()
-    return (Action(Kind.FORWARD, producer), *((backward,) if late else ()), *error)
+    return Action(Kind.FORWARD, producer), *((backward,) if late else ()), *error
 
 
-def _backward(index: int, actions: Set[Action], wiring: Links, answered: Sources) -> tuple[Action, ...]:
+def _backward(index: int, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:
     found = [Action(Kind.FORWARD, index)]
     for boundary, gate in enumerate(wiring.gates):
-        if gate.in_time and gate.producer == index and named(boundary, actions):
+        if gate.in_time and gate.producer == index and mentions(actions, boundary):
             found.append(Action(Kind.SYNTHESISE, boundary))
     for boundary in wiring.produced[index]:
         gate = wiring.gates[boundary]
@@ -283,56 +292,35 @@ def _backward(index: int, actions: Set[Action], wiring: Links, answered: Sources
     return tuple(found)
 
 
-def _target(index: int, _: Set[Action], wiring: Links, __: Sources) -> tuple[Action, ...]:
-    return _each(Kind.BACKWARD, wiring.gates[index].consumers)
+def _fit(index: int, actions: Set[Action], wiring: Links) -> tuple[Action, ...]:
+    """The estimator's fit needs S and what it learns from; the input model's needs the consumers' I and the producer's F.
 
-
-def _fit(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[Action, ...]:
-    """The estimator is fitted from S and what it learns from, the input model from consumers' I and the producer's F.
-
-    Either will do.
+    Where both learn, the schedule may hold the needs of one alone.
     """
     gate = wiring.gates[index]
     if gate.in_time:
         asked = Action(Kind.SYNTHESISE, index)
         return (Action(Kind.TARGET, index), *((asked,) if asked in actions else ()))
-    estimator = (Action(Kind.SYNTHESISE, index), *_lessons(index, wiring)) if gate.fits else ()
-    if not gate.imagines:
-        return estimator
+    of_estimator = (Action(Kind.SYNTHESISE, index), *_learned_from(index, wiring)) if gate.fits else ()
+    if not gate.has_input_model:
+        return of_estimator
     inputs = _each(Kind.INPUT, gate.consumers)
-    made = tuple(action for action in inputs if action in actions) or inputs
-    model = (Action(Kind.FORWARD, gate.producer), *made)
-    whole = [pair for pair in (estimator, model) if pair and actions >= frozenset(pair)]
-    return tuple(action for pair in whole or (estimator, model) for action in pair)
+    of_model = (Action(Kind.FORWARD, gate.producer), *(tuple(each for each in inputs if each in actions) or inputs))
+    held = [each for each in (of_estimator, of_model) if each and actions >= frozenset(each)]
+    return tuple(action for each in held or (of_estimator, of_model) for action in each)
 
 
-def _lessons(index: int, wiring: Links) -> tuple[Action, ...]:
+def _learned_from(index: int, wiring: Links) -> tuple[Action, ...]:
     """The actions that give what an estimator learns from."""
     gate = wiring.gates[index]
     target = (Action(Kind.TARGET, index),) if gate.needs_target else ()
     return (*target, Action(Kind.FORWARD, wiring.last)) if gate.needs_loss else target
 
 
-def _update(index: int, actions: Set[Action], wiring: Links, _: Sources) -> tuple[Action, ...]:
-    fits = (Action(Kind.FIT, boundary) for boundary, gate in enumerate(wiring.gates) if gate.teaches_core)
-    return (*_each(Kind.BACKWARD, wiring.users[index]), *(fit for fit in fits if fit in actions))
-
-
-def named(boundary: int, actions: Set[Action]) -> bool:
-    """Whether any of some actions is of a boundary."""
+def mentions(actions: Set[Action], boundary: int) -> bool:
+    """Whether some of the actions belong to a boundary."""
     return any(Action(kind, boundary) in actions for kind in (Kind.SYNTHESISE, Kind.TARGET, Kind.FIT))
 
 
 def _each(kind: Kind, indices: Iterable[int]) -> tuple[Action, ...]:
     return tuple(Action(kind, index) for index in sorted(indices))
-
-
-_NEEDS: Mapping[Kind, _Need] = {
-    Kind.FORWARD: _forward,
-    Kind.INPUT: _input,
-    Kind.SYNTHESISE: _synthesise,
-    Kind.BACKWARD: _backward,
-    Kind.TARGET: _target,
-    Kind.FIT: _fit,
-    Kind.UPDATE: _update,
-}

@@ -1,13 +1,13 @@
 """A schedule as a picture: partitions down, time across."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from dnifx.ir import BAR, Action, Kind, Period, Program, Schedule
-from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
+from dnifx.schedules.dependencies import Links, links, needs_in_order
 from dnifx.schedules.language import on_partition, unplaced
 
 PLAIN_WIDTH = 100
@@ -30,7 +30,7 @@ class Cell:
         action: The action, without its place.
         row: Number of its row.
         slot: Number of its column.
-        marked: Whether it is the one that is wrong.
+        marked: Whether it is shown as wrong.
     """
 
     action: Action
@@ -48,15 +48,14 @@ class Cell:
 class Grid:
     """A schedule as partitions by time, for rich and as plain text (``str``).
 
-    One column is one action's time on every device and stream, whatever it costs; ``simulate`` tells what it costs.
-    Actions of boundaries stand with the partition that produces their values; what it does at several places has
-    several rows. Rows in which nothing happens are left out.
+    Every action takes one column, whatever it costs; ``simulate`` shows the costs. The actions of a boundary stand in
+    the row of its producer. A partition that works at several places has a row for each. Empty rows are left out.
 
     Attributes:
         title: What is shown.
         rows: Name of each row.
         cells: The actions.
-        bars: Numbers of the columns in which one window of a period ends and the next begins.
+        bars: Numbers of the columns between one window of a period and the next.
     """
 
     title: str
@@ -79,14 +78,11 @@ class Grid:
     def drawn(self, width: int) -> Text:
         """Return the picture as styled text of at most ``width`` characters a line."""
         first = max([4, *map(len, self.rows)]) + 1
-        cell = max([4, *(len(cell.text) for cell in self.cells)])
-        blocks = [self._block(slots, first, cell) for slots in self._slots(max(1, (width - first) // cell))]
+        cell = max([4, *(len(each.text) for each in self.cells)])
+        count, slots = max(1, (width - first) // cell), [each.slot for each in self.cells]
+        start, stop = min(slots, default=0), max(slots, default=-1) + 1
+        blocks = [self._block(range(left, min(left + count, stop)), first, cell) for left in range(start, stop, count)]
         return Text("\n").join([Text(self.title, style="bold"), *blocks])
-
-    def _slots(self, count: int) -> Iterator[range]:
-        if self.cells:
-            start, stop = min(cell.slot for cell in self.cells), max(cell.slot for cell in self.cells) + 1
-            yield from (range(left, min(left + count, stop)) for left in range(start, stop, count))
 
     def _block(self, slots: range, first: int, width: int) -> Text:
         here = {(cell.row, cell.slot): cell for cell in self.cells if cell.slot in slots}
@@ -97,18 +93,8 @@ class Grid:
         lines = [_line(self.rows[row], [here.get((row, slot)) for slot in slots], bars, first, width) for row in shown]
         return Text("\n").join([head, *lines])
 
-    def __rich__(self) -> RenderableType:
-        return _Fitted(self)
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """The picture at the width of the console it is printed on."""
-
-    grid: Grid
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.grid.drawn(options.max_width)
+        yield self.drawn(options.max_width)
 
 
 def _line(name: str, cells: Sequence[Cell | None], bars: Sequence[bool], first: int, width: int) -> Text:
@@ -123,18 +109,14 @@ def _line(name: str, cells: Sequence[Cell | None], bars: Sequence[bool], first: 
 
 
 def grid(schedule: Schedule | Period, program: Program) -> Grid:
-    """Return a schedule as partitions by time, to be printed by rich or as text.
+    """Return a schedule or a period, which need not be valid, as partitions by time.
 
-    Actions of one device and stream stand one after the other; those of others may stand above each other, as soon as
-    what they need is there. Windows of a period stand one after the other.
-
-    Args:
-        schedule: A schedule of the program, or a period of such; it need not be valid.
-        program: The program.
+    Actions of the same device and stream stand one after the other. Actions of different ones share a column where what
+    they need is there. The windows of a period follow each other.
     """
     if isinstance(schedule, Schedule):
-        return marked_grid(schedule, program, None)
-    wholes = [marked_grid(window, program, None) for window in schedule.windows]
+        return marked_grid(schedule, program)
+    wholes = [marked_grid(window, program) for window in schedule.windows]
     rows = tuple(sorted({row for whole in wholes for row in whole.rows}))
     cells: list[Cell] = []
     bars: list[int] = []
@@ -147,8 +129,8 @@ def grid(schedule: Schedule | Period, program: Program) -> Grid:
     return Grid(title, rows, tuple(cells), frozenset(bars[:-1]))
 
 
-def marked_grid(schedule: Schedule, program: Program, wrong: int | None) -> Grid:
-    """Return the grid with the action at position ``wrong`` marked."""
+def marked_grid(schedule: Schedule, program: Program, wrong: int | None = None) -> Grid:
+    """Return the grid of a schedule, with the action at position ``wrong`` marked."""
     wiring = links(program)
     slots = _columns(schedule, program, wiring)
     keys = [_row(action, wiring) for action in schedule.actions]
@@ -162,40 +144,32 @@ def marked_grid(schedule: Schedule, program: Program, wrong: int | None) -> Grid
 
 
 def _row(action: Action, wiring: Links) -> tuple[int, str]:
-    """The row of an action: its partition (one more than the last if the program has none such), and its place."""
-    partition = wiring.place(action) if known(action, wiring) else len(wiring.partitions)
+    """The row of an action: its partition (a row below the last for one that does not exist), and its place."""
+    partition = wiring.place(action) if exists(action, wiring) else len(wiring.partitions)
     return partition, str(action).removeprefix(str(unplaced(action)))
 
 
-def known(action: Action, wiring: Links) -> bool:
+def exists(action: Action, wiring: Links) -> bool:
     """Whether the program has the partition or boundary of an action."""
     return action.index < (len(wiring.partitions) if on_partition(action.kind) else len(wiring.gates))
 
 
 def device_of(action: Action, program: Program, wiring: Links) -> str:
-    """The device an action runs on: its own, or that of its partition."""
+    """The device that an action names, or else the device of its partition."""
     return action.device or str(program.partitions[wiring.place(action)].device)
 
 
 def _columns(schedule: Schedule, program: Program, wiring: Links) -> list[int]:
-    """Give each action the first column that is free on its device and stream and after all that it needs."""
-    bare = tuple(map(unplaced, schedule.actions))
-    usable = tuple(action for action in bare if known(action, wiring))
-    present, answered = frozenset(usable), answers_by_order(usable, wiring)
+    """Give each action the first column that is free on its device and stream and stands after all that it needs."""
+    needed = needs_in_order(tuple(unplaced(each) for each in schedule.actions if exists(each, wiring)), wiring)
     free: dict[tuple[str, int], int] = {}
     done: dict[Action, int] = {}
     columns = []
-    for action, placed in zip(bare, schedule.actions, strict=True):
-        resource, after = ("", 0), -1
-        if action in present:
-            resource = (device_of(placed, program, wiring), placed.stream or 0)
-            after = _latest(needs(action, present, wiring, answered), done)
-        column = max(free.get(resource, 0), after + 1)
-        columns.append(column)
-        done[action] = column
-        free[resource] = column + 1
+    for action in schedule.actions:
+        bare = unplaced(action)
+        resource = (device_of(action, program, wiring), action.stream or 0) if bare in needed else ("", 0)
+        after = max((done[need] for need in needed.get(bare, ()) if need in done), default=-1)
+        done[bare] = max(free.get(resource, 0), after + 1)
+        free[resource] = done[bare] + 1
+        columns.append(done[bare])
     return columns
-
-
-def _latest(actions: Iterable[Action], done: Mapping[Action, int]) -> int:
-    return max((done[action] for action in actions if action in done), default=-1)

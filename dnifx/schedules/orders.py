@@ -1,30 +1,34 @@
-"""From what a step does to the order in which it does it: the deterministic schedules."""
+"""The deterministic schedules: what a step does, and the order in which it does it."""
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from math import lcm
+from typing import Any, TypeVar
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
-from dnifx.schedules.dependencies import Answer, Gate, Links, answers_by_order, links, named, needs
+from dnifx.ir import Action, Kind, Period, Program, Schedule
+from dnifx.schedules.dependencies import Answer, Answers, Gate, Links, links, mentions, needs, needs_in_order
 from dnifx.schedules.language import listed, unplaced
 
 Key = Callable[[Action], tuple[Any, ...]]
+"""Where several actions could run next, the one with the least key does."""
+
+AnySchedule = TypeVar("AnySchedule", bound=Schedule | Period)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one step does, before it is put into order.
+    """What one step does, not yet in order.
 
     Attributes:
         forward: Partitions that run forward.
         backward: Those of them that run backward and update.
-        true: Boundaries whose producers wait for the target though they need not.
+        true: Boundaries whose producers wait for the target although they need not.
         fit: Whether estimators and input models learn.
-        diagnose: Whether every target is wanted that can arrive.
+        diagnose: Whether every target that can arrive is wanted.
     """
 
     forward: frozenset[int]
@@ -40,7 +44,7 @@ def whole_step(wiring: Links, diagnose: bool = False) -> Choice:
 
 
 def differentiable(wiring: Links) -> frozenset[int]:
-    """Return the partitions that a trainable parameter stands in or before, so that gradients can flow into them."""
+    """Return the partitions that gradients flow into: they, or those that feed them, read a trainable parameter."""
     found: set[int] = set()
     for partition in wiring.partitions:
         fed = any(wiring.gates[boundary].producer in found for boundary in wiring.consumed[partition])
@@ -50,11 +54,11 @@ def differentiable(wiring: Links) -> frozenset[int]:
 
 
 def trained(wiring: Links, diagnose: bool = False) -> frozenset[int]:
-    """Return the partitions whose backward pass serves something: their parameters, or a target that is asked for."""
+    """Return the partitions whose backward pass is useful: for their parameters, or for a target that is wanted."""
     live, found = differentiable(wiring), set[int]()
     for partition in wiring.partitions:
         gates = [wiring.gates[boundary] for boundary in wiring.consumed[partition]]
-        learned = any(gate.producer in live and (gate.teaches_target or diagnose) for gate in gates)
+        learned = any(gate.producer in live and (gate.fit_needs_target or diagnose) for gate in gates)
         awaited = any(gate.producer in found and gate.locked for gate in gates)
         if wiring.owners[partition] or learned or awaited:
             found.add(partition)
@@ -62,9 +66,9 @@ def trained(wiring: Links, diagnose: bool = False) -> frozenset[int]:
 
 
 def chosen_actions(choice: Choice, wiring: Links) -> frozenset[Action]:
-    """Return the actions that a choice comes to, without an order."""
+    """Return the actions of a choice, not in order."""
     found = {Action(Kind.FORWARD, index) for index in choice.forward}
-    found |= {Action(Kind.INPUT, index) for index in choice.forward if wiring.imagines(index)}
+    found |= {Action(Kind.INPUT, index) for index in choice.forward if wiring.has_input_model(index)}
     found |= {Action(Kind.BACKWARD, index) for index in choice.backward}
     found |= {Action(Kind.UPDATE, index) for index in choice.backward if wiring.owns[index]}
     live, ends = differentiable(wiring), wiring.last in choice.forward
@@ -74,6 +78,7 @@ def chosen_actions(choice: Choice, wiring: Links) -> frozenset[Action]:
 
 
 def _at_boundary(boundary: int, gate: Gate, choice: Choice, live: frozenset[int], ends: bool) -> Iterable[Kind]:
+    """The actions of one boundary; ``ends`` says whether the last partition runs, so that there is a loss."""
     if gate.in_time:
         yield from (Kind.SYNTHESISE,) if gate.producer in choice.backward else ()
         yield from (Kind.TARGET, Kind.FIT) if choice.fit and gate.fits and gate.consumers <= choice.backward else ()
@@ -84,23 +89,39 @@ def _at_boundary(boundary: int, gate: Gate, choice: Choice, live: frozenset[int]
     waits = gate.locked or boundary in choice.true
     fitted = choice.fit and gate.fits and (ends or not gate.needs_end)
     fitted = fitted and (arrives if gate.needs_target else produced and gate.producer in live)
-    blended = gate.locked and (gate.fits or gate.blends) and boundary not in choice.true
-    if fitted or (asked and (blended or not waits)):
+    mixed = gate.mixes and boundary not in choice.true
+    if fitted or (asked and (mixed or not waits)):
         yield Kind.SYNTHESISE
     if (fitted and gate.needs_target) or (arrives and choice.diagnose) or (asked and waits):
         yield Kind.TARGET
-    if fitted or (choice.fit and gate.imagines and produced and gate.consumers & choice.forward):
+    if fitted or (choice.fit and gate.has_input_model and produced and gate.consumers & choice.forward):
         yield Kind.FIT
 
 
+_BEFORE_FORWARD = (Kind.TARGET, Kind.FIT, Kind.UPDATE, Kind.SYNTHESISE, Kind.BACKWARD)
+
+
+def eager(action: Action) -> tuple[int, int, int]:
+    """Key: finish whatever can be finished before the next partition runs forward; go backward from the last."""
+    index = -action.index if action.kind is Kind.BACKWARD else action.index
+    rank = [*_BEFORE_FORWARD, action.kind].index(action.kind)
+    return rank, index, int(action.kind is Kind.FORWARD)
+
+
 def arranged(
-    actions: AbstractSet[Action], wiring: Links, key: Key, answered: Mapping[int, Answer]
-) -> tuple[Action, ...]:
-    """Put actions into an order that meets their needs: of those that can run, always the one with the least key."""
-    waiting = {action: set(needs(action, actions, wiring, answered)) for action in actions}
+    name: str, actions: AbstractSet[Action], wiring: Links, key: Key = eager, answered: Answers | None = None
+) -> Schedule:
+    """Return a schedule of actions, each after what it needs; of those that could run next, the least key comes first.
+
+    ``answered`` says where producers take their gradients from; see ``needs``.
+
+    Raises:
+        ScheduleError: An action needs one that is not among them.
+    """
+    waiting = {action: set(needs(action, actions, wiring, answered or {})) for action in actions}
     missing = sorted(set().union(*waiting.values()) - actions, key=str)
     if missing:
-        raise ScheduleError(f"A step that holds {listed(actions)} lacks {listed(missing)}, which others of it need.")
+        raise ScheduleError(f"A step of {listed(actions)} lacks {listed(missing)}, which other actions of it need.")
     behind: dict[Action, list[Action]] = {action: [] for action in actions}
     for action, needed in waiting.items():
         for earlier in needed:
@@ -115,58 +136,52 @@ def arranged(
             waiting[later].discard(action)
             if not waiting[later]:
                 heapq.heappush(ready, (key(later), str(later), later))
-    return tuple(order)
-
-
-_EAGER = {
-    Kind.TARGET: 0,
-    Kind.FIT: 1,
-    Kind.UPDATE: 2,
-    Kind.SYNTHESISE: 3,
-    Kind.BACKWARD: 4,
-    Kind.INPUT: 5,
-    Kind.FORWARD: 5,
-}
-
-
-def eager(action: Action) -> tuple[int, int, int]:
-    """Sorting key: finish all that can be finished before the next partition runs forward; backward from the last."""
-    index = -action.index if action.kind is Kind.BACKWARD else action.index
-    return _EAGER[action.kind], index, int(action.kind is Kind.FORWARD)
+    return Schedule(name, tuple(order))
 
 
 def sequential(program: Program, diagnose: bool = False) -> Schedule:
-    """Partitions in order, each updated before the next runs forward, as far as its boundaries are unlocked.
+    """Run the partitions in order and update each before the next runs forward, as far as boundaries are unlocked.
 
-    Locked boundaries make chains: forward to their end, then backward as the targets arrive. With every boundary
-    locked this is backpropagation, each partition updated as soon as its gradients are there.
-
-    Args:
-        program: A program with partitions, boundaries and interfaces.
-        diagnose: Have the target arrive at every boundary, also where nothing is fitted to it.
-
-    Returns:
-        The schedule; the same object for the same program.
+    Locked boundaries form chains: forward to the end of the chain, then backward as the targets arrive. If every
+    boundary is locked, this is backpropagation, in which each partition is updated as soon as its gradients are there.
+    With ``diagnose``, the target arrives at every boundary, even where nothing is fitted to it. The same program gives
+    the same object.
     """
-    return _sequential(links(program), diagnose)
+    wiring = links(program)
+    return _sequential(wiring, frozenset(wiring.partitions), diagnose)
 
 
-@lru_cache(maxsize=32)
-def _sequential(wiring: Links, diagnose: bool) -> Schedule:
-    actions = chosen_actions(whole_step(wiring, diagnose), wiring)
-    return Schedule("sequential", arranged(actions, wiring, eager, {}))
+def sequential_period(program: Program) -> Period:
+    """Return the period in which each window runs the partitions that fire in it, in order.
+
+    If every partition fires in every window, the period has one window.
+    """
+    length = lcm(*(partition.every for partition in program.partitions))
+    return Period("sequential", tuple(sequential_window(program, window) for window in range(length)))
+
+
+def sequential_window(program: Program, window: int) -> Schedule:
+    """Return the schedule of one window, counted from 0: the partitions that fire in it run in order."""
+    firing = frozenset(each.index for each in program.partitions if fires(each.every, window))
+    return _sequential(links(program), firing, False)
+
+
+@lru_cache(maxsize=64)
+def _sequential(wiring: Links, firing: frozenset[int], diagnose: bool) -> Schedule:
+    choice = Choice(firing, trained(wiring, diagnose) & firing, diagnose=diagnose)
+    return arranged("sequential", chosen_actions(choice, wiring), wiring)
+
+
+def fires(every: int, window: int) -> bool:
+    """Whether a partition that fires once in ``every`` windows does so in this one; windows count from 0."""
+    return (window + 1) % every == 0
 
 
 def backprop(program: Program, fit: bool = True) -> Schedule:
-    """Every producer waits for the target: the gradients of backpropagation, whatever stands on the boundaries.
+    """Let every producer wait for the target: the gradients are those of backpropagation, whatever the estimators.
 
-    Args:
-        program: A program with partitions, boundaries and interfaces.
-        fit: Fit the estimators to the true gradients, so that they are ready when they are used.
-
-    Returns:
-        The schedule; estimators that are fitted estimate after their producer's backward pass, which so uses the
-        target.
+    With ``fit``, the estimators are fitted to the true gradients, so that they are ready when they are used. They
+    answer after their producer's backward pass, which takes the target.
     """
     return _backprop(links(program), fit)
 
@@ -175,36 +190,29 @@ def backprop(program: Program, fit: bool = True) -> Schedule:
 def _backprop(wiring: Links, fit: bool) -> Schedule:
     true = frozenset(range(len(wiring.gates)))
     choice = replace(whole_step(wiring, diagnose=True), true=true, fit=fit, diagnose=False)
-    actions = chosen_actions(choice, wiring)
     answered = dict.fromkeys(true, Answer.TARGET)
-    return Schedule("backprop", arranged(actions, wiring, eager, answered))
+    return arranged("backprop", chosen_actions(choice, wiring), wiring, answered=answered)
 
 
 def without_fits(schedule: Schedule, program: Program) -> Schedule:
-    """Return the schedule without the fits, and without the targets and estimates that only served them."""
+    """Return the schedule without the fits, and without the targets and estimates that only the fits need."""
     return _without_fits(schedule, links(program))
 
 
 @lru_cache(maxsize=64)
 def _without_fits(schedule: Schedule, wiring: Links) -> Schedule:
-    bare = tuple(map(unplaced, schedule.actions))
-    actions, answered = frozenset(bare), answers_by_order(bare, wiring)
-    kept = {action for action in bare if action.kind in (Kind.FORWARD, Kind.UPDATE)}
+    needed = needs_in_order(tuple(map(unplaced, schedule.actions)), wiring)
+    kept = {action for action in needed if action.kind in (Kind.FORWARD, Kind.UPDATE)}
     reached = list(kept)
     while reached:
-        found = set(needs(reached.pop(), actions, wiring, answered)) & actions - kept
+        found = set(needed[reached.pop()]) & needed.keys() - kept
         kept |= found
         reached.extend(found)
     return replace(schedule, actions=tuple(action for action in schedule.actions if unplaced(action) in kept))
 
 
 def diagnosed(schedule: Schedule, program: Program) -> Schedule:
-    """Return the schedule with every target that can arrive in it, also where nothing is fitted to it.
-
-    Args:
-        schedule: A valid schedule of the program, whole or partial.
-        program: The program.
-    """
+    """Return a valid schedule, whole or partial, with every target that can arrive, even if nothing is fitted to it."""
     return _diagnosed(schedule, links(program))
 
 
@@ -228,14 +236,10 @@ def _diagnosed(schedule: Schedule, wiring: Links) -> Schedule:
 
 
 def with_time(schedule: Schedule, program: Program) -> Schedule:
-    """Return the schedule with the actions of those boundaries in time of which it names none.
+    """Return a valid schedule, whole or partial, with the actions of boundaries in time that it does not mention.
 
-    The state that a window leaves gets its gradient just before its partition's backward pass; the estimator is fitted once all
-    that take or leave the state ran backward.
-
-    Args:
-        schedule: A valid schedule of the program, whole or partial.
-        program: The program.
+    The state at a window's end gets its gradient just before its partition runs backward. The estimator is fitted once
+    every partition that takes or leaves the state has run backward.
     """
     return _with_time(schedule, links(program))
 
@@ -245,15 +249,14 @@ def _with_time(schedule: Schedule, wiring: Links) -> Schedule:
     actions = {unplaced(action) for action in schedule.actions}
     order = list(schedule.actions)
     for boundary, gate in enumerate(wiring.gates):
-        if gate.in_time and not named(boundary, actions):
+        if gate.in_time and not mentions(actions, boundary):
             order = _placed_in_time(order, boundary, gate)
     return replace(schedule, actions=tuple(order))
 
 
 def _placed_in_time(order: list[Action], boundary: int, gate: Gate) -> list[Action]:
-    passes = [
-        action for action in order if action.kind is Kind.BACKWARD and action.index in {gate.producer, *gate.consumers}
-    ]
+    ends = {gate.producer, *gate.consumers}
+    passes = [action for action in order if action.kind is Kind.BACKWARD and action.index in ends]
     fits = gate.fits and gate.consumers <= {action.index for action in passes}
     found = []
     for action in order:
@@ -265,24 +268,21 @@ def _placed_in_time(order: list[Action], boundary: int, gate: Gate) -> list[Acti
     return found
 
 
-def placed(schedule: Schedule, program: Program, devices: Iterable[str]) -> Schedule:
-    """Return the schedule with a device for each partition, and targets and fits on a stream of their own.
+def placed(schedule: AnySchedule, program: Program, devices: Iterable[str]) -> AnySchedule:
+    """Return a schedule or a period with a device for each partition, in place of those that it names.
 
-    A target that has not arrived holds up its own stream alone, so that the producer goes on.
-
-    Args:
-        schedule: Any schedule of the program; devices and streams that it names are replaced.
-        program: The program.
-        devices: One for each partition, in order.
+    Targets and fits get a stream of their own: a target that has not arrived does not hold up its producer.
 
     Raises:
-        ScheduleError: The number of devices is not that of the partitions.
+        ScheduleError: The number of devices is not the number of partitions.
     """
     wiring, names = links(program), tuple(devices)
     if len(names) != len(wiring.partitions):
         raise ScheduleError(
             f"{len(names)} devices were given for {len(wiring.partitions)} partitions; give one for each."
         )
+    if isinstance(schedule, Period):
+        return replace(schedule, windows=tuple(placed(each, program, names) for each in schedule.windows))
     return replace(schedule, actions=tuple(_placed(action, names[wiring.place(action)]) for action in schedule.actions))
 
 

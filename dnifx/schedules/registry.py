@@ -1,4 +1,4 @@
-"""From what a user writes for a schedule to the source of it."""
+"""From what a user writes as a schedule to its source."""
 
 import ast
 import re
@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dnifx.errors import ScheduleError, nearest
-from dnifx.ir import Program, Schedule
+from dnifx.ir import BAR, Period, Program, Schedule
 from dnifx.schedules.chance import random_order, unlocked
-from dnifx.schedules.language import looks_like_actions, parse
-from dnifx.schedules.sources import Backprop, ScheduleSource, Sequential, alternate, fit_every, fixed, warm_up
+from dnifx.schedules.language import looks_like_actions, read
+from dnifx.schedules.orders import sequential_period
+from dnifx.schedules.sources import Backprop, Fixed, ScheduleSource, Sequential, alternate, fit_every, fixed, warm_up
 from dnifx.schedules.validation import validate
 
 NAMED: Mapping[str, Callable[..., ScheduleSource]] = {
@@ -23,32 +24,59 @@ NAMED: Mapping[str, Callable[..., ScheduleSource]] = {
 }
 _SPELLED = re.compile(r"(?P<name>\w+)\s*(?:\{(?P<options>[^{}]*)\})?")
 
+Spec = str | Schedule | Period | ScheduleSource
+"""What a user writes as a schedule."""
 
-def resolve(spec: str | Schedule | ScheduleSource, program: Program) -> ScheduleSource:
-    """Return the source of the schedule that a user asked for, after checking its first step.
+
+def resolve(spec: Spec, program: Program) -> ScheduleSource:
+    """Return the source of the schedule that a user asked for, after checking its first step or period.
 
     Args:
         spec: A name, with options in braces where it has any (``sequential``, ``random_order{p=0.2,seed=1}``); a
-            schedule, as text or as a value, that every step runs whole; or a source.
+            schedule or a period, as text or as a value; or a source. A schedule runs whole in every step. The windows
+            of a period take turns. Partitions with different rates need a period, or ``sequential``.
         program: The program that it is for.
 
     Raises:
         ScheduleError: There is no such name or option, or the schedule is not valid for the program.
     """
     source = _source(spec)
-    validate(source.at(0, program), program, partial=source.partial)
+    validate(_first(source, program), program, partial=source.partial)
     return source
 
 
-def _source(spec: str | Schedule | ScheduleSource) -> ScheduleSource:
-    if isinstance(spec, Schedule):
-        return fixed(spec)
+def period_of(spec: Spec, program: Program) -> Schedule | Period:
+    """Return what the schedule that a user asked for runs first: one step or, with rates, one period.
+
+    Raises:
+        ScheduleError: As ``resolve``.
+    """
+    return _first(resolve(spec, program), program)
+
+
+def _first(source: ScheduleSource, program: Program) -> Schedule | Period:
+    if isinstance(source, Fixed) and isinstance(source.schedule, Period):
+        return source.schedule
+    if all(partition.every == 1 for partition in program.partitions):
+        return source.at(0, program)
+    if isinstance(source, Sequential):
+        return sequential_period(program)
+    raise ScheduleError(
+        f"The schedule {source.name!r} is for a single step, but the partitions fire at different rates "
+        f"({', '.join(f'{each.name} every {each.every}' for each in program.partitions)}). Give 'sequential', or a period "
+        f"with {BAR} between its windows: {sequential_period(program)}"
+    )
+
+
+def _source(spec: Spec) -> ScheduleSource:
     if isinstance(spec, str):
-        return fixed(parse(spec)) if looks_like_actions(spec) else _named(spec.strip())
+        return _source(read(spec)) if looks_like_actions(spec) else _named(spec.strip())
+    if isinstance(spec, Schedule | Period):
+        return fixed(spec, partial=isinstance(spec, Period))
     if isinstance(spec, ScheduleSource):
         return spec
     raise ScheduleError(
-        f"{type(spec).__name__} is no schedule. Give a name ({', '.join(NAMED)}), a Schedule, its text, "
+        f"{type(spec).__name__} is not a schedule. Give a name ({', '.join(NAMED)}), a Schedule, a Period, the text of one, "
         "or an object with name, partial, at(step, program), state_dict and load_state_dict."
     )
 
@@ -81,5 +109,5 @@ def _value(text: str, whole: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
         raise ScheduleError(
-            f"{text!r} in {whole!r} is no number or truth value. Write options as p=0.2,seed=1."
+            f"{text!r} in {whole!r} is neither a number nor True or False. Write options as p=0.2,seed=1."
         ) from error

@@ -1,4 +1,4 @@
-"""When each action of a schedule would run, given its cost: makespan, idle devices, memory, the lock that binds."""
+"""When each action of a schedule would run, given its cost: makespan, idle devices, memory, the lock that costs most."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,10 @@ from rich.table import Column, Table
 from dnifx.errors import ScheduleError
 from dnifx.ir import Action, Kind, Period, Program, Schedule
 from dnifx.schedules.costs import given_costs, measured_costs
-from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
+from dnifx.schedules.dependencies import Links, links, needs_in_order
 from dnifx.schedules.drawing import device_of
 from dnifx.schedules.language import unplaced
 from dnifx.schedules.locking import Lock
-from dnifx.schedules.periods import validate_period
 from dnifx.schedules.validation import validate
 
 _PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE})
@@ -28,13 +27,13 @@ class Span:
     Attributes:
         action: The action, as the schedule writes it.
         step: Number of the training step it belongs to.
-        partition: The partition where it happens.
+        partition: The partition where it runs.
         device: The device that it runs on.
         stream: The stream that it runs on.
-        ready: When all that it needs had ended.
-        free: When its stream had ended what came before.
-        end: When it ended.
-        cause: Place, among the spans, of the one that it began right after; None for one that nothing held up.
+        ready: When all that it needs has ended.
+        free: When the action before it on its stream has ended.
+        end: When it ends.
+        cause: Index of the span that it begins right after; None where nothing holds it up.
     """
 
     action: Action
@@ -49,7 +48,7 @@ class Span:
 
     @property
     def start(self) -> float:
-        """When it began: as soon as it was ready and its stream free."""
+        """When it begins: as soon as it is ready and its stream is free."""
         return max(self.ready, self.free)
 
 
@@ -60,14 +59,14 @@ class Simulation:
     Attributes:
         name: Name of the schedule.
         unit: Unit of every time: ``flop`` (a device does one at a time) or ``s``.
-        steps: Number of training steps, run one after the other as far as they depend on each other.
+        steps: Number of training steps. They overlap where they do not depend on each other.
         spans: The actions, in the order of issue.
         makespan: When the last action ends.
-        bubble: Share of the makespan in which a device does nothing, by device.
-        peak_bytes: Most bytes of activations held at a time, from a partition's forward to the end of its backward, by
-            device.
-        critical: Places of the spans on the critical path, in order of time.
-        waits: Time that the actions on the critical path kept their streams still, by the lock that they waited for.
+        bubble: By device, the share of the makespan in which it does nothing.
+        peak_bytes: By device, the most bytes of activations held at a time. A partition's activations are held from its
+            forward to the end of its backward.
+        critical: Indices of the spans on the critical path, in order of time.
+        waits: By lock, the time for which actions on the critical path waited for it while their streams stood still.
     """
 
     name: str
@@ -82,7 +81,7 @@ class Simulation:
 
     @property
     def binds(self) -> Lock | None:
-        """The lock that costs the critical path most waiting; None where nothing on it waits for another partition."""
+        """The lock that the critical path waits for longest; None where nothing on it waits for another partition."""
         lock = max(self.waits, key=lambda each: self.waits[each])
         return lock if self.waits[lock] > 0 else None
 
@@ -93,36 +92,33 @@ class Simulation:
         head = f"{self.name}: {self.steps} step{'s' if self.steps > 1 else ''} in {self.makespan:.4g} {self.unit}"
         total = sum(self.waits.values())
         waits = ", ".join(f"{lock} {self.waits[lock] / total:.0%}" for lock in Lock if self.waits[lock] > 0)
-        foot = f"the {self.binds} lock binds (waiting on the critical path: {waits})" if waits else "no lock binds"
+        foot = f"waiting on the critical path, by lock: {waits}" if waits else "no lock holds up the critical path"
         return Group(head, table, foot)
 
 
 def simulate(
     schedule: Schedule | Period, program: Program, costs: Mapping[str, float] | None = None, steps: int = 1
 ) -> Simulation:
-    """Say when each action would run.
+    """Simulate when each action would run.
 
-    Actions on one device and stream run in the schedule's order; those on others run at the same time, as soon as what
-    they need has ended. From one step to the next, a partition's forward waits for the updates of its parameters, and
-    an estimator and an input model for their fits. Moving values between devices costs nothing unless ``T`` is given a
-    cost.
+    Actions on one device and stream run in the schedule's order. Actions on different ones run at the same time, as
+    soon as what they need has ended. From one step to the next, a partition's forward waits for the updates of its
+    parameters, and an estimator and an input model wait for their fits. Moving values between devices costs nothing
+    unless ``T`` is given a cost.
 
     Args:
-        schedule: A schedule of the program, whole or partial; or a period, of which all windows run one after the other.
+        schedule: A schedule of the program, whole or partial, or a period.
         program: The program.
         costs: Seconds of each action by its name (``{"F0": 0.1, ...}``); by default FLOPs, as measured.
-        steps: Number of steps (or periods) to run; unlocked partitions of several devices overlap from one step to the next.
+        steps: Number of steps (or periods) to run. Unlocked partitions on several devices overlap between steps.
 
     Raises:
         ScheduleError: The schedule is not valid, or the costs do not fit it.
     """
     if steps < 1:
-        raise ScheduleError(f"Cannot simulate {steps=}; expected one or more.")
-    windows = schedule.windows if isinstance(schedule, Period) else (schedule,)
-    if isinstance(schedule, Period):
-        validate_period(schedule, program)
-    else:
-        validate(schedule, program, partial=True)
+        raise ScheduleError(f"Cannot simulate {steps=}; give one or more.")
+    validate(schedule, program, partial=True)
+    windows = schedule.windows
     actions = [action for window in windows for action in window.actions]
     known = measured_costs(program) if costs is None else given_costs(costs, actions)
     clock = _Clock(program, known)
@@ -160,9 +156,8 @@ class _Clock:
 
     def run(self, step: int, schedule: Schedule) -> None:
         """Issue one step."""
-        before, bare = dict(self._last), tuple(map(unplaced, schedule.actions))
-        answered = answers_by_order(bare, self._links)
-        self._needs = {action: needs(action, frozenset(bare), self._links, answered) for action in bare}
+        before = dict(self._last)
+        self._needs = needs_in_order(tuple(map(unplaced, schedule.actions)), self._links)
         for action in schedule.actions:
             self._issue(action, step, before)
 
@@ -193,7 +188,7 @@ def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:
 
 
 def _critical(spans: tuple[Span, ...]) -> tuple[int, ...]:
-    """The chain of causes that ends with the last action."""
+    """The chain of causes that leads to the last action, as indices of spans."""
     place = max(range(len(spans)), key=lambda each: spans[each].end, default=None)
     path = []
     while place is not None:
@@ -203,9 +198,9 @@ def _critical(spans: tuple[Span, ...]) -> tuple[int, ...]:
 
 
 def _waits(spans: tuple[Span, ...], critical: Iterable[int]) -> dict[Lock, float]:
-    """Share out the time that streams of the critical path stood still among the actions that led to its end.
+    """Divide the time for which streams of the critical path stood still among the locks that held them up.
 
-    Streams that carry targets and fits alone hold up nobody by waiting, and are left out.
+    Streams that carry only targets and fits are left out: nothing waits while they wait.
     """
     waits = dict.fromkeys(Lock, 0.0)
     working = {(span.device, span.stream) for span in spans if span.action.kind not in _ARRIVING}
@@ -221,7 +216,7 @@ def _waits(spans: tuple[Span, ...], critical: Iterable[int]) -> dict[Lock, float
 
 
 def _lock_between(waiter: Span, blocker: Span) -> Lock | None:
-    """The lock by which one action holds up another; none within a partition."""
+    """The lock by which one action holds up another; None within a partition."""
     if waiter.partition == blocker.partition:
         return None
     if blocker.action.kind not in _PASSING:
@@ -259,7 +254,7 @@ def _peaks(spans: tuple[Span, ...], program: Program) -> dict[str, int]:
 
 
 def _holdings(spans: tuple[Span, ...], program: Program) -> Iterator[tuple[float, int, str]]:
-    """When activations are made and dropped: (time, change in bytes, device); at one time, drops sort first."""
+    """When activations are made and dropped: (time, change in bytes, device). At the same time, drops sort first."""
     ends = {(span.step, span.partition): span.end for span in spans if span.action.kind is Kind.BACKWARD}
     for span in spans:
         if span.action.kind is Kind.FORWARD:

@@ -1,21 +1,21 @@
-"""What a trainer asks, step after step, for a schedule: one that stays the same, or one that depends on the step."""
+"""Sources: a trainer asks its source for the schedule of each step, which may depend on the step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 from dnifx.errors import ScheduleError, StateError
-from dnifx.ir import Program, Schedule
+from dnifx.ir import Period, Program, Schedule
 from dnifx.schedules import orders
-from dnifx.schedules.language import parse
+from dnifx.schedules.language import read
 
 
 @runtime_checkable
 class ScheduleSource(Protocol):
     """Gives each training step its schedule.
 
-    ``at`` depends on its arguments and on the source's own state alone, so that a run can be resumed at any step;
-    where the schedule does not change, it returns the same object.
+    ``at`` depends on its arguments and on the source's own state alone, so a run can be resumed at any step. Where the
+    schedule does not change, ``at`` returns the same object.
     """
 
     @property
@@ -27,21 +27,21 @@ class ScheduleSource(Protocol):
         """Whether a step may leave partitions idle or estimators unfitted (``validate(..., partial=True)``)."""
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the schedule of a step, counted from 0."""
+        """Return the schedule of a step (of a window, where partitions fire at different rates), counted from 0."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to draw the same schedules again."""
+        """Return what is needed to give the same schedules again."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that ``state_dict`` gave; raise StateError if it is another source's."""
+        """Restore a state from ``state_dict``; raise StateError if it belongs to another source."""
 
 
 @dataclass
 class Resumable:
-    """A source whose state is its fields; those that are sources themselves are saved and loaded as such."""
+    """A source whose state is its fields; a field may be a source itself."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the name of the kind of source and its fields."""
+        """Return the name of the class and the fields."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         saved = {
             key: value.state_dict() if isinstance(value, ScheduleSource) else _plain(value)
@@ -50,10 +50,10 @@ class Resumable:
         return {"source": type(self).__name__, **saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the fields, seeds among them.
+        """Restore the fields, seeds among them.
 
         Raises:
-            StateError: The state is that of another kind of source.
+            StateError: The state belongs to a source of another class.
         """
         names = [each.name for each in fields(self)]
         if state.get("source") != type(self).__name__ or set(state) != {"source", *names}:
@@ -71,28 +71,28 @@ class Resumable:
 
 
 def _plain(value: Any) -> Any:
-    return {"name": value.name, "actions": str(value)} if isinstance(value, Schedule) else value
+    return {"name": value.name, "actions": str(value)} if isinstance(value, Schedule | Period) else value
 
 
 def _read(own: Any, saved: Any) -> Any:
-    return parse(saved["actions"], saved["name"]) if isinstance(own, Schedule) else saved
+    return read(saved["actions"], saved["name"]) if isinstance(own, Schedule | Period) else saved
 
 
 @dataclass
 class Sequential(Resumable):
-    """Every step is ``sequential(program)``."""
+    """Every step is ``sequential(program)``; with rates, the windows of ``sequential_period(program)`` take turns."""
 
     name = "sequential"
     partial = False
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the sequential schedule of the program."""
-        return orders.sequential(program)
+        """Return the sequential schedule of a step or window."""
+        return orders.sequential_window(program, step)
 
 
 @dataclass
 class Backprop(Resumable):
-    """Every step is ``backprop(program, fit)``: producers wait for the target, whatever stands on the boundaries."""
+    """Every step is ``backprop(program, fit)``: every producer waits for the target, whatever the estimators."""
 
     fit: bool = True
     name = "backprop"
@@ -105,9 +105,9 @@ class Backprop(Resumable):
 
 @dataclass
 class Fixed(Resumable):
-    """Every step is the same schedule."""
+    """Every step runs the same schedule, or the next window of the same period."""
 
-    schedule: Schedule
+    schedule: Schedule | Period
     partial: bool = False
 
     @property
@@ -116,23 +116,23 @@ class Fixed(Resumable):
         return self.schedule.name
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the schedule."""
-        return self.schedule
+        """Return the schedule, or the window of the period."""
+        return self.schedule.windows[step % len(self.schedule.windows)]
 
 
-def fixed(schedule: Schedule, partial: bool = False) -> Fixed:
+def fixed(schedule: Schedule | Period, partial: bool = False) -> Fixed:
     """Return a source that gives every step the same schedule.
 
     Args:
-        schedule: The schedule.
-        partial: Whether it means to leave partitions idle or estimators unfitted.
+        schedule: The schedule, or a period whose windows take turns.
+        partial: Whether the schedule leaves partitions idle or estimators unfitted on purpose.
     """
     return Fixed(schedule, partial)
 
 
 @dataclass
 class WarmUp(Resumable):
-    """Estimators are fitted for some steps before their first use; meanwhile the true gradients are used."""
+    """Estimators are fitted for some steps before their first use; until then, producers take the true gradients."""
 
     steps: int
     then: ScheduleSource
@@ -144,13 +144,13 @@ class WarmUp(Resumable):
         return f"warm_up({self.steps}) then {self.then.name}"
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the waiting schedule for the first ``steps`` steps, then that of ``then``."""
+        """Return backpropagation for the first ``steps`` steps, then what ``then`` gives."""
         return orders.backprop(program) if step < self.steps else self.then.at(step, program)
 
 
 @dataclass
 class FitEvery(Resumable):
-    """Estimators and input models are fitted in one step of ``every`` only; the others compute no target for them."""
+    """Estimators and input models are fitted in one of ``every`` steps; the others compute no target for them."""
 
     every: int
     then: ScheduleSource
@@ -169,7 +169,7 @@ class FitEvery(Resumable):
 
 @dataclass
 class Alternate(Resumable):
-    """Phases of true gradients, in which the estimators are refreshed, and of synthetic ones, in turn."""
+    """Phases of true gradients, to which the estimators are fitted, and phases of synthetic gradients take turns."""
 
     true: int
     synthetic: int
@@ -183,7 +183,7 @@ class Alternate(Resumable):
         return f"alternate({self.true} true, {self.synthetic} synthetic) of {self.then.name}"
 
     def at(self, step: int, program: Program) -> Schedule:
-        """Return the waiting schedule in a true phase, else that of ``then``, without fits unless ``bootstrap``."""
+        """Return backpropagation in a true phase, else what ``then`` gives, without fits unless ``bootstrap``."""
         if step % (self.true + self.synthetic) < self.true:
             return orders.backprop(program)
         schedule = self.then.at(step, program)
@@ -194,37 +194,37 @@ def warm_up(steps: int, then: ScheduleSource | None = None) -> WarmUp:
     """Fit the estimators for some steps before their first use; until then every producer waits for the true gradient.
 
     Args:
-        steps: Number of those steps.
+        steps: Number of these steps, 0 or more.
         then: What follows; sequential by default.
     """
     return WarmUp(at_least(0, steps=steps), then or Sequential())
 
 
 def fit_every(every: int, then: ScheduleSource | None = None) -> FitEvery:
-    """Fit estimators and input models in one step of ``every`` (the first, then every ``every``-th).
+    """Fit estimators and input models in the first of every ``every`` steps.
 
     Args:
-        every: One or more.
-        then: The schedule whose fits are left out in the other steps; sequential by default.
+        every: Number of steps from one fit to the next, 1 or more.
+        then: The schedule, whose fits the other steps leave out; sequential by default.
     """
     return FitEvery(at_least(1, every=every), then or Sequential())
 
 
 def alternate(true: int, synthetic: int, then: ScheduleSource | None = None, bootstrap: bool = True) -> Alternate:
-    """Alternate ``true`` steps of true gradients, which the estimators are fitted to, with ``synthetic`` steps.
+    """Alternate phases of true gradients, to which the estimators are fitted, with phases of synthetic gradients.
 
     Args:
-        true: Steps of each true phase; it comes first.
-        synthetic: Steps of each synthetic phase.
+        true: Steps of each true phase, 1 or more; a true phase comes first.
+        synthetic: Steps of each synthetic phase, 1 or more.
         then: The schedule of the synthetic phases; sequential by default.
-        bootstrap: Fit in the synthetic phases too, to targets that are bootstrapped.
+        bootstrap: Fit in the synthetic phases too; targets there contain estimates from further behind.
     """
     return Alternate(at_least(1, true=true), at_least(1, synthetic=synthetic), then or Sequential(), bootstrap)
 
 
 def at_least(least: int, **given: int) -> int:
-    """Return the one value given by name; raise ScheduleError where it is less than ``least``."""
+    """Return the one value given by name; raise ScheduleError if it is less than ``least``."""
     ((name, value),) = given.items()
     if value < least:
-        raise ScheduleError(f"{name}={value} for a schedule; expected {least} or more.")
+        raise ScheduleError(f"{name}={value} is too small for a schedule; give {least} or more.")
     return value

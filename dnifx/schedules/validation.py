@@ -1,42 +1,86 @@
-"""Refuses a schedule that runs an action before what it depends on, or that leaves one out."""
+"""Refuses a schedule that runs an action before what it needs, or that leaves one out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import lcm
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
-from dnifx.schedules.dependencies import Links, Sources, answers_by_order, links, named, needs
-from dnifx.schedules.drawing import known, marked_grid
+from dnifx.ir import BAR, Action, Kind, Period, Program, Schedule
+from dnifx.schedules.dependencies import Answer, Links, answers_by_order, links, mentions, needs_in_order
+from dnifx.schedules.drawing import exists, marked_grid
 from dnifx.schedules.language import described, on_partition, unplaced
-from dnifx.schedules.orders import chosen_actions, differentiable, whole_step
+from dnifx.schedules.orders import chosen_actions, differentiable, fires, trained, whole_step
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """What is wrong with a schedule: the action, its position (None where it is lacking), why and what to do."""
+    """What is wrong with a schedule: the action, its position (None where it is missing), the reason and the remedy."""
 
     action: Action
     place: int | None
     text: str
 
 
-def validate(schedule: Schedule, program: Program, *, partial: bool = False, diagnose: bool = False) -> None:
-    """Check that every action comes after all it depends on, and that none is lacking, repeated or pointless.
+def validate(schedule: Schedule | Period, program: Program, *, partial: bool = False, diagnose: bool = False) -> None:
+    """Check that every action stands after all it needs, and that none is missing, repeated or pointless.
+
+    Of a period, the length is checked, then which partitions fire in each window, then each window as a partial step.
 
     Args:
-        schedule: What one training step would run.
+        schedule: What one training step or one period would run.
         program: A program with partitions, boundaries and interfaces.
-        partial: Accept a step in which partitions are idle or estimators are not fitted. What takes part does so
-            whole: what runs backward is updated, by all of its gradients.
+        partial: Accept a step in which partitions are idle or estimators are not fitted. A partition that runs backward
+            still has to be updated, with all of its gradients.
         diagnose: Require that every target arrives.
 
     Raises:
-        ScheduleError: With the action that is wrong marked in the grid, what it needs, and what to do.
+        ScheduleError: The text marks the wrong action in the grid, and says what it needs and what to do.
     """
+    if isinstance(schedule, Period):
+        _validate_period(schedule, program)
+        return
     bare = tuple(map(unplaced, schedule.actions))
     fault = next(_faults(bare, links(program), partial, diagnose), None)
     if fault is not None:
         raise ScheduleError(_report(fault, schedule, program))
+
+
+def _validate_period(period: Period, program: Program) -> None:
+    length = lcm(*(partition.every for partition in program.partitions))
+    if not period.windows or len(period.windows) % length:
+        rates = ", ".join(f"{partition.name} every {partition.every}" for partition in program.partitions)
+        raise ScheduleError(
+            f"The period {period.name!r} has {len(period.windows)} windows, but its partitions repeat after {length} ({rates}). "
+            f"Write {length} windows with {BAR} between them."
+        )
+    for number, window in enumerate(period.windows):
+        for text in _wrong_firings(window, program, number):
+            raise ScheduleError(f"Window {number} of the period {period.name!r}: {text}")
+        validate(window, program, partial=True)
+
+
+def _wrong_firings(window: Schedule, program: Program, number: int) -> Iterator[str]:
+    """What is wrong with a window of a period because of the partitions' rates."""
+    wiring, bare = links(program), tuple(map(unplaced, window.actions))
+    rates = [partition.every for partition in program.partitions]
+    for index, every in enumerate(rates):
+        for kind in (Kind.FORWARD, Kind.BACKWARD) if index in trained(wiring) else (Kind.FORWARD,):
+            action, rate = Action(kind, index), f"submod_{index} fires every {every}"
+            if fires(every, number) and action not in bare:
+                yield f"{rate}, so it fires in this window, but {action} is missing. Add it."
+            if action in bare and not fires(every, number):
+                yield f"{rate}, so it does not fire in this window. Remove {action}."
+    answered = answers_by_order(bare, wiring)
+    for boundary in program.boundaries:
+        slower = any(rates[index] != rates[boundary.producer] for index in boundary.consumers)
+        if slower and answered.get(boundary.index, Answer.ESTIMATE) is not Answer.ESTIMATE:
+            yield (
+                f"submod_{boundary.producer} would wait for the target of {boundary.name!r}, which arrives only once in "
+                f"{boundary.messages} of its firings. Put S{boundary.index} before B{boundary.producer}."
+            )
+    order = [rates[action.index] for action in bare if on_partition(action.kind) and exists(action, wiring)]
+    if order != sorted(order):
+        yield "the actions of partitions with different rates are mixed. Write those of the faster partition first."
 
 
 def _faults(actions: tuple[Action, ...], wiring: Links, partial: bool, diagnose: bool) -> Iterator[_Fault]:
@@ -44,22 +88,22 @@ def _faults(actions: tuple[Action, ...], wiring: Links, partial: bool, diagnose:
     yield from _disorder(actions, wiring)
     yield from _loose_ends(actions, wiring)
     if not partial:
-        yield from _lacking(actions, wiring, diagnose)
+        yield from _missing(actions, wiring, diagnose)
 
 
 def _strangers(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
-    """Actions that the program has no partition or boundary for, that stand twice, or that have nothing to do."""
+    """Actions of no partition or boundary of the program, actions that stand twice, and actions with nothing to do."""
     allowed = chosen_actions(whole_step(wiring, diagnose=True), wiring)
     first: dict[Action, int] = {}
     for place, action in enumerate(actions):
-        if not known(action, wiring):
-            count = len(wiring.partitions) if on_partition(action.kind) else len(wiring.gates)
-            what = "partitions" if on_partition(action.kind) else "boundaries"
-            yield _Fault(action, place, f"the program has {count} {what}, numbered from 0. Remove it.")
+        if not exists(action, wiring):
+            on = on_partition(action.kind)
+            what, count = ("partition", len(wiring.partitions)) if on else ("boundary", len(wiring.gates))
+            text = f"there is no {what} {action.index}: the program has {count}, numbered from 0. Remove it."
+            yield _Fault(action, place, text)
         elif action in first:
-            yield _Fault(
-                action, place, f"it already stands at position {first[action]}; a step runs it once. Remove one."
-            )
+            text = f"it already stands at position {first[action]}; a step runs it once. Remove one."
+            yield _Fault(action, place, text)
         elif action not in allowed:
             yield _Fault(action, place, f"{_pointless(action, wiring)} Remove it.")
         first.setdefault(action, place)
@@ -72,7 +116,7 @@ def _pointless(action: Action, wiring: Links) -> str:
     if kind is Kind.INPUT:
         return f"no boundary that partition {index} consumes has a synthetic input model."
     if kind is Kind.BACKWARD:
-        return f"partition {index} reads no trainable parameter and no boundary that it consumes waits for a gradient."
+        return f"partition {index} reads no trainable parameter, and no boundary that it consumes waits for a gradient."
     gate = wiring.gates[index]
     if kind is not Kind.FIT and not gate.in_time and gate.producer not in differentiable(wiring):
         return f"no trainable parameter stands before boundary {index}, so nothing takes its gradient."
@@ -82,30 +126,29 @@ def _pointless(action: Action, wiring: Links) -> str:
 
 
 def _disorder(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
-    """Actions that something they need does not stand before."""
-    present, answered = frozenset(actions), answers_by_order(actions, wiring)
+    """Actions that stand before something they need."""
+    needed = needs_in_order(actions, wiring)
     positions = {action: place for place, action in enumerate(actions)}
     done: set[Action] = set()
     for place, action in enumerate(actions):
-        lacking = [need for need in needs(action, present, wiring, answered) if need not in done]
-        if lacking:
-            yield _Fault(action, place, _needing(action, lacking[0], positions, wiring, answered))
+        unmet = next((need for need in needed[action] if need not in done), None)
+        if unmet is not None:
+            yield _Fault(action, place, _needing(action, unmet, positions.get(unmet), wiring))
         done.add(action)
 
 
-def _needing(action: Action, need: Action, positions: dict[Action, int], wiring: Links, answered: Sources) -> str:
-    """Say what an action needs, why where that is not plain, where it stands, and what to do."""
-    place = positions.get(need)
-    where = "which is not in the schedule" if place is None else f"which stands only at position {place}"
-    remedy = f"Add {need} before {action}" if place is None else f"Move {need} before {action}"
+def _needing(action: Action, need: Action, place: int | None, wiring: Links) -> str:
+    """Say what an action needs, where that stands, what to do and, unless it is plain, why."""
+    where = "is not in the schedule" if place is None else f"stands only at position {place}"
+    remedy = f"{'Add' if place is None else 'Move'} {need} before {action}"
     reason = ""
     if need.kind is Kind.SYNTHESISE and action.kind is Kind.BACKWARD:
-        remedy += f", or have T{need.index} stand before {action} to use the target"
+        remedy += f", or put T{need.index} before {action} to use the target"
     if need.kind is Kind.TARGET and action.kind is Kind.BACKWARD and wiring.gates[need.index].locked:
         reason = f"boundary {need.index} is locked; "
     if action.kind is Kind.UPDATE and need.index != action.index:
         reason = f"partition {need.index} uses a parameter of partition {action.index}; "
-    return f"{reason}it needs {described(need, wiring.names)} before it, {where}. {remedy}."
+    return f"{reason}it needs {described(need, wiring.names)} before it, but {need} {where}. {remedy}."
 
 
 def _loose_ends(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
@@ -113,35 +156,30 @@ def _loose_ends(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
     present = frozenset(actions)
     for place, action in enumerate(actions):
         if action.kind is Kind.BACKWARD:
-            for owner in sorted(wiring.owners[action.index]):
-                update = Action(Kind.UPDATE, owner)
-                if update not in present:
-                    yield _Fault(
-                        action,
-                        place,
-                        f"its gradients are never applied. Add {described(update, wiring.names)}, or remove {action}.",
-                    )
+            updates = [Action(Kind.UPDATE, owner) for owner in sorted(wiring.owners[action.index])]
+            for update in (each for each in updates if each not in present):
+                text = f"Add {described(update, wiring.names)}, or remove {action}."
+                yield _Fault(action, place, f"its gradients are never applied. {text}")
         elif action.kind is Kind.INPUT and Action(Kind.FORWARD, action.index) not in present:
             yield _Fault(action, place, f"nothing runs on it. Add F{action.index}, or remove {action}.")
 
 
-def _lacking(actions: tuple[Action, ...], wiring: Links, diagnose: bool) -> Iterator[_Fault]:
-    """Actions of a whole step that are not there."""
+def _missing(actions: tuple[Action, ...], wiring: Links, diagnose: bool) -> Iterator[_Fault]:
+    """Actions of a whole step that are not there; a boundary in time may be left out as a whole."""
     present = frozenset(actions)
-    quiet_loggers = {index for index, gate in enumerate(wiring.gates) if gate.in_time and not named(index, present)}
+    left_out = {index for index, gate in enumerate(wiring.gates) if gate.in_time and not mentions(present, index)}
     whole = chosen_actions(whole_step(wiring, diagnose), wiring)
-    wanted = {action for action in whole if on_partition(action.kind) or action.index not in quiet_loggers}
+    wanted = {action for action in whole if on_partition(action.kind) or action.index not in left_out}
     for action in sorted(wanted - present, key=lambda action: (action.index, str(action))):
-        text = "Add it, or say that the step is meant to be partial: fixed(schedule, partial=True)."
-        yield _Fault(action, None, text)
+        yield _Fault(action, None, "Add it, or say that the step is partial on purpose: fixed(schedule, partial=True).")
 
 
 def _report(fault: _Fault, schedule: Schedule, program: Program) -> str:
-    """The fault in words, above the grid around it; an action that is lacking is drawn, marked, behind the others."""
+    """The fault in words, above the grid around it; a missing action is drawn, marked, after the others."""
     what = described(fault.action, links(program).names)
     if fault.place is None:
         place, shown = len(schedule.actions), replace(schedule, actions=(*schedule.actions, fault.action))
-        head = f"Schedule {schedule.name!r} is not complete: {what} is lacking. {fault.text}"
+        head = f"Schedule {schedule.name!r} is not complete: {what} is missing. {fault.text}"
     else:
         place, shown = fault.place, schedule
         head = f"Schedule {schedule.name!r} is wrong at position {place}, {what}: {fault.text}"

@@ -1,4 +1,4 @@
-"""Fine-tune a small BERT on sentences with labels; its layers learn from synthetic gradients, and padding does not count."""
+"""Fine-tune a small BERT on labelled sentences. Its layers learn from synthetic gradients; padding does not count."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train a graph network of torch-geometric to tell two communities apart; its layers learn from synthetic gradients."""
+"""Train a graph network of torch-geometric to tell two communities apart. Its layers learn from synthetic gradients."""
 
 import torch
 from torch_geometric.nn import GCN

@@ -1,4 +1,4 @@
-"""Train a U-Net to take noise off squares; it is cut into three, and skip connections cross the cuts."""
+"""Train a U-Net to remove noise from squares. It has three partitions, and skip connections cross the cuts."""
 
 import torch
 from torch import Tensor, nn

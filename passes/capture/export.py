@@ -1,8 +1,10 @@
-"""Capture by torch.export: operators instead of modules, train and eval frozen, so each mode is a input kind of its own."""
+"""Capture by torch.export: operators instead of modules. The training flags are frozen, so each mode is an input kind."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -11,47 +13,40 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError
-from dnifx.passes.capture.signature import Slot, TreeSignature, bind, forward_signature, is_fixed
-from dnifx.passes.capture.symbolic import Trace
+from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.signature import CapturedSignature
+from dnifx.passes.capture.symbolic import TreeOutput, summary
 from dnifx.passes.torch_logging import quiet_loggers
 
 GUARDS = "_guards_fn"
-"""The submodule of an exported program that checks sizes; its node is left out, since capture verifies other sizes itself."""
+"""The submodule of an exported program that checks sizes. Its node is left out, since capture verifies other sizes itself."""
 
 
-def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CapturedGraph:
     """Export the model and return its graph over the model's own parameters and buffers.
 
     Raises:
         CaptureError: torch.export refuses the model.
     """
-    call = forward_signature(model)
-    arguments = bind(call, args, kwargs, type(model).__name__)
-    bound = call.bind_partial()
-    bound.arguments.update(arguments)
+    signature = CapturedSignature.of(model, args, kwargs)
+    bound = signature.call.bind(args, kwargs)
     try:
-        sizes = pytree.tree_map(any_size, (bound.args, bound.kwargs))
+        sizes = pytree.tree_map(any_size, (*bound.args, *bound.kwargs.values()))
         with (
             quiet_loggers("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"),
             redirect_stderr(StringIO()),
         ):
-            program = torch.export.export(
-                model, bound.args, bound.kwargs, dynamic_shapes=flat_sizes(sizes), strict=False
-            )
+            program = torch.export.export(model, bound.args, bound.kwargs, dynamic_shapes=sizes, strict=False)
         module = program.module()
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise CaptureError(f"torch.export refuses {type(model).__name__}: {type(error).__name__}: {first}") from error
-    leaves, spec = pytree.tree_flatten(arguments)
-    graph, inputs, constants = adopted(module, model, leaves)
-    slots = tuple(Slot(leaf) if is_fixed(leaf) else None for leaf in leaves)
-    plain = all(isinstance(value, Tensor) for value in arguments.values()) and not bound.kwargs
-    output = program.call_spec.out_spec
-    if output is None:
+        raise CaptureError(f"torch.export refuses {type(model).__name__}: {summary(error)}") from error
+    if program.call_spec.out_spec is None:
         raise CaptureError(f"torch.export gives no output structure for {type(model).__name__}")
-    modules = tuple(model.modules())
-    signature = TreeSignature(inputs, spec, slots, output, call, plain, type(model).__name__, modules)
-    return Trace(graph, signature, constants, ())
+    graph, inputs, constants = over_model(module, model, pytree.tree_leaves((bound.args, bound.kwargs)))
+    output = TreeOutput(program.call_spec.out_spec)
+    signature = replace(signature, inputs=inputs, output=output, modules=tuple(model.modules()))
+    notes = ("captured by torch.export: hooks that are added later do not run",)
+    return CapturedGraph(graph, signature, constants, notes=notes)
 
 
 def any_size(leaf: Any) -> Any:
@@ -59,31 +54,25 @@ def any_size(leaf: Any) -> Any:
     return [torch.export.Dim.AUTO] * leaf.dim() if isinstance(leaf, Tensor) else None
 
 
-def flat_sizes(sizes: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:
-    """Return the sizes in the form that torch.export takes: positional first, then keywords in order."""
-    return (*sizes[0], *sizes[1].values())
-
-
-def adopted(
+def over_model(
     module: fx.GraphModule, model: nn.Module, leaves: list[Any]
 ) -> tuple[fx.Graph, tuple[str, ...], dict[str, Any]]:
-    """Copy an exported graph; what it reads and the model does not hold becomes a constant, a fixed input a literal."""
+    """Copy an exported graph: what the model does not hold becomes a constant, and an input that is not a tensor a literal."""
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
-    inputs: list[str] = []
+    inputs: dict[int, fx.Node] = {}
     constants: dict[str, Any] = {}
-    held = {
-        name
-        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    }
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    held = {name for name, _ in (*parameters, *buffers)}
     values = iter(leaves)
     for node in module.graph.nodes:
         if node.op == "placeholder":
             leaf = next(values)
-            copies[node] = leaf if is_fixed(leaf) else graph.create_node("placeholder", node.name, name=node.name)
-            inputs += [] if is_fixed(leaf) else [copies[node].name]
+            if isinstance(leaf, Tensor) and id(leaf) not in inputs:
+                inputs[id(leaf)] = graph.create_node("placeholder", node.name, name=node.name)
+            copies[node] = inputs.get(id(leaf), leaf)
         elif node.op == "output":
-            flat, _ = pytree.tree_flatten(node.args[0])
+            flat = pytree.tree_leaves(node.args[0])
             graph.output(tuple(copies.get(value, value) if isinstance(value, fx.Node) else value for value in flat))
         elif not (node.op == "call_module" and node.target == GUARDS):
             copies[node] = graph.node_copy(node, lambda source: copies[source])
@@ -92,7 +81,7 @@ def adopted(
                 name = f"_constant{len(constants)}"
                 constants[name] = attribute(module, str(node.target))
                 copies[node].target = name
-    return graph, tuple(inputs), constants
+    return graph, tuple(node.name for node in inputs.values()), constants
 
 
 def module_stack(node: fx.Node) -> OrderedDict[str, tuple[str, Any]]:
@@ -103,8 +92,5 @@ def module_stack(node: fx.Node) -> OrderedDict[str, tuple[str, Any]]:
 
 
 def attribute(module: nn.Module, path: str) -> Any:
-    """Return what a dotted path names."""
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
+    """Return the attribute at a dotted path."""
+    return functools.reduce(getattr, path.split("."), module)

@@ -1,86 +1,46 @@
-"""The ladder of capture: techniques in order of what they get right, each verified before it is taken."""
+"""The capture methods. They are tried in order, and the first one whose graph does what the model does is taken."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from keyword import iskeyword
-from typing import Any
 
 from torch import fx, nn
 
 from dnifx.errors import CaptureError
-from dnifx.ir import CONSTANTS, Kept, Program, Signature
+from dnifx.ir import CONSTANTS, Capture, Program
+from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.export import export_model
-from dnifx.passes.capture.proving import Proof, prove, tensors_of
-from dnifx.passes.capture.record import record
+from dnifx.passes.capture.record.recording import record
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.symbolic import trace_symbolically
+from dnifx.passes.capture.verification import Verification, verify_capture
+from dnifx.passes.graph import is_on_meta, listed
 
-SHOWN = 3
 GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
-"""What a graph module keeps for itself, such as ``code``, ``graph`` and ``meta``."""
+"""Attributes that a graph module has for itself, such as ``code``, ``graph`` and ``meta``."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What one method captured.
-
-    Attributes:
-        graph: The graph over the model's own module paths; its output is a flat tuple.
-        signature: How it is called.
-        constants: Values that it reads and the model does not hold, by the names it reads them by.
-        kept: Submodules kept whole, and why.
-        guards: How many guards it holds.
-        notes: What it does otherwise than the model, in words.
-    """
-
-    graph: fx.Graph
-    signature: Signature
-    constants: Mapping[str, Any]
-    kept: tuple[Kept, ...] = ()
-    guards: int = 0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """The method that was taken, and those that were not."""
-
-    method: str
-    found: Found
-    verified: bool
-    tried: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-
-
-def recorded(program: Program, open_paths: Sequence[str] | None = None, keep_whole: Sequence[str] = ()) -> Found:
+def recorded(
+    program: Program, open_paths: Sequence[str] | None = None, keep_whole: Sequence[str] = ()
+) -> CapturedGraph:
     """Run the model once on the example inputs and write down what it does."""
-    recording = record(program.model, program.args, program.kwargs, open_paths=open_paths, keep_whole=keep_whole)
-    if recording.volatile:
-        raise CaptureError(
-            f"Python's random numbers or state steer the forward of {type(program.model).__name__}, so that every call takes another "
-            f"graph: {recording.volatile}; switch that off, or move that code into a small submodule, which is then kept whole"
-        )
-    notes = recording.notes
-    return Found(recording.graph, recording.signature, recording.constants, recording.kept, recording.guards, notes)
+    return record(program.model, program.args, program.kwargs, open_paths=open_paths, keep_whole=keep_whole)
 
 
-def traced(program: Program) -> Found:
+def traced(program: Program) -> CapturedGraph:
     """Trace the model symbolically by torch.fx."""
     with preserved(program.model):
-        trace = trace_symbolically(program.model, program.args, program.kwargs)
-    return Found(trace.graph, trace.signature, trace.constants, trace.kept)
+        return trace_symbolically(program.model, program.args, program.kwargs)
 
 
-def exported(program: Program) -> Found:
+def exported(program: Program) -> CapturedGraph:
     """Export the model by torch.export."""
     with preserved(program.model):
-        trace = export_model(program.model, program.args, program.kwargs)
-    notes = ("captured by torch.export: hooks that are added later are not seen",)
-    return Found(trace.graph, trace.signature, trace.constants, notes=notes)
+        return export_model(program.model, program.args, program.kwargs)
 
 
-METHODS: Mapping[str, Callable[[Program], Found]] = {"export": exported, "symbolic": traced}
-"""The techniques that need nothing but the program; those that record take the modules that are opened or kept."""
+METHODS: Mapping[str, Callable[[Program], CapturedGraph]] = {"export": exported, "symbolic": traced}
+"""The methods that need the program alone. ``record`` and ``record_cuts`` also take the modules to open or to keep whole."""
 
 
 def try_methods(
@@ -89,16 +49,15 @@ def try_methods(
     open_paths: Sequence[str] | None,
     check: bool,
     keep_whole: Sequence[str] = (),
-) -> Attempt:
-    """Return the first method whose graph does what the model does.
+) -> tuple[CapturedGraph, Capture]:
+    """Return the first graph that does what the model does, and how it was captured.
 
     Raises:
-        CaptureError: There is none; the text says what each method met.
+        CaptureError: No method gives one; the text says what was wrong with each.
         InputError: The model's forward does not take the example inputs.
     """
     tried: list[tuple[str, str]] = []
-    blind = any(tensor.is_meta for tensor in (*program.model.parameters(), *tensors_of(program)))
-    notes = ("not verified: tensors on the meta device hold no values",) if blind and check else ()
+    on_meta = is_on_meta(program)
     for method in methods:
         if method == "record_cuts" and open_paths is None:
             continue
@@ -109,21 +68,24 @@ def try_methods(
             tried.append((method, str(error)))
             continue
         refuse_names(found.graph, type(program.model).__name__)
-        proof = Proof([])
-        if check and not blind:
-            proof = prove(program, found.graph, found.constants, found.signature, found.guards > 0)
-        differences = proof.differences
+        verified = check and not on_meta
+        verification = verify_capture(program, found) if verified else Verification([])
+        differences = verification.differences
         if not differences:
-            found = replace(found, guards=found.guards + proof.guards)
-            return Attempt(method, found, check and not blind, tuple(tried), notes)
-        more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        tried.append((method, f"it differs from the model: {'; '.join(differences[:SHOWN])}{more}"))
-    met = "\n".join(f"  {method}: {reason}" for method, reason in tried)
-    raise CaptureError(f"{type(program.model).__name__} cannot be captured as a graph that does what it does:\n{met}")
+            unverified = (
+                ("the graph is not verified: tensors on the meta device hold no values",) if on_meta and check else ()
+            )
+            found = replace(found, guards=found.guards + verification.guards, notes=found.notes + unverified)
+            return found, Capture(method, found.kept, verified, tuple(tried), found.guards)
+        tried.append((method, f"its graph differs from the model: {listed(differences, separator='; ')}"))
+    reasons = "\n".join(f"  {method}: {reason}" for method, reason in tried)
+    raise CaptureError(
+        f"{type(program.model).__name__} cannot be captured: no method gives a graph that does the same\n{reasons}"
+    )
 
 
 def refuse_names(graph: fx.Graph, model: str) -> None:
-    """Raise CaptureError where the graph needs an attribute that a graph module cannot hold or Python cannot write."""
+    """Raise CaptureError where the graph reads an attribute that a graph module cannot hold or Python cannot write."""
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
@@ -136,9 +98,9 @@ def refuse_names(graph: fx.Graph, model: str) -> None:
             )
 
 
-def named_apart(found: Found, input_kind: int) -> Found:
-    """Let a graph read its constants from where a running module keeps them."""
-    prefix = f"{CONSTANTS}." + (f"input kind{input_kind}_" if input_kind else "")
+def with_constant_paths(found: CapturedGraph, input_kind: int) -> CapturedGraph:
+    """Let a graph read its constants from the place where the decoupled module holds them, apart for each input kind."""
+    prefix = f"{CONSTANTS}." + (f"kind{input_kind}_" if input_kind else "")
     names = {name: prefix + name.removeprefix(f"{CONSTANTS}.").strip("_") for name in found.constants}
     for node in found.graph.nodes:
         if node.op == "get_attr" and node.target in names:

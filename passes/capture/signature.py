@@ -1,123 +1,36 @@
-"""How a captured graph is called: pytrees of arguments to flat inputs, flat outputs to pytrees."""
+"""How a captured graph is called: from the model's arguments to the graph's inputs, and back to the model's output."""
 
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dnifx.errors import InputError
+from dnifx.passes.capture.record.node_values import Path
+from dnifx.passes.capture.record.sizes import plain_number
+from dnifx.passes.capture.record.structure import EmptyContainer, SameTensor, follow, path_name, walk
+from dnifx.passes.graph import listed
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A place in the inputs that is not a tensor: its value is part of what was captured."""
+class Leaf:
+    """A leaf of the arguments: a tensor with its number of dimensions, or the fixed value of anything else."""
 
-    value: Any
+    path: Path
+    dimensions: int | None
+    value: Hashable = None
 
-
-@dataclass(frozen=True)
-class TreeSignature:
-    """Tensors of the bound arguments, in pytree order, are the graph's inputs; everything else is fixed by capture.
-
-    Attributes:
-        inputs: Names of the graph's placeholders.
-        modules: Modules whose training flags the graph has frozen, if any.
-        spec: Structure of the bound arguments.
-        leaves: One item a leaf: None for a tensor, a Slot for a fixed value.
-        output: Structure of the output; its tensors and numbers come from the graph.
-        call: The forward method's signature.
-        plain: Whether tensors given by position alone are the inputs as they stand.
-        model: The model's class name, for error texts.
-    """
-
-    inputs: tuple[str, ...]
-    spec: pytree.TreeSpec
-    leaves: tuple[Slot | None, ...]
-    output: pytree.TreeSpec
-    call: inspect.Signature
-    plain: bool
-    model: str
-    modules: tuple[nn.Module, ...] = ()
-
-    def straight(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call's arguments are the inputs as they stand, with nothing to be bound or taken apart."""
-        return (
-            self.plain and not kwargs and len(args) == len(self.inputs) and all(isinstance(arg, Tensor) for arg in args)
-        )
-
-    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the tensors among the arguments, in the order of ``inputs``."""
-        if self.straight(args, kwargs):
-            return args
-        bound = bind(self.call, args, kwargs, self.model)
-        leaves = in_order(self.spec, bound)
-        if leaves is None:
-            spec = pytree.tree_structure(bound)
-            raise InputError(
-                f"{self.model} was captured with another structure of inputs:\n  got      {spec}\n  expected {self.spec}\n"
-                "call it with the structure of args= and kwargs=, or decouple it again with an example of this call"
-            )
-        for slot, leaf, place in zip(self.leaves, leaves, leaf_names(self.spec), strict=True):
-            check_leaf(slot, leaf, place, self.model)
-        return tuple(leaf for slot, leaf in zip(self.leaves, leaves, strict=True) if slot is None)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TreeSignature":
-        """Return itself: a signature never changes, and torch warns where a structure is copied."""
-        return self
-
-    def unflatten(self, values: tuple[Any, ...]) -> Any:
-        """Return the output in the model's own structure."""
-        return pytree.tree_unflatten(values, self.output)
-
-    def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-        """Identify the input kind that a call is: its structure and its fixed values."""
-        flags = tuple(module.training for module in self.modules)
-        if self.straight(args, kwargs):
-            return self.spec, flags, ("tensor",) * len(args)
-        leaves, spec = pytree.tree_flatten(bind(self.call, args, kwargs, self.model))
-        return spec, flags, tuple("tensor" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-
-
-def in_order(spec: pytree.TreeSpec, bound: Any) -> list[Any] | None:
-    """Return the leaves of arguments in a structure's own order, whatever the order of keys; None in another structure."""
-    try:
-        leaves = spec.flatten_up_to(bound)
-    except ValueError:
-        return None
-    return leaves if all(pytree.tree_structure(leaf).is_leaf() for leaf in leaves) else None
-
-
-def check_leaf(slot: Slot | None, leaf: Any, place: str, model: str) -> None:
-    """Raise InputError where a leaf is not what capture saw: a tensor, or the same fixed value."""
-    if slot is None and not isinstance(leaf, Tensor):
-        raise InputError(f"{model}: input {place} was captured as a tensor, got {type(leaf).__name__}; pass a tensor")
-    if slot is not None and not same(slot.value, leaf):
-        raise InputError(
-            f"{model}: input {place} was captured as {slot.value!r}, got {describe(leaf)}; values that are not tensors are "
-            "fixed by capture: decouple the model again with an example that has this value"
-        )
-
-
-def same(fixed: Any, leaf: Any) -> bool:
-    """Whether a leaf that is no tensor is the one that capture saw."""
-    return not isinstance(leaf, Tensor) and type(fixed) is type(leaf) and bool(fixed == leaf)
-
-
-def describe(leaf: Any) -> str:
-    """Name a leaf in an error text."""
-    return f"a tensor {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
-
-
-def bind(call: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Match arguments to the forward method's parameters, so that positions and keywords mean the same."""
-    try:
-        return dict(call.bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise InputError(f"{model} cannot be called so: {error}; its forward takes {call}") from error
+    def __str__(self) -> str:
+        name = path_name(self.path)
+        if self.dimensions is not None:
+            return f"{name}: tensor of {self.dimensions} dimensions"
+        typed = isinstance(self.value, tuple) and len(self.value) == 2
+        return f"{name}={self.value[1]!r}" if typed else f"{name}={self.value}"  # type: ignore[index]
 
 
 def forward_signature(model: nn.Module) -> inspect.Signature:
@@ -125,20 +38,158 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
     return inspect.signature(model.forward)
 
 
-def leaf_names(spec: pytree.TreeSpec) -> list[str]:
-    """Return a readable name for each leaf of bound arguments: ``x``, ``batch_mask``, ``states_0``."""
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    paths, _ = pytree.tree_flatten_with_path(tree)
-    return [path_name(path) for path, _ in paths]
+@dataclass(frozen=True)
+class ForwardCall:
+    """How a forward method binds its arguments."""
+
+    signature: inspect.Signature
+    model: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "ForwardCall":
+        """Return the call of a model's forward."""
+        parameters = forward_signature(model).parameters.values()
+        unannotated = [part.replace(annotation=inspect.Parameter.empty) for part in parameters]
+        return cls(inspect.Signature(unannotated), type(model).__name__)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        """Match arguments to parameters and fill in the defaults.
+
+        Raises:
+            InputError: The forward method does not take these arguments.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(
+                f"{self.model} cannot be called with these arguments: {error}; its forward takes {self.signature}"
+            ) from error
+        bound.apply_defaults()
+        return bound
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, so that position, keyword and default mean the same."""
+        named: dict[str, Any] = {}
+        for name, value in self.bind(args, kwargs).arguments.items():
+            gathers_keywords = self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            named.update(value if gathers_keywords else {name: value})
+        return named
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-    """Join the keys of a pytree path to an identifier."""
-    text = "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-    text = "".join(letter if letter.isalnum() else "_" for letter in text)
-    return text if text[:1].isalpha() else f"input_{text}"
+def leaves_of(named: Mapping[str, Any]) -> tuple[Leaf, ...]:
+    """Return the leaves of arguments by name; where a tensor appears twice, the second leaf says so."""
+    return tuple(
+        Leaf(path, leaf.dim()) if isinstance(leaf, Tensor) else Leaf(path, None, fixed(leaf))
+        for path, leaf in walk(dict(named), whole=True)
+    )
 
 
-def is_fixed(value: Any) -> bool:
-    """Whether an input leaf is part of what is captured rather than a value of the graph."""
-    return not isinstance(value, torch.Tensor)
+def fixed(leaf: Any) -> Hashable:
+    """Return what identifies an argument that is not a tensor."""
+    leaf = plain_number(leaf)
+    if isinstance(leaf, SameTensor | EmptyContainer):
+        return leaf
+    if isinstance(leaf, float | slice):
+        return repr(leaf)
+    if isinstance(leaf, bool | int | complex | str | bytes | type(None) | torch.dtype | torch.device | Enum):
+        return type(leaf).__name__, leaf
+    if isinstance(leaf, np.ndarray):
+        return leaf.shape, str(leaf.dtype), leaf.tobytes()
+    return getattr(leaf, "__qualname__", type(leaf).__qualname__)
+
+
+@dataclass(frozen=True)
+class CapturedSignature:
+    """The tensors among the arguments are the graph's inputs; everything else is fixed by the capture.
+
+    Attributes:
+        inputs: Names of the graph's placeholders, in order.
+        call: How the forward method binds its arguments.
+        leaves: The leaves of the example's arguments.
+        output: Builds the model's output from the graph's flat outputs.
+        plain: Whether the example gave nothing but tensors, by position.
+        probe: A parameter of the model: its dtype is part of the input kind.
+        modules: Modules whose training flags are part of the input kind.
+    """
+
+    inputs: tuple[str, ...]
+    call: ForwardCall
+    leaves: tuple[Leaf, ...]
+    output: Callable[[Sequence[Any]], Any]
+    plain: bool
+    probe: Tensor | None = None
+    modules: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "CapturedSignature":
+        """Return the signature of a call before its graph is known: without inputs, output and modules."""
+        call = ForwardCall.of(model)
+        leaves = leaves_of(call.named(args, kwargs))
+        tensors = sum(leaf.dimensions is not None for leaf in leaves)
+        plain = not kwargs and len(args) == tensors and all(isinstance(arg, Tensor) for arg in args)
+        probe = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+        return cls((), call, leaves, tuple, plain, probe)
+
+    def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+        """Return each tensor among arguments of this structure, with a name for its input."""
+        named = self.call.named(args, kwargs)
+        return [(path_name(leaf.path), follow(named, leaf.path)) for leaf in self.leaves if leaf.dimensions is not None]
+
+    def is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the arguments are the inputs as they are, each a tensor of its own, so that nothing has to be bound."""
+        return (
+            self.plain
+            and not kwargs
+            and len(args) == len(self.inputs) == len(set(map(id, args)))
+            and all(
+                isinstance(arg, Tensor) and arg.dim() == leaf.dimensions
+                for arg, leaf in zip(args, self.leaves, strict=False)
+            )
+        )
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return one tensor for each of ``inputs``.
+
+        Raises:
+            InputError: The arguments have another structure than the example's, or other values that are not tensors.
+        """
+        if self.is_direct(args, kwargs):
+            return args
+        named = self.call.named(args, kwargs)
+        leaves = leaves_of(named)
+        if leaves != self.leaves:
+            raise InputError(difference(self.call.model, self.leaves, leaves))
+        return tuple(follow(named, leaf.path) for leaf in leaves if leaf.dimensions is not None)
+
+    def unflatten(self, values: tuple[Any, ...]) -> Any:
+        """Return the model's output, in its own structure."""
+        return self.output(values)
+
+    def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+        """Identify the input kind of a call: all that the model's Python code may branch on.
+
+        The key holds the structure of the arguments, the dtypes of the tensors, the values of everything else, the
+        training flags of ``modules``, the model's dtype and the autocast state.
+        """
+        if self.is_direct(args, kwargs):
+            leaves, dtypes = self.leaves, tuple(arg.dtype for arg in args)
+        else:
+            named = self.call.named(args, kwargs)
+            leaves = leaves_of(named)
+            dtypes = tuple(follow(named, leaf.path).dtype for leaf in leaves if leaf.dimensions is not None)
+        flags = tuple(module.training for module in self.modules)
+        device = "cpu" if self.probe is None else self.probe.device.type
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        cast = torch.get_autocast_dtype(device) if casts else None
+        return leaves, dtypes, flags, None if self.probe is None else self.probe.dtype, cast
+
+
+def difference(model: str, expected: tuple[Leaf, ...], found: tuple[Leaf, ...]) -> str:
+    """Return the error text for arguments of another structure."""
+    missing = [str(leaf)[:120] for leaf in expected if leaf not in found]
+    added = [str(leaf)[:120] for leaf in found if leaf not in expected]
+    return (
+        f"{model} was captured with other inputs:\n"
+        f"  expected {listed(missing, 4) or 'nothing more'}\n  got      {listed(added, 4) or 'nothing more'}\n"
+        "call it as the example inputs did, or decouple the model again with an example of this call"
+    )

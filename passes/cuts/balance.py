@@ -1,9 +1,9 @@
-"""The integer form of cuts: k partitions, balanced by measured cost, with the fewest bytes across.
+"""Cuts given as a number: k partitions, balanced by measured cost, with the fewest bytes across.
 
 Every prefix of a topological order is convex, so a choice of k - 1 prefixes is a choice of k partitions. Among all such
-choices in the order of execution the result is exact: first the least possible cost of the costliest partition, then,
-among the choices whose costliest partition is within ``slack`` of it, the fewest bytes that cross, by dynamic programming.
-Where a single value separates the graph, every topological order has that prefix, so no order hides such a cut.
+choices in the order of execution the result is exact. First comes the least possible cost of the costliest partition.
+Then, among the choices whose costliest partition is within ``slack`` of it, dynamic programming finds the fewest bytes that
+cross. Where a single value separates the graph, every topological order has that prefix, so no order hides such a cut.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,7 +15,7 @@ from torch import fx
 
 from dnifx.errors import CutError
 from dnifx.ir import Cut, Program
-from dnifx.passes.graph import captured, module_path
+from dnifx.passes.graph import captured, memory_written, module_path
 
 
 def balanced_cuts(program: Program, parts: int, slack: float) -> tuple[Cut, ...]:
@@ -53,8 +53,8 @@ def execution_order(graph: fx.Graph) -> list[fx.Node]:
 def prefixes(program: Program, nodes: list[fx.Node]) -> tuple[list[int], list[int]]:
     """Return the positions after which a cut is possible, and the bytes that cross after each position.
 
-    A cut is possible where a value with a gradient crosses, and where no later node writes in place to memory of an
-    earlier one or takes apart a container that an earlier one made.
+    A cut is possible where a value with a gradient crosses, unless a later node writes in place to memory of an earlier one
+    or takes apart a container that an earlier one made.
     """
     count = len(nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -68,9 +68,8 @@ def prefixes(program: Program, nodes: list[fx.Node]) -> tuple[list[int], list[in
         spread(flowing, index, computing, int(measure.requires_grad))
         if measure.tensors and not measure.is_tensor:
             spread(blocked, index, computing, 1)
-        for name in measure.writes:
-            for storage in program.measures[name].storages:
-                spread(blocked, made.get(storage, index), index, 1)
+        for storage in memory_written(program, node):
+            spread(blocked, made.get(storage, index), index, 1)
         for storage in measure.storages:
             made.setdefault(storage, index)
     crossing, flowing, blocked = (list(accumulate(line)) for line in (crossing, flowing, blocked))
@@ -78,25 +77,19 @@ def prefixes(program: Program, nodes: list[fx.Node]) -> tuple[list[int], list[in
 
 
 def spread(line: list[int], start: int, stop: int, amount: int) -> None:
-    """Add an amount to the positions from start up to stop, as differences."""
+    """Add an amount to the positions from start up to stop; the line holds differences between neighbours."""
     line[start] += amount
     line[stop] -= amount
 
 
 def least_bottleneck(ends: list[int], total: int, parts: int) -> int:
     """Return the least possible cost of the costliest of ``parts`` partitions, by bisection over that cost."""
-    low, high = -(-total // parts), total
-    while low < high:
-        middle = (low + high) // 2
-        if parts_needed(ends, total, middle) <= parts:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    costs = range(-(-total // parts), total)
+    return costs.start + bisect_left(costs, True, key=lambda limit: parts_needed(ends, total, limit) <= parts)
 
 
 def parts_needed(ends: list[int], total: int, limit: int) -> int:
-    """Return how few partitions keep each within the limit, taking each as far as it goes."""
+    """Return the fewest partitions that keep each within the limit, by making each as large as possible."""
     count, start = 1, 0
     while total - start > limit:
         furthest = bisect_right(ends, start + limit) - 1
@@ -109,15 +102,15 @@ def parts_needed(ends: list[int], total: int, limit: int) -> int:
 def cheapest(ends: list[int], crossing: list[int], parts: int, limit: float) -> list[int]:
     """Return the indices of the parts - 1 prefixes with the fewest bytes across, no partition costlier than the limit.
 
-    ``best[i]`` is the least sum of bytes of j prefixes that end at i; a sliding window over the prefixes that the limit
-    allows before i keeps each of the ``parts`` rounds linear.
+    ``best[i]`` is the least sum of bytes of j prefixes that end at i. A sliding window over the prefixes that the limit
+    allows before i makes the work for each j linear.
     """
     count = len(ends)
     infinite = float("inf")
     best: list[float] = [crossing[i] if i < count - 1 and ends[i] <= limit else infinite for i in range(count)]
-    origins: list[list[int]] = []
+    previous: list[list[int]] = []
     for _ in range(parts - 1):
-        following, origin = [infinite] * count, [-1] * count
+        following, before = [infinite] * count, [-1] * count
         window: deque[int] = deque()
         for index in range(1, count):
             while window and best[window[-1]] >= best[index - 1]:
@@ -128,18 +121,18 @@ def cheapest(ends: list[int], crossing: list[int], parts: int, limit: float) -> 
                 window.popleft()
             if window and best[window[0]] < infinite:
                 own = crossing[index] if index < count - 1 else 0
-                following[index], origin[index] = best[window[0]] + own, window[0]
+                following[index], before[index] = best[window[0]] + own, window[0]
         best = following
-        origins.append(origin)
+        previous.append(before)
     chosen, index = [], count - 1
-    for origin in reversed(origins):
-        index = origin[index]
+    for before in reversed(previous):
+        index = before[index]
         chosen.append(index)
     return chosen[::-1]
 
 
 def named_cuts(program: Program, nodes: list[fx.Node], positions: list[int]) -> tuple[Cut, ...]:
-    """Name each prefix by the largest value that crosses it."""
+    """Name each prefix after the largest value that crosses its end."""
     order = {node: index for index, node in enumerate(nodes)}
     cuts: list[Cut] = []
     for level, position in enumerate(positions):

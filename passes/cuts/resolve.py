@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
 from dnifx.ir import Cut, Edge, Program, Recurrent
-from dnifx.passes.capture.record.rounds import copied as copied_arguments
 from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.capture.record.structure import copied_arguments
 from dnifx.passes.cuts.balance import balanced_cuts
 from dnifx.passes.graph import captured, module_path
 from dnifx.passes.measure import node_parameters
@@ -30,7 +30,8 @@ class ResolveCuts(Pass):
 
     Attributes:
         cuts: What the user asked for.
-        slack: In the integer form, how much costlier than the best possible the costliest partition may be for fewer bytes.
+        slack: For a number of partitions: how much the cost of the costliest partition may exceed the least possible, for
+            fewer bytes across the cuts.
     """
 
     cuts: CutSpec = field(default=())
@@ -42,12 +43,12 @@ class ResolveCuts(Pass):
     def run(self, program: Program) -> Program:
         """Resolve every cut, and leave out those with nothing behind them."""
         cuts = tuple(unpacked(program, cut) for cut in resolve(program, self.cuts, self.slack))
-        return replace(program, **without_ends(program, cuts, self.cuts))
+        return without_last_cuts(replace(program, cuts=cuts), self.cuts)
 
 
 @dataclass(frozen=True)
 class FixedCuts(Pass):
-    """Cut where an earlier compilation of the same model did; the integer form would balance anew.
+    """Cut where an earlier compilation of the same model did; a number of partitions would be balanced anew.
 
     Attributes:
         cuts: The resolved cuts.
@@ -64,29 +65,26 @@ class FixedCuts(Pass):
         missing = [name for cut in self.cuts for name in cut.nodes if name not in names]
         if missing:
             raise CutError(
-                f"{label(program)} has no node {missing[0]!r} for these inputs, which is where it was cut; name modules as cuts"
+                f"{label(program)} was cut after the node {missing[0]!r}, which is not there for these inputs; name modules as cuts"
             )
         return replace(program, cuts=self.cuts)
 
 
-def opened_by(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
-    """Return the modules that have to be looked into for cuts given by module paths; None where the cuts do not say."""
+def modules_to_open(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
+    """Return the modules that contain the cuts, where all cuts are named by module paths; else None."""
     items = [spec] if isinstance(spec, str | Edge) else spec
     if spec == "each" or not isinstance(items, Sequence):
         return None
-    named = [item for item in items if isinstance(item, str | Edge)]
-    if len(named) < len(items):
-        return None
-    ends = [
-        end for item in named for end in ((item.source, item.target) if isinstance(item, Edge) else item.split("->"))
-    ]
-    known = [path for path, _ in model.named_modules() if path]
     opened: dict[str, None] = {}
-    for end in (end.strip().partition("@")[0] for end in ends):
-        matched = [path for path in known if glob_matches(end, path)]
-        if not matched:
+    for item in items:
+        if not isinstance(item, str | Edge):
             return None
-        opened.update(dict.fromkeys(path.rpartition(".")[0] for path in matched))
+        for end in str(item).split("->"):
+            pattern = end.strip().partition("@")[0]
+            matched = [path for path, _ in model.named_modules() if path and glob_matches(pattern, path)]
+            if not matched:
+                return None
+            opened.update(dict.fromkeys(path.rpartition(".")[0] for path in matched))
     return tuple(path for path in opened if path)
 
 
@@ -96,15 +94,15 @@ def unpacked(program: Program, cut: Cut) -> Cut:
         return cut
     nodes = {node.name: node for node in captured(program).nodes}
     names: dict[str, None] = {}
-    for name in (detached_end(nodes[name]).name for name in cut.nodes):
-        items = [user.name for user in nodes[name].users if is_item(user)]
-        packed = bool(items) and not program.measures[name].is_tensor and len(items) == len(nodes[name].users)
-        names.update(dict.fromkeys(items if packed else [name]))
+    for node in (after_detach(nodes[name]) for name in cut.nodes):
+        items = [user.name for user in node.users if is_item(user)]
+        packed = bool(items) and not program.measures[node.name].is_tensor and len(items) == len(node.users)
+        names.update(dict.fromkeys(items if packed else [node.name]))
     return replace(cut, nodes=tuple(names))
 
 
-def detached_end(node: fx.Node) -> fx.Node:
-    """Follow a value that is only used detached, as under ``torch.no_grad()``, to the detached one."""
+def after_detach(node: fx.Node) -> fx.Node:
+    """Return the detached value where a node's value is only used detached, as under ``torch.no_grad()``; else the node."""
     users = list(node.users)
     if len(users) == 1 and (users[0].target is detached or (users[0].op, users[0].target) == ("call_method", "detach")):
         return users[0]
@@ -138,8 +136,9 @@ def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, .
         return blocks(program)
     items = [spec] if isinstance(spec, (str, Edge)) else list(spec)
     if not items:
+        paths = [path for path, _ in program.model.named_modules() if path]
         raise CutError(
-            f"cuts={spec!r} asks for no cut; name a module of {label(program)}, for example {nearest('', paths(program))}"
+            f"cuts={spec!r} asks for no cut; name a module of {label(program)}, for example {nearest('', paths)}"
         )
     calls = calls_by_path(graph)
     return unique(cut for item in items for cut in resolve_one(program, item, calls))
@@ -157,7 +156,7 @@ def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node
     matched = [path for path in calls if glob_matches(item, path)] if is_glob(item) else [item] if item in calls else []
     if matched:
         return [Cut(path, exits(calls[path])) for path in matched]
-    names = {node.name: node for node in captured(program).nodes if node.op.startswith("call")}
+    names = [node.name for node in captured(program).nodes if node.op.startswith("call")]
     found = [name for name in names if glob_matches(item, name)]
     if found:
         return [Cut(name, (name,)) for name in found]
@@ -165,7 +164,7 @@ def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node
 
 
 def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
-    """Say why a name cuts nothing, and what would."""
+    """Return the error text for a name that cuts nothing: why, and which names are near."""
     near = f"the nearest names are {nearest(item, names)}"
     module = dict(program.model.named_modules()).get(item.partition("@")[0])
     if module is None or is_glob(item):
@@ -182,13 +181,13 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
             f"example (args=, kwargs=, model.train() or .eval()) for which it does, or another cut: {near}"
         )
     return (
-        f"no cut {item!r}: the forward of {label(program)} calls that module, but the output is not computed from what it makes, or it "
-        f"is called fewer times than the name says; {near}"
+        f"no cut {item!r}: the forward of {label(program)} calls that module, but the output does not depend on its result, or it is "
+        f"called fewer times than the name says; {near}"
     )
 
 
 def is_called(program: Program, module: nn.Module) -> bool:
-    """Run the model on its example inputs to see whether it calls a module; all is put back."""
+    """Run the model on its example inputs to see whether it calls a module; the model is restored."""
     calls: list[nn.Module] = []
     handle = module.register_forward_hook(lambda each, inputs, output: calls.append(each))
     args, kwargs = copied_arguments(program.args, program.kwargs)
@@ -202,28 +201,25 @@ def is_called(program: Program, module: nn.Module) -> bool:
 
 def resolve_edge(program: Program, edge: Edge, calls: Mapping[str, list[fx.Node]]) -> Cut:
     """Resolve an edge between nodes or modules to the edges of the graph."""
-    graph = captured(program)
     sources = end_nodes(program, edge.source, calls)
-    targets = set(end_nodes(program, edge.target, calls))
-    edges = tuple(
-        Edge(node.name, user.name) for node in graph.nodes if node in sources for user in node.users if user in targets
-    )
+    targets = end_nodes(program, edge.target, calls)
+    edges = tuple(Edge(node.name, user.name) for node in sources for user in node.users if user in targets)
     if not edges:
         users = [user.name for node in sources for user in node.users if user not in sources]
         raise CutError(
-            f"no edge {edge}: what {edge.source!r} makes goes to {nearest(edge.target, users)}, not to {edge.target!r}"
+            f"no edge {edge}: the result of {edge.source!r} goes to {nearest(edge.target, users)}, not to {edge.target!r}"
         )
     return Cut(str(edge), (), edges)
 
 
 def end_nodes(program: Program, name: str, calls: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
-    """Return the nodes that an end of an edge names: all of a module's, or one node."""
+    """Return the nodes that one end of an edge names: all of a module's, or one node."""
     if name in calls:
         return calls[name]
-    found = [node for node in captured(program).nodes if node.name == name]
-    if not found:
-        raise CutError(no_such_cut(program, name, [*calls, *(node.name for node in captured(program).nodes)]))
-    return found
+    nodes = {node.name: node for node in captured(program).nodes}
+    if name not in nodes:
+        raise CutError(no_such_cut(program, name, [*calls, *nodes]))
+    return [nodes[name]]
 
 
 def calls_by_path(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -246,12 +242,13 @@ def calls_by_path(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 def with_containers(keys: Iterable[str]) -> Iterable[str]:
     """Add the paths of containers that are never called themselves (``blocks`` of ``blocks.0``)."""
-    seen = dict.fromkeys(keys)
-    for key in list(seen):
-        parts = key.partition("@")[0].split(".")
-        for end in range(1, len(parts)):
-            seen.setdefault(".".join(parts[:end]))
-    return seen
+    return dict.fromkeys([*keys, *(outer for key in keys for outer in outer_paths(key))])
+
+
+def outer_paths(path: str) -> list[str]:
+    """Return the paths of the modules around a module, the root excluded, outermost first."""
+    parts = path.partition("@")[0].split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def exits(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
@@ -261,24 +258,17 @@ def exits(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
 
 
 def blocks(program: Program) -> tuple[Cut, ...]:
-    """Cut after every parametrised block: the outermost called modules with parameters that are no containers.
+    """Cut after every block with parameters: the outermost called modules that are no containers.
 
-    A block that is a single layer takes the normalisation and the parameter-free operations that follow it along.
+    A block that is a single layer includes the normalisation and the operations without parameters that follow it.
     """
     graph = captured(program)
     modules = dict(program.model.named_modules())
-    calls = calls_by_path(graph)
     chosen: list[Cut] = []
-    for path, nodes in calls.items():
-        module = modules.get(path.partition("@")[0])
-        if module is None or not is_block(path, modules) or not any(True for _ in module.parameters()):
-            continue
-        if isinstance(module, NORMALISATIONS):
-            continue
-        ends = exits(nodes)
-        if len(nodes) == 1:
-            ends = (end_of_block(program, nodes[0]).name,)
-        chosen.append(Cut(path, ends))
+    for path, nodes in calls_by_path(graph).items():
+        if is_block(path, modules):
+            ends = (end_of_block(program, nodes[0]).name,) if len(nodes) == 1 else exits(nodes)
+            chosen.append(Cut(path, ends))
     if not chosen:
         raise CutError(f"cuts='each' finds no block with parameters in {label(program)}; name nodes or modules instead")
     order = {node.name: index for index, node in enumerate(graph.nodes)}
@@ -286,57 +276,56 @@ def blocks(program: Program) -> tuple[Cut, ...]:
 
 
 def is_block(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module is outermost among those that are no containers."""
-    parts = path.partition("@")[0].split(".")
-    above = [".".join(parts[:end]) for end in range(1, len(parts))]
-    return not isinstance(modules[".".join(parts)], CONTAINERS) and all(
-        isinstance(modules[p], CONTAINERS) for p in above
-    )
+    """Whether a called module has parameters, is no normalisation, and is the outermost that is no container."""
+    module = modules.get(path.partition("@")[0])
+    if module is None or isinstance(module, (*CONTAINERS, *NORMALISATIONS)) or next(module.parameters(), None) is None:
+        return False
+    return all(isinstance(modules[outer], CONTAINERS) for outer in outer_paths(path))
 
 
 def end_of_block(program: Program, node: fx.Node) -> fx.Node:
-    """Follow a layer through the normalisation and parameter-free operations that only it feeds."""
+    """Return the last of the normalisations and operations without parameters that only this layer feeds, or the layer."""
     while len(node.users) == 1:
         after = next(iter(node.users))
         alone = all(
             argument is node or argument.op in ("placeholder", "get_attr") for argument in after.all_input_nodes
         )
-        if after.op == "output" or not alone or not continues(program, after):
+        if after.op == "output" or not alone or not continues_block(program, after):
             break
         node = after
     return node
 
 
-def continues(program: Program, node: fx.Node) -> bool:
+def continues_block(program: Program, node: fx.Node) -> bool:
     """Whether a node belongs to the block before it."""
     if node.op == "call_module":
         module = program.model.get_submodule(str(node.target))
-        return isinstance(module, NORMALISATIONS) or not any(True for _ in module.parameters())
+        return isinstance(module, NORMALISATIONS) or next(module.parameters(), None) is None
     return not any(node_parameters(program.model, argument, program.constants) for argument in node.all_input_nodes)
 
 
-def without_ends(program: Program, cuts: tuple[Cut, ...], spec: Any) -> dict[str, Any]:
-    """Leave out cuts at values that only the output takes; refuse where none remains."""
+def without_last_cuts(program: Program, spec: Any) -> Program:
+    """Leave out cuts at values that only the output takes.
+
+    Raises:
+        CutError: No cut remains.
+    """
     nodes = {node.name: node for node in captured(program).nodes}
 
     def goes_on(cut: Cut) -> bool:
-        return (
-            cut.level is not None
-            or bool(cut.edges)
-            or any(user.op != "output" for name in cut.nodes for user in nodes[name].users)
-        )
+        users = (user for name in cut.nodes for user in nodes[name].users)
+        return cut.level is not None or bool(cut.edges) or any(user.op != "output" for user in users)
 
-    kept = tuple(cut for cut in cuts if goes_on(cut))
+    kept = tuple(cut for cut in program.cuts if goes_on(cut))
     if not kept:
         raise CutError(f"cuts={spec!r} leaves nothing behind the cut: its values are the model's output; cut earlier")
-    notes = tuple(
-        f"no cut after {cut.name}: only the model's output lies behind it" for cut in cuts if not goes_on(cut)
-    )
-    return {"cuts": kept, "notes": program.notes + notes}
+    last = (cut.name for cut in program.cuts if cut not in kept)
+    notes = tuple(f"no cut after {name}: only the model's output lies behind it" for name in last)
+    return replace(program, cuts=kept, notes=program.notes + notes)
 
 
 def unique(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
-    """Drop cuts that are named twice; tell apart different ones of one name by ``@1``."""
+    """Drop cuts that are named twice; add ``@1`` to the name of a second cut with the same name."""
     chosen: dict[str, Cut] = {}
     for cut in cuts:
         if any((cut.nodes, cut.edges) == (other.nodes, other.edges) for other in chosen.values()):
@@ -363,18 +352,13 @@ def glob_matches(pattern: str, path: str) -> bool:
         return re.fullmatch(text, path) is not None
     except re.error as error:
         raise CutError(
-            f"{pattern!r} is no pattern for names: {error}; write *, **, ? and [...] as in file names"
+            f"{pattern!r} is no pattern for names ({error}); write *, **, ? and [...] as in file names"
         ) from error
 
 
 def node_title(node: fx.Node) -> str:
-    """Return the name a user knows a node by: its module's path for a module call, else the node's own."""
+    """Return the name by which a user knows a node: the module's path for a call of a module, else the node's name."""
     return module_path(node) if node.op == "call_module" else node.name
-
-
-def paths(program: Program) -> list[str]:
-    """Return the module paths of the model."""
-    return [path for path, _ in program.model.named_modules() if path]
 
 
 def label(program: Program) -> str:

@@ -22,20 +22,23 @@ def program_code(program: Program, mean: bool) -> str:
         raise PassError("the program was not emitted; run all passes first")
     imports: dict[str, Any] = {}
     parts = [function_code(program.fused, "forward", "the fused program", program, imports)]
-    for partition, graph in zip(program.partitions, program.submodules, strict=True):
-        parts.append(
-            function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
-        )
+    parts += partition_code(program, imports)
     refusal = without_step(program)
-    parts.append(
-        f"# no training step: {refusal}\n" if refusal else StepWriter(program, program.schedule, mean).source()
-    )
-    text = "\n\n".join(parts)
+    step = f"# no training step: {refusal}\n" if refusal else StepWriter(program, program.schedule, mean).source()
+    text = "\n\n".join([*parts, step])
     return f"{import_block(imports, text)}\n\n{text}"
 
 
+def partition_code(program: Program, imports: dict[str, Any]) -> list[str]:
+    """Return every partition as a function of ``self``."""
+    return [
+        function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
+        for partition, graph in zip(program.partitions, program.submodules, strict=True)
+    ]
+
+
 def function_code(graph: fx.Graph, name: str, title: str, program: Program, imports: dict[str, Any]) -> str:
-    """Return a graph as a function of ``self``, with the type of each value and the provenance of each module as comments."""
+    """Return a graph as a function of ``self``; comments say each value's type and origin. ``imports`` gets what it names."""
     code = with_checkpoints(graph).python_code("self")
     imports.update(code.globals)
     notes = comments(graph, program)
@@ -51,7 +54,7 @@ def function_code(graph: fx.Graph, name: str, title: str, program: Program, impo
 
 
 def comments(graph: fx.Graph, program: Program) -> Mapping[str, str]:
-    """Return, by value name, its type and where it comes from."""
+    """Return the type and the origin of each value, by its name."""
     found: dict[str, str] = {}
     for node in graph.nodes:
         measure = program.measures.get(node.name)
@@ -69,14 +72,20 @@ def with_comment(line: str, notes: Mapping[str, str]) -> str:
 
 
 def import_block(imports: Mapping[str, Any], text: str) -> str:
-    """Return the import lines of everything that generated functions name in their text."""
+    """Return the import lines for everything that generated code names, one line for each module."""
     named = set(re.findall(r"\w+", re.sub(r"#.*", "", text)))
-    lines = ["import torch", *(import_line(name, value) for name, value in sorted(imports.items()) if name in named)]
-    return "\n".join(dict.fromkeys(line for line in lines if line))
+    found: dict[str, list[str]] = {"import torch": []}
+    for name, value in sorted(imports.items()):
+        line = import_line(name, value) if name in named else ""
+        start, _, item = (line, "", "") if " as " in line else line.partition(" import ")
+        found.setdefault(start, []).append(item)
+    return "\n".join(
+        f"{start} import {', '.join(names)}" if any(names) else start for start, names in found.items() if start
+    )
 
 
 def import_line(name: str, value: Any) -> str:
-    """Return the line that makes a value known by a name; empty for builtins."""
+    """Return the line that imports a value under a name; empty for builtins."""
     if value is Ellipsis or value is getattr(builtins, name, ModuleType):
         return ""
     if isinstance(value, ModuleType):

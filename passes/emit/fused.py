@@ -1,7 +1,6 @@
 """Emit: the fused graph, one program with an interface node on every boundary."""
 
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -9,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from dnifx.errors import ContextError, PassError
-from dnifx.ir import Boundary, Context, Interface, Program
+from dnifx.ir import Boundary, Interface, Message, Program
 from dnifx.passes.capture.signature import forward_signature
 from dnifx.passes.graph import captured
 from dnifx.passes.measure import data_inputs, examples_of
@@ -20,11 +19,15 @@ from dnifx.runtime.emitted.interface import (
     leak_gradient,
     scheduled_alone,
     swap_gradients,
-    swap_inputs,
 )
+from dnifx.runtime.emitted.messages import swap_messages
 
 CONTEXT = "context"
 INPUT_MODELS = "input_models"
+EXAMPLES = "examples"
+"""In the meta of the node that counts the examples."""
+SOURCE = "source"
+"""In the meta of a node of the fused graph: the name of the captured node that it copies. Its own name may be another."""
 
 
 @dataclass(frozen=True)
@@ -52,55 +55,39 @@ class EmitFused(Pass):
 
 
 def interface_root(model: nn.Module, name: str = "interfaces") -> str:
-    """Return the attribute under which estimators (or input models) live: ``name``, unless the model has one like that."""
+    """Return the attribute that holds estimators or input models: ``name``, with underscores if the model has that one."""
     while name in dir(model) or name in dict(model.named_children()):
         name += "_"
     return name
 
 
-@dataclass
-class End:
-    """What waits for the end of the fused graph.
-
-    Attributes:
-        errors: The boundaries whose estimators answer from the output's error, each with the nodes of its values.
-        predictions: The nodes of what critics predict of the loss.
-    """
-
-    errors: list[tuple[Boundary, list[fx.Node]]] = field(default_factory=list)
-    predictions: list[fx.Node] = field(default_factory=list)
-
-
 def fuse(program: Program, mean: bool) -> fx.Graph:
     """Return the model's graph with estimators and interface nodes between the partitions."""
-    source = captured(program)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in source.nodes:
-        if node.op == "placeholder":
-            copies[node] = graph.node_copy(node)
+    source, graph = captured(program), fx.Graph()
+    copies = {node: graph.node_copy(node) for node in source.nodes if node.op == "placeholder"}
+    for node, copy in copies.items():
+        copy.meta[SOURCE] = node.name
     context = context_node(graph, program)
-    examples = examples_node(graph, program, copies)
-    features = features_node(graph, program.context, context, program)
+    examples = examples_node(graph, program)
+    writer = FusedWriter(program, graph, mean, examples, features_node(graph, program, context))
     nodes = {node.name: node for node in source.nodes}
     crossing: dict[fx.Node, fx.Node] = {}
-    end = End()
+    sent = [name for each in program.messages for name in each.boundary.values]  # each part returns its own outputs
     for partition in program.partitions:
         seen = {**copies, **crossing}
         for name in partition.nodes:
             node = nodes[name]
             if node.op == "output":
-                outputs = fx.node.map_arg(node.args[0], seen.__getitem__)
-                graph.output(end_nodes(graph, program, end, outputs, examples, mean))
+                returned = {**seen, **{nodes[name]: copies[nodes[name]] for name in sent}}
+                graph.output(writer.end(fx.node.map_arg(node.args[0], returned.__getitem__)))
             else:
                 seen[node] = copies[node] = graph.node_copy(node, seen.__getitem__)
+                copies[node].meta[SOURCE] = node.name
         for boundary in program.boundaries:
             if boundary.producer == partition.index:
                 values = [nodes[value] for value in boundary.values]
-                swapped = interface_nodes(
-                    graph, program, boundary, [copies[value] for value in values], features, examples, mean, end
-                )
-                crossing.update(zip(values, swapped, strict=True))
+                crossed = writer.interface(boundary, tuple(copies[value] for value in values))
+                crossing.update(zip(values, crossed, strict=True))
     return graph
 
 
@@ -110,99 +97,36 @@ def context_node(graph: fx.Graph, program: Program) -> fx.Node | None:
         return None
     if CONTEXT in forward_signature(program.model).parameters:
         raise ContextError(
-            f"{type(program.model).__name__} has an input named {CONTEXT!r}, which is what the estimators' context is called; "
-            "rename the model's input"
+            f"{type(program.model).__name__} has an input named {CONTEXT!r}; a decoupled module uses that name for the context "
+            "of its estimators: rename the model's input"
         )
     return graph.create_node("placeholder", CONTEXT, (None,), {}, name=CONTEXT)
 
 
-def examples_node(graph: fx.Graph, program: Program, copies: Mapping[fx.Node, fx.Node]) -> fx.Node | int:
+def examples_node(graph: fx.Graph, program: Program) -> fx.Node | int:
     """Add the node that counts the examples of a batch."""
     found = examples_of(program)
     if found is None:
         return 1
     name, dim = found
-    batch = next(copy for node, copy in copies.items() if node.name == name)
-    return graph.create_node("call_method", "size", (batch, dim), name="examples")
+    node = graph.create_node("call_method", "size", (*placeholders(graph, name), dim), name="examples")
+    node.meta[EXAMPLES] = True
+    return node
 
 
-def features_node(graph: fx.Graph, context: Context | None, node: fx.Node | None, program: Program) -> fx.Node | None:
-    """Add the nodes that turn a label into features, once for all estimators; a callable's features come as they are."""
-    if context is None or node is None or not program.boundaries:
+def features_node(graph: fx.Graph, program: Program, node: fx.Node | None) -> fx.Node | None:
+    """Add the nodes that turn a label into features, once for all estimators. A callable makes features itself."""
+    if program.context is None or node is None or not program.boundaries:
         return None
-    made = node
-    if context.classes is not None:
+    if program.context.classes is not None:
         one_hot = torch.nn.functional.one_hot
-        made = graph.create_node("call_function", one_hot, (node, context.classes), name="one_hot_context")
-    return graph.create_node("call_method", "to", (made, program.boundaries[0].specs[0].dtype), name="features")
+        node = graph.create_node("call_function", one_hot, (node, program.context.classes), name="one_hot_context")
+    return graph.create_node("call_method", "to", (node, program.boundaries[0].specs[0].dtype), name="features")
 
 
-def interface_nodes(
-    graph: fx.Graph,
-    program: Program,
-    boundary: Boundary,
-    values: list[fx.Node],
-    features: fx.Node | None,
-    examples: fx.Node | int,
-    mean: bool,
-    end: End,
-) -> list[fx.Node]:
-    """Add one boundary's estimator and interface node; return what its consumers read."""
-    interface = program.interfaces[boundary.index]
-    if interface.locked and not interface.blends:
-        return values
-    if interface.scheduled_only(windows=bool(program.recurrences)):
-        alone = graph.create_node("call_function", scheduled_alone, (tuple(values), boundary.name))
-        return list(items(graph, alone, len(values)))
-    if interface.needs_error:
-        end.errors.append((boundary, values))
-        return [graph.create_node("call_method", "detach", (value,), name=f"{value.name}_crossing") for value in values]
-    seen = masked(graph, program, tuple(seen_node(graph, value, interface, examples, mean) for value in values))
-    target = f"{interface_root(program.model)}.{boundary.key}"
-    asked = (seen, features, *mask_nodes(graph, program)) if interface.needs_mask else (seen, features)
-    estimates = graph.create_node("call_module", target, asked, name=f"estimate_{boundary.key}")
-    estimates.meta["provenance"] = provenance(boundary, interface)
-    each = masked(graph, program, items(graph, estimates, len(values)))
-    if interface.needs_loss:
-        end.predictions.append(graph.create_node("call_function", operator.getitem, (estimates, len(values))))
-    swap: Any = swap_gradients
-    given: tuple[Any, ...] = (tuple(values), each, examples, mean)
-    if interface.input_model is not None:
-        imagined = masked(graph, program, items(graph, imagined_node(graph, program, boundary, features), len(values)))
-        swap, given = swap_inputs, (tuple(values), each, imagined, examples, mean)
-    given += (interface.mix,) if interface.mix else ()
-    swapped = graph.create_node("call_function", swap, given, name=f"swap_{boundary.key}")
-    return [
-        graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
-        for i, value in enumerate(values)
-    ]
-
-
-def end_nodes(graph: fx.Graph, program: Program, end: End, outputs: Any, examples: fx.Node | int, mean: bool) -> Any:
-    """Return what the graph gives: the outputs, through the node of the error; and beside them the predictions of the loss."""
-    if end.errors:
-        root = interface_root(program.model)
-        estimators = tuple(graph.get_attr(f"{root}.{boundary.key}") for boundary, _ in end.errors)
-        for node, (boundary, _) in zip(estimators, end.errors, strict=True):
-            node.meta["provenance"] = provenance(boundary, program.interfaces[boundary.index])
-        given: tuple[Any, ...] = (
-            outputs[0],
-            tuple(tuple(values) for _, values in end.errors),
-            estimators,
-            examples,
-            mean,
-        )
-        given += tuple(mask_nodes(graph, program))
-        outputs = (graph.create_node("call_function", feed_back, given),)
-    return (outputs, tuple(end.predictions)) if end.predictions else outputs
-
-
-def seen_node(graph: fx.Graph, value: fx.Node, interface: Interface, examples: fx.Node | int, mean: bool) -> fx.Node:
-    """Add the node of a value as the estimator sees it: detached, but for the gradient of its own loss if that is wanted."""
-    if interface.prop:
-        given = (value, interface.prop * (1 - interface.mix), examples, mean)
-        return graph.create_node("call_function", leak_gradient, given, name=f"{value.name}_leaking")
-    return graph.create_node("call_method", "detach", (value,), name=f"{value.name}_detached")
+def placeholders(graph: fx.Graph, *names: str | None) -> tuple[fx.Node, ...]:
+    """Return the inputs of a graph that bear one of the names, in the graph's order."""
+    return tuple(node for node in graph.nodes if node.op == "placeholder" and node.name in names)
 
 
 def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
@@ -210,25 +134,120 @@ def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
     return tuple(graph.create_node("call_function", operator.getitem, (node, index)) for index in range(count))
 
 
-def mask_nodes(graph: fx.Graph, program: Program) -> list[fx.Node]:
-    """Return the node of the mask, where there is one."""
-    return [node for node in graph.nodes if node.op == "placeholder" and node.name == program.mask]
+@dataclass(frozen=True)
+class FusedWriter:
+    """Writes interfaces into a fused graph.
 
+    Attributes:
+        program: The program.
+        graph: The graph, changed in place.
+        mean: Whether the loss averages over examples.
+        examples: The node that counts the examples.
+        features: The node of the context's features.
+        errors: The boundaries whose estimators answer from the output's error, each with the nodes of its values.
+        predictions: The nodes of the losses that estimators predict.
+    """
 
-def masked(graph: fx.Graph, program: Program, tensors: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
-    """Add the nodes that leave out tokens that do not count, where there is a mask."""
-    for mask in mask_nodes(graph, program):
-        tensors = tuple(graph.create_node("call_function", count_only, (tensor, mask)) for tensor in tensors)
-    return tensors
+    program: Program
+    graph: fx.Graph
+    mean: bool
+    examples: fx.Node | int
+    features: fx.Node | None
+    errors: list[tuple[Boundary, tuple[fx.Node, ...]]] = field(default_factory=list)
+    predictions: list[fx.Node] = field(default_factory=list)
 
+    def interface(self, boundary: Boundary, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+        """Add one boundary's estimator and interface node; return what its consumers read."""
+        graph, count = self.graph, len(values)
+        interface = self.program.interfaces[boundary.index]
+        if interface.locked and not interface.blends:
+            return values
+        for message in self.program.messages:
+            if message.boundary.index == boundary.index:
+                return self.message(message, values)
+        if interface.scheduled_only(windows=bool(self.program.recurrences)):
+            return items(graph, graph.create_node("call_function", scheduled_alone, (values, boundary.name)), count)
+        if interface.needs_error:
+            self.errors.append((boundary, values))
+            return tuple(self.detached(value, "crossing") for value in values)
+        seen = self.masked(tuple(self.seen(value, interface) for value in values))
+        asked = (seen, self.features, *(self.mask if interface.needs_mask else ()))
+        estimates = graph.create_node("call_module", self.path(boundary), asked, name=f"estimate_{boundary.key}")
+        estimates.meta["provenance"] = provenance(boundary, interface)
+        given: tuple[Any, ...] = (values, self.masked(items(graph, estimates, count)), self.examples, self.mean)
+        given += (interface.mix,) if interface.mix else ()
+        if interface.needs_loss:
+            self.predictions.append(graph.create_node("call_function", operator.getitem, (estimates, count)))
+        imagined: dict[str, Any] = {}
+        if interface.input_model is not None:
+            imagined["imagined"] = self.masked(items(graph, self.imagine(boundary), count))
+        swapped = graph.create_node("call_function", swap_gradients, given, imagined, name=f"swap_{boundary.key}")
+        return self.crossing(swapped, values)
 
-def imagined_node(graph: fx.Graph, program: Program, boundary: Boundary, features: fx.Node | None) -> fx.Node:
-    """Add the call of a boundary's input model on the model's own inputs."""
-    names = data_inputs(program)
-    inputs = tuple(node for node in graph.nodes if node.op == "placeholder" and node.name in names)
-    inputs = masked(graph, program, inputs)
-    target = f"{interface_root(program.model, INPUT_MODELS)}.{boundary.key}"
-    return graph.create_node("call_module", target, (inputs, features), name=f"imagine_{boundary.key}")
+    def message(self, message: Message, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+        """Add the estimator of messages, which sees all messages of all examples one by one, and its interface node."""
+        graph, boundary = self.graph, message.boundary
+        interface = self.program.interfaces[boundary.index]
+        seen = tuple(
+            graph.create_node("call_method", "flatten", (self.seen(value, interface), 0, 1)) for value in values
+        )
+        estimates = graph.create_node("call_module", self.path(boundary), (seen, None), name=f"estimate_{boundary.key}")
+        estimates.meta["provenance"] = provenance(boundary, interface)
+        given = (values, items(graph, estimates, len(values)), self.examples, self.mean, message.scale)
+        swapped = graph.create_node("call_function", swap_messages, given, name=f"swap_{boundary.key}")
+        return self.crossing(swapped, values)
+
+    def crossing(self, swapped: fx.Node, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+        """Add the nodes of what crosses in place of some values."""
+        return tuple(
+            self.graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
+            for i, value in enumerate(values)
+        )
+
+    def end(self, outputs: Any) -> Any:
+        """Return what the graph returns: the outputs, which pass the node of the error, and any predictions of the loss."""
+        if self.errors:
+            estimators = tuple(self.graph.get_attr(self.path(boundary)) for boundary, _ in self.errors)
+            for node, (boundary, _) in zip(estimators, self.errors, strict=True):
+                node.meta["provenance"] = provenance(boundary, self.program.interfaces[boundary.index])
+            values = tuple(values for _, values in self.errors)
+            given = (outputs[0], values, estimators, self.examples, self.mean, *self.mask)
+            outputs = (self.graph.create_node("call_function", feed_back, given),)
+        return (outputs, tuple(self.predictions)) if self.predictions else outputs
+
+    def path(self, boundary: Boundary, name: str = "interfaces") -> str:
+        """Return the path of a boundary's estimator, or of its input model, in the decoupled module."""
+        return f"{interface_root(self.program.model, name)}.{boundary.key}"
+
+    def seen(self, value: fx.Node, interface: Interface) -> fx.Node:
+        """Add the node of a value as the estimator sees it: detached, unless the estimator's own loss flows back."""
+        if not interface.prop:
+            return self.detached(value, "detached")
+        given = (value, interface.prop * (1 - interface.mix), self.examples, self.mean)
+        return self.graph.create_node("call_function", leak_gradient, given, name=f"{value.name}_leaking")
+
+    def detached(self, value: fx.Node, suffix: str) -> fx.Node:
+        """Add the node of a detached value."""
+        return self.graph.create_node("call_method", "detach", (value,), name=f"{value.name}_{suffix}")
+
+    @property
+    def mask(self) -> tuple[fx.Node, ...]:
+        """The node of the mask, where there is one."""
+        return placeholders(self.graph, self.program.mask)
+
+    def masked(self, tensors: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+        """Add the nodes that leave out tokens that do not count, where there is a mask."""
+        for mask in self.mask:
+            tensors = tuple(self.graph.create_node("call_function", count_only, (each, mask)) for each in tensors)
+        return tensors
+
+    def imagine(self, boundary: Boundary) -> fx.Node:
+        """Add the call of a boundary's input model on the model's own inputs."""
+        inputs = self.masked(placeholders(self.graph, *data_inputs(self.program)))
+        given = (inputs, self.features)
+        return self.graph.create_node(
+            "call_module", self.path(boundary, INPUT_MODELS), given, name=f"imagine_{boundary.key}"
+        )
 
 
 def provenance(boundary: Boundary, interface: Interface) -> str:

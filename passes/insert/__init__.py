@@ -1,1 +1,1 @@
-"""Insert: what stands on a boundary."""
+"""Insert: an interface on every boundary."""

@@ -1,8 +1,8 @@
-"""Insert: choose, size and check an estimator for each boundary, and the context it sees."""
+"""Insert: build and check an estimator for each boundary, and the context that it sees."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +12,7 @@ from dnifx.errors import ContextError, EstimatorError, nearest
 from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, SyntheticInput
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
-from dnifx.passes.graph import captured, flat_output
+from dnifx.passes.graph import captured, flat_output, input_names
 from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
 
@@ -21,6 +21,7 @@ Choices = Choice | Mapping[str, Choice]
 InputFactory = Callable[[InputSpec], nn.Module]
 InputChoice = str | InputFactory
 InputChoices = InputChoice | Mapping[str, InputChoice] | None
+Chosen = TypeVar("Chosen")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class InsertInterfaces(Pass):
 
     Attributes:
         gradient: An estimator, its name, a factory, or one of these for each boundary by name or glob.
-        mask: Name of the input [batch, length] that is non-zero for tokens that count; padding neither trains an
-            estimator nor receives a gradient from it.
+        mask: Name of the input [batch, length] that is non-zero for tokens that count. Padding neither trains an estimator nor
+            receives a gradient from it.
         context: None, ``"label"``, or a callable from what is passed as context to features [batch, ..., width].
         num_classes: Number of classes of a label; the width of a callable's features.
         inputs: Synthetic input models: None, ``"synthetic"``, a factory, or one of these for some boundaries.
-        existing: Interfaces to use again, by boundary name: those of an earlier compilation of the same model.
+        existing: Interfaces of an earlier compilation of the same model to use again, by boundary name.
     """
 
     gradient: Choices = "synthetic"
@@ -47,7 +48,7 @@ class InsertInterfaces(Pass):
     requires: ClassVar[tuple[str, ...]] = ("partitions",)
 
     def run(self, program: Program) -> Program:
-        """Build one interface a boundary."""
+        """Build one interface for each boundary."""
         context = make_context(self.context, self.num_classes)
         check_mask(self.mask, program)
         program = replace(program, context=context, mask=self.mask)
@@ -75,7 +76,7 @@ def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int
     """
     if context is None:
         if num_classes is not None:
-            raise ContextError(f"num_classes={num_classes} goes with context='label'; give both or neither")
+            raise ContextError(f"num_classes={num_classes} is given without a context; give context= too, or neither")
         return None
     if context == "label":
         if num_classes is None or num_classes < 2:
@@ -84,7 +85,7 @@ def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int
     if callable(context):
         if num_classes is None or num_classes < 1:
             raise ContextError(
-                f"a callable context= needs num_classes=, the width of its features [batch, ..., num_classes]; got {num_classes!r}"
+                f"a callable context= needs num_classes=, the width of its features [batch, ..., num_classes], got {num_classes!r}"
             )
         name = getattr(context, "__name__", type(context).__name__)
         return Context(Features(context, num_classes, name), num_classes, name)
@@ -104,7 +105,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Features:
-    """What a callable makes of the context, held to the width that ``num_classes=`` says."""
+    """Features that a callable computes from the context, checked for their width."""
 
     function: Callable[[Any], Tensor]
     width: int
@@ -129,19 +130,12 @@ def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Cho
     """Return the choice for each boundary name.
 
     Raises:
-        EstimatorError: A mapping leaves a boundary out, or names none.
+        EstimatorError: A mapping leaves a boundary out, or names one that is not there.
     """
     names = [boundary.name for boundary in boundaries]
     if not isinstance(gradient, Mapping):
         return dict.fromkeys(names, gradient)
-    chosen: dict[str, Choice] = {}
-    for pattern, choice in gradient.items():
-        matched = [name for name in names if name == pattern or glob_matches(pattern, name)]
-        if not matched:
-            raise EstimatorError(
-                f"gradient= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
-            )
-        chosen.update((name, choice) for name in matched if name not in chosen)
+    chosen = by_boundary("gradient", gradient, names)
     missing = [name for name in names if name not in chosen]
     if missing:
         raise EstimatorError(
@@ -154,22 +148,33 @@ def assign_inputs(inputs: InputChoices, boundaries: tuple[Boundary, ...]) -> dic
     """Return the input model's factory for each boundary that has one.
 
     Raises:
-        EstimatorError: It is no factory, or names a boundary that is not there.
+        EstimatorError: A choice is not a factory, or names a boundary that is not there.
     """
     if inputs is None:
         return {}
     names = [boundary.name for boundary in boundaries]
-    chosen: dict[str, InputFactory] = {}
-    for pattern, choice in (inputs if isinstance(inputs, Mapping) else {"**": inputs}).items():
-        matched = [name for name in names if pattern in (name, "**") or glob_matches(pattern, name)]
-        if not matched:
-            raise EstimatorError(
-                f"inputs= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
-            )
+    chosen = by_boundary("inputs", inputs if isinstance(inputs, Mapping) else {"**": inputs}, names)
+    factories: dict[str, InputFactory] = {}
+    for name, choice in chosen.items():
         factory = SyntheticInput() if choice == "synthetic" else choice
         if isinstance(factory, str | nn.Module) or not callable(factory):
-            raise EstimatorError(f"inputs={choice!r}: give None, 'synthetic' or a factory (spec -> nn.Module)")
-        chosen.update((name, factory) for name in matched if name not in chosen)
+            raise EstimatorError(
+                f"inputs={choice!r} is not a synthetic input; give None, 'synthetic' or a factory (spec -> nn.Module)"
+            )
+        factories[name] = factory
+    return factories
+
+
+def by_boundary(option: str, choices: Mapping[str, Chosen], names: Sequence[str]) -> dict[str, Chosen]:
+    """Return the first choice whose name or glob matches, for each boundary name that one matches."""
+    chosen: dict[str, Chosen] = {}
+    for pattern, choice in choices.items():
+        matched = [name for name in names if name == pattern or glob_matches(pattern, name)]
+        if not matched:
+            raise EstimatorError(
+                f"{option}= names a boundary {pattern!r} that is not there; the boundaries are {nearest(pattern, names, 10)}"
+            )
+        chosen.update((name, choice) for name in matched if name not in chosen)
     return chosen
 
 
@@ -186,24 +191,24 @@ def with_input_model(
     boundary = program.boundaries[interface.boundary]
     if interface.locked:
         raise EstimatorError(
-            f"boundary {boundary.name!r} has both a synthetic input and {interface.description}, which waits for the true gradient; "
-            "a partition that runs on a synthetic input sends none: give it another estimator"
+            f"boundary {boundary.name!r} has a synthetic input and {interface.description}, which waits for the true gradient; a "
+            "partition that runs on a synthetic input sends none back, so give this boundary another estimator"
         )
     inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
     model = factory(InputSpec(boundary.name, inputs, boundary.specs, context.width if context else None))
     if not isinstance(model, nn.Module):
         raise EstimatorError(
-            f"the factory {factory!r} gave {type(model).__name__} for boundary {boundary.name!r}; it must give an nn.Module"
+            f"the factory {factory!r} returned {type(model).__name__} for boundary {boundary.name!r}; it must return an nn.Module"
         )
     return replace(interface, input_model=model.to(device=boundary.specs[0].device, dtype=boundary.specs[0].dtype))
 
 
 def check_mask(mask: str | None, program: Program) -> None:
     """Raise ContextError where the mask is no input of the model."""
-    inputs = program.signature.inputs if program.signature is not None else ()
+    inputs = input_names(program)
     if mask is not None and mask not in inputs:
         raise ContextError(
-            f"mask={mask!r} is no tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
+            f"mask={mask!r} is not a tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
         )
 
 
@@ -215,19 +220,15 @@ def make_interface(
     Args:
         boundary: The boundary.
         choice: The estimator.
-        context: What it sees beside the values.
+        context: What the estimator sees beside the values.
         program: The program.
-        examples: How many examples a value holds; by default as many as the program's inputs.
+        examples: Number of examples in a value; by default that of the program's inputs.
     """
-    width, classes = (context.width, context.classes) if context else (None, None)
-    batch = batch_input(program)
-    if examples is None and batch is not None:
-        examples = program.measures[batch].tensors[0].shape[program.batch_dim]
-    spec = BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
+    spec = boundary_spec(boundary, context, program, examples)
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)
     fits = any(parameter.requires_grad for parameter in estimator.parameters())
-    interface = Interface(boundary.index, estimator, spelled(factory), fits=fits)
+    interface = Interface(boundary.index, estimator, as_written(factory), fits=fits)
     if isinstance(estimator, GradientEstimator):
         waits = estimator.locked or estimator.mix > 0 or estimator.prop > 0
         interface = replace(
@@ -242,13 +243,17 @@ def make_interface(
             needs_mask=estimator.needs_mask,
         )
     if interface.blends or not interface.locked:
-        check_estimates(interface, spec, context, mask_spec(program) if interface.needs_mask else None)
+        check_estimates(interface, spec, program)
     return interface
 
 
-def mask_spec(program: Program) -> TensorSpec | None:
-    """Return the spec of the mask of tokens, where there is one."""
-    return None if program.mask is None else program.measures[program.mask].tensors[0]
+def boundary_spec(boundary: Boundary, context: Context | None, program: Program, examples: int | None) -> BoundarySpec:
+    """Return what the estimator of a boundary is built from; see ``make_interface``."""
+    batch = batch_input(program)
+    if examples is None and batch is not None:
+        examples = program.measures[batch].tensors[0].shape[program.batch_dim]
+    width, classes = (context.width, context.classes) if context else (None, None)
+    return BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
 
 
 def output_spec(program: Program) -> TensorSpec | None:
@@ -264,37 +269,37 @@ def find_factory(choice: Choice, boundary: Boundary) -> Factory:
     """Return the factory that a choice names."""
     if isinstance(choice, str):
         if choice not in BY_NAME:
-            raise EstimatorError(f"gradient={choice!r} is no estimator; the names are {nearest(choice, BY_NAME)}")
+            raise EstimatorError(
+                f"gradient={choice!r} is not an estimator; the nearest names are {nearest(choice, BY_NAME)}"
+            )
         return BY_NAME[choice]
     if isinstance(choice, nn.Module) or not callable(choice):
         raise EstimatorError(
             f"gradient= for boundary {boundary.name!r} is {type(choice).__name__}; give a name or a factory (spec -> nn.Module), "
-            "for example dnifx.estimators.Synthetic(hidden=1): each boundary gets a module of its own"
+            "for example dnifx.estimators.Synthetic(hidden=1), since each boundary gets a module of its own"
         )
     return choice
 
 
 def build(factory: Factory, spec: BoundarySpec) -> nn.Module:
-    """Call a factory and put its module where the values are.
+    """Call a factory, and give its module the device and dtype of the values.
 
     Raises:
-        EstimatorError: It gives something that is not a module.
+        EstimatorError: The factory returns something that is not a module.
     """
     estimator = factory(spec)
     if not isinstance(estimator, nn.Module):
         raise EstimatorError(
-            f"the factory {factory!r} gave {type(estimator).__name__} for boundary {spec.name!r}; it must give an nn.Module"
+            f"the factory {factory!r} returned {type(estimator).__name__} for boundary {spec.name!r}; it must return an nn.Module"
         )
     return estimator.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
 
 
-def check_estimates(
-    interface: Interface, spec: BoundarySpec, context: Context | None, mask: TensorSpec | None = None
-) -> None:
-    """Ask the estimator once, on fake tensors, and compare its answer with the boundary.
+def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) -> None:
+    """Call the estimator once, on fake tensors, and compare its answer with the boundary.
 
     Raises:
-        EstimatorError: It does not answer with one gradient of the right shape a value.
+        EstimatorError: The answer is not one gradient of the right shape for each value.
     """
     estimator = interface.estimator
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -302,21 +307,22 @@ def check_estimates(
     state: dict[str, Tensor] = {
         name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()
     }
+    masked = interface.needs_mask and program.mask is not None
     try:
         with mode, torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            values = tuple(torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in spec.values)
-            features = None if context is None else example_features(spec, values[0])
+            values = tuple(map(empty, spec.values))
+            features = None if spec.context is None else example_features(spec, spec.context, values[0])
             if interface.needs_error and spec.output is not None:
-                features = torch.empty(spec.output.shape, dtype=spec.output.dtype, device=spec.output.device)
-            more = () if mask is None else (torch.empty(mask.shape, dtype=mask.dtype, device=mask.device),)
-            answer = torch.func.functional_call(estimator.eval(), state, (values, features, *more))
+                features = empty(spec.output)
+            mask = tuple(map(empty, program.measures[str(program.mask)].tensors)) if masked else ()
+            answer = torch.func.functional_call(estimator.eval(), state, (values, features, *mask))
     except NEEDS_VALUES:
         return
     except Exception as error:
         raise EstimatorError(
-            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} cannot be asked: {type(error).__name__}: {error}\n"
-            f"its forward takes (values, context): a tuple of {spread_specs(spec.values)} and the context's features"
-            + ("; of a masked model (mask=) the mask too, and so does the head that it asks" if mask else "")
+            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} cannot be called: {type(error).__name__}: {error}\n"
+            f"its forward takes (values, context): a tuple of {', '.join(map(str, spec.values))} and the context's features"
+            + ("; of a masked model (mask=) the mask too, and so does the head that it asks" if masked else "")
         ) from error
     finally:
         for module, flag in flags:
@@ -329,27 +335,27 @@ def check_estimates(
         also = ", and the predicted loss of each example" if interface.needs_loss else ""
         raise EstimatorError(
             f"the estimator {type(estimator).__name__} of boundary {spec.name!r} answered with {shapes}; expected a tuple with "
-            f"one gradient a value{also}: {expected}"
+            f"one gradient for each value{also}: {expected}"
         )
 
 
-def example_features(spec: BoundarySpec, value: Tensor) -> Tensor:
-    """Return context features of the right shape."""
+def empty(spec: TensorSpec) -> Tensor:
+    """Return a tensor of a spec, without values."""
+    return torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
+
+
+def example_features(spec: BoundarySpec, width: int, value: Tensor) -> Tensor:
+    """Return context features of the right shape, without values."""
     batch = value.shape[0] if spec.batch is None else spec.batch
-    return torch.empty(batch, spec.context or 0, dtype=value.dtype, device=value.device)
+    return torch.empty(batch, width, dtype=value.dtype, device=value.device)
 
 
-def spread_specs(values: tuple[TensorSpec, ...]) -> str:
-    """List specs in an error text."""
-    return ", ".join(map(str, values))
-
-
-def spelled(factory: Any) -> str:
-    """Spell a factory, or one of its options, as a user would write it: its first option, and those that are no defaults."""
+def as_written(factory: Any) -> str:
+    """Return a factory, or one of its options, as a user would write it: with the first option and all that are not defaults."""
     if not is_dataclass(factory):
         return str(getattr(factory, "__name__", type(factory).__name__)) if callable(factory) else repr(factory)
     options = ", ".join(
-        f"{option.name}={spelled(getattr(factory, option.name))}"
+        f"{option.name}={as_written(getattr(factory, option.name))}"
         for index, option in enumerate(fields(factory))
         if index == 0 or getattr(factory, option.name) != option.default
     )

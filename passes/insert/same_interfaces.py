@@ -1,31 +1,30 @@
-"""What another kind of inputs has to share with the first, so that the same interfaces and optimizers serve both."""
+"""What another input kind has to share with the first one, so that the same interfaces and optimizers serve both."""
 
 from collections.abc import Iterable
 
 from dnifx.errors import EstimatorError, InputError
-from dnifx.estimators import BoundarySpec
 from dnifx.ir import Boundary, Interface, Program
-from dnifx.passes.insert.interfaces import check_estimates, output_spec
+from dnifx.passes.insert.interfaces import boundary_spec, check_estimates
 from dnifx.passes.measure import examples_of
 from dnifx.passes.torch_logging import quiet_loggers
-from dnifx.runtime.module.input_kinds import owners
+from dnifx.runtime.net.input_kinds import owners
 
 REMEDY = (
-    "decouple the model again with an example of this call (args=, kwargs=, and in this mode), or cut where both take the same way; to "
-    "evaluate, call it under torch.no_grad(), which runs the model itself"
+    "decouple the model again with an example of this call (args=, kwargs=, and in this mode), or cut where both input kinds have the "
+    "same values; to evaluate, call it under torch.no_grad(), which runs the model itself"
 )
 
 
 def same_interfaces(first: Program, program: Program) -> Program:
-    """Return a program of another input kind whose interfaces are those of the first one.
+    """Return a program of another input kind that has the interfaces of the first one.
 
     Raises:
-        InputError: They are not: other values cross, or values of sizes that an estimator was not made for.
+        InputError: Other values cross the cuts, or values of sizes that an estimator does not take.
     """
-    found = unlike(first, program)
+    found = crossing_differences(first, program)
     if found:
         raise InputError(
-            f"{type(first.model).__name__} computes something else for these inputs, and the cuts fall elsewhere: {'; '.join(found)}\n"
+            f"{type(first.model).__name__} computes something else for these inputs, so other values cross its cuts: {'; '.join(found)}\n"
             + REMEDY
         )
     for mine, its, interface in zip(first.boundaries, program.boundaries, program.interfaces, strict=True):
@@ -35,45 +34,43 @@ def same_interfaces(first: Program, program: Program) -> Program:
     return program
 
 
-def unlike(first: Program, program: Program) -> list[str]:
-    """Say what crosses the cuts of one program and not those of the other."""
+def crossing_differences(first: Program, program: Program) -> list[str]:
+    """Return in words how the values that cross the cuts differ from those of the first program."""
     before, now = crossing(first), crossing(program)
     lost = [f"nothing crosses at {name!r}" for name in before if name not in now]
-    new = [f"{listed(now[name])} cross at {name!r}, where nothing did" for name in now if name not in before]
+    new = [f"{_listed(now[name])} cross at {name!r}, where nothing did" for name in now if name not in before]
     other = [
-        f"{listed(now[name])} cross at {name!r}, where it was {listed(before[name])}"
+        f"{_listed(now[name])} cross at {name!r}, where it was {_listed(before[name])}"
         for name in now
         if name in before and len(now[name]) != len(before[name])
     ]
-    parts = [len(each.partitions) for each in (first, program)]
-    moved = not (lost or new or other) and list(before) != list(now)
-    order = [f"they cross in the order {listed(now)}, where it was {listed(before)}"] if moved else []
-    count = [f"there are {parts[1]} partitions, where there were {parts[0]}"] if parts[0] != parts[1] else []
-    return lost + new + other + order + count
+    found = lost + new + other
+    if not found and list(before) != list(now):
+        found.append(f"values cross in the order {_listed(now)}, where it was {_listed(before)}")
+    if len(first.partitions) != len(program.partitions):
+        found.append(f"there are {len(program.partitions)} partitions, where there were {len(first.partitions)}")
+    return found
 
 
 def crossing(program: Program) -> dict[str, tuple[str, ...]]:
-    """Return the values that cross at each cut, inside the model and in time, by its name."""
+    """Return the values that cross at each cut, inside the model and in time, by the cut's name."""
     return {
         **{boundary.name: boundary.values for boundary in program.boundaries},
         **{recurrence.name: recurrence.values for recurrence in program.recurrences},
     }
 
 
-def listed(names: Iterable[str]) -> str:
-    """List values in an error text."""
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
 def refuse_sizes(first: Program, program: Program, mine: Boundary, its: Boundary, interface: Interface) -> None:
-    """Raise InputError where the estimator of a boundary does not take values of the other sizes that cross it now."""
-    context, counted = program.context, examples_of(program)
+    """Raise InputError where the estimator of a boundary does not take values of their new sizes."""
+    counted = examples_of(program)
     examples = program.measures[counted[0]].tensors[0].shape[counted[1]] if counted else None
-    width, classes = (context.width, context.classes) if context else (None, None)
-    spec = BoundarySpec(its.name, its.specs, width, classes, output_spec(program), examples, its.values)
     try:
         with quiet_loggers("torch._subclasses.fake_tensor"):
-            check_estimates(interface, spec, context)
+            check_estimates(interface, boundary_spec(its, program.context, program, examples), program)
     except EstimatorError as error:
         raise InputError(
             f"{type(first.model).__name__}: for these inputs {', '.join(map(str, its.specs))} crosses at {its.name!r}, and its "
@@ -82,10 +79,10 @@ def refuse_sizes(first: Program, program: Program, mine: Boundary, its: Boundary
 
 
 def same_owners(first: Program, program: Program) -> Program:
-    """Return a program of another input kind in which each parameter that both train is trained by the same partition.
+    """Return a program of another input kind in which the same partitions train the parameters that both kinds train.
 
     Raises:
-        InputError: One is not: the other input kind has other nodes, and they were given to the wrong partitions.
+        InputError: A parameter would move to another partition.
     """
     before, now = owners(first), owners(program)
     moved = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])

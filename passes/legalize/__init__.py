@@ -1,1 +1,1 @@
-"""Legalize: what would make a cut wrong is mended or refused."""
+"""Legalize: repair or refuse what would make a cut wrong."""

@@ -8,21 +8,21 @@ from torch import fx
 
 from dnifx.ir import Program
 from dnifx.passes.cuts.partition import partitioned
-from dnifx.passes.graph import INSERTED, captured
+from dnifx.passes.graph import INSERTED, captured, memory_read, memory_written
 from dnifx.runtime.emitted.checkpoints import CHECKPOINT, Region, regions_of
 
 Piece = list[fx.Node]
-"""The nodes of a region that one partition runs."""
+"""The nodes of a region in one partition."""
 
 
 def settle_checkpoints(program: Program) -> list[str]:
     """Keep the checkpoints that can be kept, and return notes on the others; marks of the graph's nodes are changed in place.
 
-    A region inside one partition is computed again as in the model. Where it is cut, each side is computed again by itself, from
-    what crosses to it, unless it would give something else then. An eligibility trace asks for many gradients of one window, each of
-    which would compute it again.
+    A region inside one partition is computed again as in the model. A region that is cut is computed again by each side, from
+    what crosses to it, unless it would give other values then. An eligibility trace asks for many gradients of one window, and
+    would compute a region again for each of them: there no checkpoint is kept.
     """
-    follow_readers(program)
+    mark_inserted(program)
     pieces: dict[Region, dict[int, Piece]] = {}
     for node in partitioned(captured(program)):
         for region in regions_of(node):
@@ -31,20 +31,24 @@ def settle_checkpoints(program: Program) -> list[str]:
     return list(dict.fromkeys(note for note in notes if note))
 
 
-def follow_readers(program: Program) -> None:
-    """Let reads of parameters, and what legalize has put in, lie in the regions of those that read them."""
+def mark_inserted(program: Program) -> None:
+    """Put reads of parameters, and what legalize has inserted, into the regions of the nodes that read them."""
     for node in reversed(captured(program).nodes):
-        partition_of = {program.partition_of[user.name] for user in node.users}
-        if (node.op == "get_attr" or INSERTED in node.meta) and partition_of == {program.partition_of[node.name]}:
+        readers = {program.partition_of[user.name] for user in node.users}
+        if (node.op == "get_attr" or INSERTED in node.meta) and readers == {program.partition_of[node.name]}:
             node.meta[CHECKPOINT] = regions_of(min(node.users))
 
 
 def settle(program: Program, region: Region, pieces: Sequence[Piece]) -> str | None:
-    """Keep one region, in pieces where it is cut, or drop it; return a note where it is not kept whole."""
+    """Keep a region whole, in pieces where it is cut, or not at all; return a note where it is not kept whole."""
     traced = any(cut.trace is not None for cut in program.recurrents)
     if traced or (len(pieces) > 1 and changes(program, region, list(chain.from_iterable(pieces)))):
         mark(pieces, region, ())
-        reason = "for an eligibility trace" if traced else "computed again it gives something else, and it is cut"
+        reason = (
+            "an eligibility trace would compute it again for each gradient"
+            if traced
+            else "it is cut, and computed again it would give other values"
+        )
         return f"the checkpoint at {region.place} is not kept ({reason}): its activations stay in memory until the backward pass"
     last = max(pieces, key=max)
     mark((piece for piece in pieces if piece is not last), region, (replace(region, early_stop=False),))
@@ -55,18 +59,15 @@ def settle(program: Program, region: Region, pieces: Sequence[Piece]) -> str | N
 
 
 def changes(program: Program, region: Region, nodes: Sequence[fx.Node]) -> bool:
-    """Whether a region that is computed again gives something else: other random numbers, or what it has made of a buffer."""
-    measures = program.measures
-    held = {s for node in nodes if node.op == "get_attr" for s in measures[node.name].storages}
-    writers = {node: {s for name in measures[node.name].writes for s in measures[name].storages} for node in nodes}
-    written = held & set(chain.from_iterable(writers.values()))
-    seen = {node: {s for source in node.all_input_nodes for s in measures[source.name].storages} for node in nodes}
-    reads = any(written & seen[node] - writers[node] for node in nodes)
-    return reads or (not region.preserve and any(measures[node.name].random for node in nodes))
+    """Whether a region gives other values when it is computed again: it draws random numbers, or reads a buffer that it wrote."""
+    held = {s for node in nodes if node.op == "get_attr" for s in program.measures[node.name].storages}
+    written = held & {s for node in nodes for s in memory_written(program, node)}
+    reads = any(written & memory_read(program, node) - memory_written(program, node) for node in nodes)
+    return reads or (not region.preserve and any(program.measures[node.name].random for node in nodes))
 
 
 def mark(pieces: Iterable[Piece], region: Region, instead: tuple[Region, ...]) -> None:
-    """Put another region in the place of one, or none."""
+    """Replace a region by another one, or by none, on the nodes of some pieces."""
     for node in chain.from_iterable(pieces):
         around = regions_of(node)
         place = around.index(region)

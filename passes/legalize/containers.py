@@ -10,27 +10,27 @@ from torch import fx
 from dnifx.errors import LegalizeError
 from dnifx.ir import Holder, Program
 from dnifx.passes.capture.record.functions import PIECES, name_of
-from dnifx.passes.graph import INSERTED, captured, module_path
+from dnifx.passes.graph import INSERTED, captured, described
 from dnifx.passes.measure import MeasureNodes
 from dnifx.runtime.emitted.ops import guard, guard_length, rebuild
-from dnifx.runtime.module.input_kinds import SIZES_ALONE
+from dnifx.runtime.net.input_kinds import SIZES_ALONE
 
 READS = (operator.getitem, getattr, guard_length)
-"""What reads of a container as much as is there wherever it stands."""
+"""Functions that read parts of a container, wherever they run."""
 
 
 def without_containers(program: Program) -> Program:
-    """Let only tensors and plain values cross a cut; the graph, which is legalize's own, is changed in place.
+    """Let only tensors and plain values cross a cut; the graph, which is legalize's own copy, is changed in place.
 
-    Items of a tuple are taken where it is made, and an object is made where it is read. A tuple, list or dict that is read whole is
-    made again of its items for its readers; a guard beside the first one says where it holds others than it did.
+    Items of a tuple are taken where it is made, and an object is made where it is read. A tuple, list or dict that is read as
+    a whole is rebuilt from its items for its readers. A guard beside its items fires where it holds others than at capture.
 
     Raises:
         LegalizeError: An object of another class crosses, or a list or dict that a module may fill for others to read.
     """
     partition_of, graph = dict(program.partition_of), captured(program)
     guards = sum(unpack(graph, program, partition_of, node) for node in list(graph.nodes) if node.op != "output")
-    found = replace(program, graph=graph, partition_of=dense(partition_of))
+    found = replace(program, graph=graph, partition_of=renumbered(partition_of))
     if not guards:
         return found
     capture = program.capture and replace(program.capture, guards=program.capture.guards + guards)
@@ -38,7 +38,7 @@ def without_containers(program: Program) -> Program:
 
 
 def unpack(graph: fx.Graph, program: Program, partition_of: dict[str, int], node: fx.Node) -> int:
-    """Take one container apart, if it crosses, and return the number of guards that this took."""
+    """Take a container apart if it crosses a cut, and return the number of guards that were added."""
     measure = program.measures[node.name]
     crossing = [user for user in node.users if partition_of[user.name] != partition_of.get(node.name)]
     if node.op == "placeholder" or measure.is_tensor or not measure.tensors or not crossing:
@@ -49,7 +49,7 @@ def unpack(graph: fx.Graph, program: Program, partition_of: dict[str, int], node
     whole = [user for user in crossing if user.op != "call_function" or user.target not in READS]
     for user in crossing:
         if user not in whole:
-            move_home(user, partition_of, partition_of[node.name])
+            move(user, partition_of, partition_of[node.name])
     if not whole:
         return 0
     refuse_opaque(node, measure.holder, whole)
@@ -62,31 +62,30 @@ def unpack(graph: fx.Graph, program: Program, partition_of: dict[str, int], node
     for user in whole:
         user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda each: parts if each is node else each)
     guards = [each for each in added if each.target in (guard, guard_length)]
-    for each in guards if of_sizes(program, node) else ():
+    for each in guards if sizes_decide(program, node) else ():
         each.meta[SIZES_ALONE] = True
     return len(guards)
 
 
 def refuse_opaque(node: fx.Node, holder: Holder | None, whole: Sequence[fx.Node]) -> None:
-    """Raise LegalizeError where a container cannot be made again of its items."""
-    made, reader = f"{node.name} in module {module_path(node) or '<root>'!r}", whole[0].name
-    held = list(holders(holder))
+    """Raise LegalizeError where a container cannot be rebuilt from its items."""
+    held, reader = list(holders(holder)), whole[0].name
     opaque = next((each.kind for each in held if not each.parts), None)
     if opaque is not None or any(user.op == "output" for user in whole):
         raise LegalizeError(
-            f"{made} makes a {(opaque or held[0].kind).__name__} of tensors, which crosses the cut into {reader} as a whole; cut where "
-            "its tensors are taken out, or keep both in one partition"
+            f"{described(node)} makes a {(opaque or held[0].kind).__name__} of tensors, which crosses the cut into {reader} as a whole; "
+            "cut where its tensors are taken out, or keep both in one partition"
         )
     filled = next((user.name for user in node.users if user.op == "call_module"), None)
     if filled is not None and len(node.users) > 1 and any(each.kind is not tuple for each in held):
         raise LegalizeError(
-            f"{made} makes a {held[0].kind.__name__} that crosses the cut into {reader} as a whole, and {filled}, which is kept whole, may "
-            "change what it holds for its other readers; give each a tuple or a list of its own, or keep all in one partition"
+            f"{described(node)} makes a {held[0].kind.__name__} that crosses the cut into {reader} as a whole, and {filled}, which is kept "
+            "whole, may change what it holds for its other readers; give each a tuple or a list of its own, or keep all in one partition"
         )
 
 
 def holders(holder: Holder | None) -> Iterator[Holder]:
-    """Yield a container and those within."""
+    """Yield a container and those inside it."""
     if holder is not None:
         yield holder
         for _, part in holder.parts:
@@ -94,10 +93,10 @@ def holders(holder: Holder | None) -> Iterator[Holder]:
 
 
 def taken_apart(graph: fx.Graph, node: fx.Node, holder: Holder | None, added: list[fx.Node]) -> Any:
-    """Add the nodes that guard a container and take its parts out; return the parts as they stand among arguments."""
+    """Add the nodes that guard a container and take its parts out; return the container of these nodes."""
     if holder is None:
         return node
-    where = f"{module_path(node) or '<root>'}: {node.name}"
+    where = described(node)
     if holder.kind is dict:
         added.append(graph.call_function(tuple, (node,)))
         added.append(graph.call_function(guard, (added[-1], tuple(key for key, _ in holder.parts), where)))
@@ -109,8 +108,8 @@ def taken_apart(graph: fx.Graph, node: fx.Node, holder: Holder | None, added: li
     return dict(found) if holder.kind is dict else holder.kind(made for _, made in found)
 
 
-def of_sizes(program: Program, node: fx.Node) -> bool:
-    """Whether sizes alone decide how many parts a container has: it comes of a split, or of a module of torch's own."""
+def sizes_decide(program: Program, node: fx.Node) -> bool:
+    """Whether sizes alone decide how many parts a container has: it comes from a split, or from a module of torch."""
     while node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     if node.op == "call_module":
@@ -118,15 +117,15 @@ def of_sizes(program: Program, node: fx.Node) -> bool:
     return name_of(node.target) in PIECES
 
 
-def dense(partition_of: Mapping[str, int]) -> dict[str, int]:
-    """Number the partitions without holes."""
-    order = {home: index for index, home in enumerate(sorted(set(partition_of.values())))}
-    return {name: order[home] for name, home in partition_of.items()}
+def renumbered(partition_of: Mapping[str, int]) -> dict[str, int]:
+    """Number the partitions without gaps."""
+    order = {old: new for new, old in enumerate(sorted(set(partition_of.values())))}
+    return {name: order[index] for name, index in partition_of.items()}
 
 
-def move_home(node: fx.Node, partition_of: dict[str, int], home: int) -> None:
-    """Move a node, and what it alone reads, to another partition."""
-    partition_of[node.name] = home
+def move(node: fx.Node, partition_of: dict[str, int], index: int) -> None:
+    """Move a node, and the parameters that it reads, to another partition."""
+    partition_of[node.name] = index
     for source in node.all_input_nodes:
         if source.op == "get_attr":
-            partition_of[source.name] = home
+            partition_of[source.name] = index

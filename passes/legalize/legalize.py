@@ -1,30 +1,29 @@
-"""Legalize: what would make a cut wrong is mended or refused; then partitions and boundaries are known in full."""
+"""Legalize: repair or refuse what would make a cut wrong; then form partitions and boundaries."""
 
 from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from typing import ClassVar
 
 import torch
 from torch import fx, nn
 
 from dnifx.errors import LegalizeError, PassError
-from dnifx.ir import Boundary, Partition, Program, identifier
-from dnifx.passes.cuts.partition import partitioned
-from dnifx.passes.graph import captured, copied, module_path
+from dnifx.ir import Boundary, Cut, Partition, Program, free_name, identifier
+from dnifx.passes.cuts.partition import has_gradient, partitioned
+from dnifx.passes.graph import captured, copied, described, listed, module_path
 from dnifx.passes.legalize.checkpoints import settle_checkpoints
 from dnifx.passes.legalize.containers import without_containers
 from dnifx.passes.legalize.repeats import repeat_parameters
 from dnifx.passes.legalize.writes import crossing_writes, shield_writes
 from dnifx.passes.measure import MeasureNodes, node_parameters
 from dnifx.passes.pipeline import Pass
-from dnifx.passes.time.recurrences import only_as_state
+from dnifx.passes.time.states import only_as_state
 
 
 @dataclass(frozen=True)
 class Legalize(Pass):
-    """Take containers apart before they cross, shield in-place writes, give each parameter one owner, form boundaries."""
+    """Take containers apart where they cross, shield in-place writes, give each parameter one owner, form boundaries."""
 
     name: ClassVar[str] = "legalize"
     requires: ClassVar[tuple[str, ...]] = ("graph", "measures", "cuts", "partition_of")
@@ -42,36 +41,35 @@ class Legalize(Pass):
             refuse_remaining(legal)
         boundaries = form_boundaries(legal)
         partitions, owners = form_partitions(legal)
-        notes += owners + silent_cuts(legal, boundaries) + settle_checkpoints(legal)
+        notes += owners + cuts_without_gradient(legal, boundaries) + settle_checkpoints(legal)
         return replace(legal, partitions=partitions, boundaries=boundaries, notes=program.notes + tuple(notes))
 
     def check(self, program: Program) -> None:
-        """Every node has exactly one partition, and boundaries hold tensors only."""
+        """Every node but the inputs has exactly one partition."""
         nodes = [name for partition in program.partitions for name in partition.nodes]
         if len(nodes) != len(set(nodes)) or set(nodes) != {node.name for node in partitioned(captured(program))}:
-            raise PassError("legalize gave a node no partition or two")
+            raise PassError("a node has no partition, or two")
 
 
 def with_repeats(program: Program) -> tuple[Program, list[str]]:
-    """Let each partition compute by itself what is made of parameters alone; the graph is a copy in any case."""
+    """Let each partition compute what is made of parameters alone; the result's graph is always a copy."""
     partition_of, graph = dict(program.partition_of), copied(captured(program))
     notes = repeat_parameters(graph, program, partition_of)
-    if len(graph.nodes) == len(program.measures) + 1:
-        return replace(program, graph=graph, partition_of=partition_of), notes
-    return MeasureNodes().run(replace(program, graph=graph, partition_of=partition_of)), notes
+    found = replace(program, graph=graph, partition_of=partition_of)
+    return found if len(graph.nodes) == len(program.measures) + 1 else MeasureNodes().run(found), notes
 
 
 def refuse_remaining(program: Program) -> None:
     """Raise LegalizeError where a write still reaches another partition."""
     for write in crossing_writes(captured(program), program, dict(program.partition_of)):
         raise LegalizeError(
-            f"{write.node.name} in module {module_path(write.node) or '<root>'!r} writes in place to memory that another "
-            "partition reads; make the write out of place, or cut elsewhere"
+            f"{described(write.node)} writes in place to memory that another partition reads; make the write out of place, or cut "
+            "elsewhere"
         )
 
 
 def form_boundaries(program: Program) -> tuple[Boundary, ...]:
-    """Group the differentiable values that leave each partition by the cut they cross."""
+    """Group the differentiable values that leave each partition by the cut that they cross."""
     groups: dict[tuple[int, str], list[fx.Node]] = {}
     live = differentiable(program)
     for node in captured(program).nodes:
@@ -82,61 +80,50 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     for (producer, name), nodes in sorted(groups.items(), key=lambda item: item[0][0]):
         title = free_name(name, taken)
         taken.add(identifier(title))
-        users = {
-            program.partition_of[user.name]
-            for node in nodes
-            for user in node.users
-            if not only_as_state(program, node, user)
-        }
         specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
-        consumers = tuple(sorted(users - {producer}))
-        boundaries.append(
-            Boundary(len(boundaries), title, producer, consumers, tuple(node.name for node in nodes), specs)
-        )
+        consumers = sorted({index for node in nodes for index in consumers_of(program, node)})
+        values = tuple(node.name for node in nodes)
+        boundaries.append(Boundary(len(boundaries), title, producer, tuple(consumers), values, specs))
     return tuple(boundaries)
 
 
-def free_name(name: str, taken: AbstractSet[str]) -> str:
-    """Return a boundary's name, with a number where its identifier is taken (``a.b`` and ``a_b`` have the same)."""
-    numbered = (f"{name}@{number}" for number in count(1))
-    return next(title for title in chain([name], numbered) if identifier(title) not in taken)
-
-
 def differentiable(program: Program) -> set[fx.Node]:
-    """Return the nodes from which a differentiable path leads to the output; no gradient comes back to any other."""
+    """Return the nodes from which a differentiable path leads to the output; only these receive a gradient."""
     found: set[fx.Node] = set()
     for node in reversed(captured(program).nodes):
-        carries = node.op.startswith("call") and program.measures[node.name].requires_grad
-        if carries and any(user.op == "output" or user in found for user in node.users):
+        if has_gradient(program, node) and any(user.op == "output" or user in found for user in node.users):
             found.add(node)
     return found
+
+
+def consumers_of(program: Program, node: fx.Node) -> set[int]:
+    """Return the other partitions that use a node's value, beyond passing it on as a state."""
+    users = [user for user in node.users if not only_as_state(program, node, user)]
+    return {program.partition_of[user.name] for user in users} - {program.partition_of[node.name]}
 
 
 def crosses(program: Program, node: fx.Node) -> bool:
     """Whether a node's value carries a gradient into another partition."""
     measure = program.measures[node.name]
-    away = any(
-        program.partition_of[user.name] != program.partition_of[node.name] and not only_as_state(program, node, user)
-        for user in node.users
-    )
-    return away and measure.is_tensor and measure.requires_grad
+    return measure.is_tensor and measure.requires_grad and bool(consumers_of(program, node))
 
 
 def cut_name(program: Program, node: fx.Node) -> str:
     """Return the name of the cut that a value crosses: its own, or the first one of its partition."""
-    home, level = program.partition_of[node.name], program.levels.get(node.name)
+    level = program.levels.get(node.name)
     for cut in program.cuts:
-        if (
-            node.name in cut.nodes
-            or any(edge.source == node.name for edge in cut.edges)
-            or cut.level == level is not None
-        ):
+        if node.name in cut_sources(cut) or cut.level == level is not None:
             return cut.name
     for cut in program.cuts:
-        sources = (*cut.nodes, *(edge.source for edge in cut.edges))
-        if cut.level is None and any(program.partition_of[name] == home for name in sources):
+        sources = cut_sources(cut) if cut.level is None else ()
+        if any(program.partition_of[name] == program.partition_of[node.name] for name in sources):
             return cut.name
     return module_path(node) or node.name
+
+
+def cut_sources(cut: Cut) -> set[str]:
+    """Return the names of the nodes whose values cross a cut."""
+    return {*cut.nodes, *(edge.source for edge in cut.edges)}
 
 
 def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]:
@@ -146,17 +133,13 @@ def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]
         nodes.setdefault(program.partition_of[node.name], []).append(node)
     names = {id(parameter): name for name, parameter in program.model.named_parameters()}
     live = differentiable(program)
-    reading = {
-        index: [
-            node
-            for node in members
-            if node in live
-            or (node.op == "get_attr" and any(user in live or user.op == "output" for user in node.users))
-        ]
-        for index, members in nodes.items()
-    }
-    uses = {index: used_parameters(program, members, names) for index, members in sorted(reading.items())}
-    owners = {name: index for index, used in sorted(uses.items()) for name in used}
+
+    def learns(node: fx.Node) -> bool:
+        read = node.op == "get_attr" and any(user in live or user.op == "output" for user in node.users)
+        return node in live or read
+
+    uses = {index: used_parameters(program, filter(learns, nodes[index]), names) for index in sorted(nodes)}
+    owners = {name: index for index, used in uses.items() for name in used}
     partitions = tuple(describe(program, index, nodes[index], uses[index], owners) for index in sorted(nodes))
     return partitions, ownership_notes(program, uses, owners, names)
 
@@ -174,7 +157,7 @@ def used_parameters(program: Program, nodes: Iterable[fx.Node], names: Mapping[i
 def ownership_notes(
     program: Program, uses: Mapping[int, tuple[str, ...]], owners: Mapping[str, int], names: Mapping[int, str]
 ) -> list[str]:
-    """Say which parameters several partitions share, which are frozen, and which nothing uses."""
+    """Return notes on parameters that several partitions share, that are frozen, or that no gradient reaches."""
     users: dict[str, list[str]] = {}
     for index, used in uses.items():
         for name in used:
@@ -184,16 +167,13 @@ def ownership_notes(
         for name, owner in owners.items()
         if len(users[name]) > 1
     ]
-    frozen = sum(not parameter.requires_grad for parameter in program.model.parameters())
+    named = dict(program.model.named_parameters())
+    frozen = sum(not parameter.requires_grad for parameter in named.values())
     if frozen:
-        notes.append(
-            f"{frozen} parameter{'s are' if frozen > 1 else ' is'} frozen and {'belong' if frozen > 1 else 'belongs'} to no update"
-        )
-    unused = [
-        name for name, parameter in program.model.named_parameters() if parameter.requires_grad and name not in owners
-    ]
+        notes.append(f"{frozen} frozen parameter{'s are' if frozen > 1 else ' is'} never updated")
+    unused = [name for name, parameter in named.items() if parameter.requires_grad and name not in owners]
     if unused:
-        notes.append(f"no gradient reaches {', '.join(unused[:3])}{' ...' if len(unused) > 3 else ''}: never updated")
+        notes.append(f"no gradient reaches {listed(unused)}: never updated")
     return notes
 
 
@@ -231,14 +211,12 @@ def device_of(program: Program, parameters: Iterable[nn.Parameter]) -> torch.dev
     return next(chain(devices, elsewhere), torch.device("cpu"))
 
 
-def silent_cuts(program: Program, boundaries: Iterable[Boundary]) -> list[str]:
-    """Say which cuts no gradient crosses: they need no interface."""
+def cuts_without_gradient(program: Program, boundaries: Iterable[Boundary]) -> list[str]:
+    """Return notes on the cuts that no gradient crosses: they need no interface."""
     named = {boundary.name.partition("@")[0] for boundary in boundaries} | {boundary.name for boundary in boundaries}
     values = {name for boundary in boundaries for name in boundary.values}
     return [
         f"no gradient crosses the cut {cut.name}: it has no interface"
         for cut in program.cuts
-        if (cut.nodes or cut.edges)
-        and cut.name not in named
-        and not values & {*cut.nodes, *(edge.source for edge in cut.edges)}
+        if cut_sources(cut) and cut.name not in named and not values & cut_sources(cut)
     ]

@@ -1,4 +1,4 @@
-"""In-place writes and partitions: a value that crosses must be the same for everybody who reads it."""
+"""In-place writes and partitions: a value that crosses must be the same for all that read it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,19 @@ from torch import fx
 
 from dnifx.errors import LegalizeError
 from dnifx.ir import Program
-from dnifx.passes.graph import INSERTED, module_path
+from dnifx.passes.graph import INSERTED, described, memory_written
 
 
 @dataclass(frozen=True)
 class Write:
-    """A node that writes in place to memory that other partitions see."""
+    """A node that writes in place to memory that other partitions read.
+
+    Attributes:
+        node: The node.
+        entering: Values of other partitions, in this memory, that the node's partition reads.
+        early: Values of the node's partition that another partition reads before the write, with the reader.
+        late: Readers in other partitions, of values of other partitions, after the write.
+    """
 
     node: fx.Node
     entering: tuple[fx.Node, ...]
@@ -24,8 +31,8 @@ class Write:
 def shield_writes(graph: fx.Graph, program: Program, partition_of: dict[str, int]) -> list[str]:
     """Clone what crosses before it is written in place, so that each partition writes to memory of its own.
 
-    A partition that writes to a value which came from an earlier one works on a clone; a reader in another partition that
-    precedes the producer's own write gets a clone.
+    A partition that writes to a value of an earlier partition gets a clone of it. So does a reader in another partition
+    that comes before the producer's own write.
 
     Args:
         graph: The graph, changed in place.
@@ -33,7 +40,7 @@ def shield_writes(graph: fx.Graph, program: Program, partition_of: dict[str, int
         partition_of: The partition of each node by name; clones are added.
 
     Returns:
-        Notes on what was mended.
+        Notes on the clones.
 
     Raises:
         LegalizeError: A partition writes to memory that it shares with another one in a way that no clone keeps.
@@ -41,58 +48,45 @@ def shield_writes(graph: fx.Graph, program: Program, partition_of: dict[str, int
     notes: list[str] = []
     for write in list(crossing_writes(graph, program, partition_of)):
         refuse_shared(write, partition_of)
+        own = partition_of[write.node.name]
         for value in write.entering:
-            add_clone(
-                graph,
-                value,
-                [u for u in value.users if partition_of[u.name] == partition_of[write.node.name]],
-                partition_of,
-                True,
-            )
-            notes.append(
-                f"{value.name} is cloned where submod_{partition_of[write.node.name]} takes it: {write.node.name} writes to it in place"
-            )
+            readers = [user for user in value.users if partition_of[user.name] == own]
+            add_clone(graph, value, readers, partition_of, at_reader=True)
+            notes.append(f"submod_{own} takes a clone of {value.name}, since {write.node.name} writes to it in place")
         for value, reader in write.early:
-            add_clone(graph, value, [reader], partition_of, False)
+            add_clone(graph, value, [reader], partition_of, at_reader=False)
             notes.append(
-                f"{reader.name} reads a clone of {value.name}: {write.node.name} writes to it in place afterwards"
+                f"{reader.name} reads a clone of {value.name}, since {write.node.name} writes to it afterwards"
             )
     return notes
 
 
 def crossing_writes(graph: fx.Graph, program: Program, partition_of: dict[str, int]) -> Iterator[Write]:
-    """Find the writes to memory that more than one partition sees."""
+    """Find the writes to memory that more than one partition reads."""
+    calls = [node for node in graph.nodes if node.op.startswith("call")]
     values: dict[int, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op.startswith("call"):
-            for storage in program.measures[node.name].storages:
-                values.setdefault(storage, []).append(node)
-    for node in graph.nodes:
-        if not node.op.startswith("call") or not program.measures[node.name].writes:
-            continue
-        home = partition_of[node.name]
-        written = {
-            storage for name in program.measures[node.name].writes for storage in program.measures[name].storages
-        }
+    for node in calls:
+        for storage in program.measures[node.name].storages:
+            values.setdefault(storage, []).append(node)
+    for node in calls:
+        own, written = partition_of[node.name], memory_written(program, node)
         aliases = list(dict.fromkeys(alias for storage in written for alias in values.get(storage, ())))
         uses = [(alias, user) for alias in aliases for user in alias.users]
-        entering = dict.fromkeys(a for a, u in uses if partition_of[a.name] != home and partition_of[u.name] == home)
-        early = tuple((a, u) for a, u in uses if partition_of[a.name] == home != partition_of[u.name] and u < node)
-        late = tuple(u for a, u in uses if partition_of[u.name] != home and partition_of[a.name] != home and node < u)
+        entering = dict.fromkeys(a for a, u in uses if partition_of[a.name] != own and partition_of[u.name] == own)
+        early = tuple((a, u) for a, u in uses if partition_of[a.name] == own != partition_of[u.name] and u < node)
+        late = tuple(u for a, u in uses if partition_of[u.name] != own and partition_of[a.name] != own and node < u)
         if entering or early:
             yield Write(node, tuple(entering), early, late)
 
 
 def refuse_shared(write: Write, partition_of: dict[str, int]) -> None:
-    """Raise LegalizeError where a clone would hide a write from somebody who has to see it."""
-    where = (
-        f"{write.node.name} in module {module_path(write.node) or '<root>'!r} (submod_{partition_of[write.node.name]})"
-    )
+    """Raise LegalizeError where a clone would hide a write from a partition that has to see it."""
+    where = f"{described(write.node)} (submod_{partition_of[write.node.name]})"
     if len(write.entering) > 1:
         names = ", ".join(value.name for value in write.entering)
         raise LegalizeError(
-            f"{where} writes in place to memory that crosses the cut as several values ({names}); make it out of place "
-            "there, or cut so that they are made in the same partition"
+            f"{where} writes in place to memory that crosses the cut as several values ({names}); make the write out of place, or "
+            "cut so that they are made in the same partition"
         )
     if write.entering and write.late:
         reader = write.late[0]

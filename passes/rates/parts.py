@@ -3,28 +3,38 @@
 A part that fires once in k windows is captured from k windows laid end to end, so that it holds for k messages.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import CutError, EstimatorError, PassError
-from dnifx.ir import Boundary, Context, Cut, Program, TensorSpec, identifier
+from dnifx.errors import CutError, PassError
+from dnifx.ir import (
+    Boundary,
+    Context,
+    Cut,
+    Interface,
+    Message,
+    Part,
+    Partition,
+    PartState,
+    Program,
+    Take,
+    identifier,
+)
 from dnifx.passes.graph import captured, flat_output
-from dnifx.passes.insert.interfaces import Choice, make_interface
-from dnifx.passes.legalize.legalize import cut_name
 from dnifx.passes.rates.rated import BATCH, RatedProgram
-from dnifx.passes.time.recurrences import state_positions
-from dnifx.runtime.module.parts import STATES, Message, Part, PartPlan, PartSignature, StatePlan, System, Take
-from dnifx.runtime.module.states import bound_arguments, follow
-from dnifx.schedules.dependencies import links
-from dnifx.schedules.orders import trained
+from dnifx.passes.rates.refusals import refuse_shared, refuse_untaught
+from dnifx.passes.time.states import state_positions
+from dnifx.runtime.net.part_model import STATES, PartModel, PartSignature
+from dnifx.runtime.net.states import bound_arguments, follow
 
 
-def plan_of(rated: RatedProgram, windows: int) -> PartPlan:
+def plan_of(rated: RatedProgram, windows: int) -> Part:
     """Return what a part is made of.
 
     Raises:
@@ -45,14 +55,14 @@ def plan_of(rated: RatedProgram, windows: int) -> PartPlan:
     flat = enumerate(flat_output(captured(program)))
     results = tuple(place for place, node in flat if node in nodes and place not in alone)
     carried = tuple(state_plan(program, cut) for cut in range(len(program.recurrents)) if carries(rated, cut, nodes))
-    return PartPlan(
+    return Part(
         rated.windows.index(windows),
         windows,
-        tuple(takes),
-        carried,
-        results,
-        len(rated.gives(windows)),
         tuple(rated.partitions_at(windows)),
+        takes=tuple(takes),
+        states=carried,
+        results=results,
+        gives=len(rated.gives(windows)),
     )
 
 
@@ -75,14 +85,14 @@ def carries(rated: RatedProgram, cut: int, nodes: set[fx.Node]) -> bool:
     return any(inside)
 
 
-def state_plan(program: Program, cut: int) -> StatePlan:
+def state_plan(program: Program, cut: int) -> PartState:
     """Describe a state that a part carries."""
     bound = bound_arguments(program.model, program.args, program.kwargs).arguments
     leaves, spec = pytree.tree_flatten(follow(bound, program.recurrents[cut].state))
-    return StatePlan(identifier(program.recurrents[cut].state), cut, spec, len(leaves))
+    return PartState(identifier(program.recurrents[cut].state), cut, spec, len(leaves))
 
 
-def part_program(rated: RatedProgram, windows: int) -> tuple[PartPlan, Program]:
+def part_program(rated: RatedProgram, windows: int) -> tuple[Part, Program]:
     """Return a part's plan, and its program with a graph of its own and its nodes' partitions, ready to be measured.
 
     Raises:
@@ -99,7 +109,7 @@ def part_program(rated: RatedProgram, windows: int) -> tuple[PartPlan, Program]:
     inputs = tuple(node.name for node in graph.nodes if node.op == "placeholder")
     signature = PartSignature(inputs, plan, whole.signature, example)
     program = Program(
-        Part(whole.model, graph, signature, whole.constants),
+        PartModel(whole.model, graph, signature, whole.constants),
         (example_values(whole, plan), example_states(whole, plan)),
         graph=graph,
         signature=signature,
@@ -117,7 +127,7 @@ def part_program(rated: RatedProgram, windows: int) -> tuple[PartPlan, Program]:
     return plan, program
 
 
-def part_graph(rated: RatedProgram, plan: PartPlan) -> fx.Graph:
+def part_graph(rated: RatedProgram, plan: Part) -> fx.Graph:
     """Copy a part's nodes to a graph of its own: what it takes and its states to results, what it gives, and next states."""
     program, graph = rated.program, fx.Graph()
     nodes = {node.name: node for node in captured(program).nodes}
@@ -133,7 +143,7 @@ def part_graph(rated: RatedProgram, plan: PartPlan) -> fx.Graph:
     return graph
 
 
-def example_values(whole: Program, plan: PartPlan) -> tuple[Tensor, ...]:
+def example_values(whole: Program, plan: Part) -> tuple[Tensor, ...]:
     """Return examples of what a part takes; messages carry gradients."""
     flat = whole.signature.flatten(whole.args, whole.kwargs) if whole.signature is not None else ()
 
@@ -149,13 +159,13 @@ def example_values(whole: Program, plan: PartPlan) -> tuple[Tensor, ...]:
     return tuple(map(example, plan.takes))
 
 
-def example_states(whole: Program, plan: PartPlan) -> dict[str, Any]:
+def example_states(whole: Program, plan: Part) -> dict[str, Any]:
     """Return examples of a part's states, by key."""
     bound = bound_arguments(whole.model, whole.args, whole.kwargs).arguments
     return {state.key: follow(bound, whole.recurrents[state.cut].state) for state in plan.states}
 
 
-def inner_cuts(rated: RatedProgram, plan: PartPlan) -> tuple[Cut, ...]:
+def inner_cuts(rated: RatedProgram, plan: Part) -> tuple[Cut, ...]:
     """Return the cuts inside a part: those that one of its values crosses on its way to another of its partitions."""
     partition_of, own = rated.program.partition_of, set(plan.partitions)
     inside = {
@@ -167,195 +177,83 @@ def inner_cuts(rated: RatedProgram, plan: PartPlan) -> tuple[Cut, ...]:
     return tuple(cut for cut, names in ends if names & inside) or (Cut(f"every {plan.every}"),)
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """What one partition gives to a slower part, before an interface stands there.
-
-    Attributes:
-        name: The name of its cut.
-        source: Index of the part that gives.
-        target: Index of the part that takes.
-        producer: The partition that makes the values.
-        consumers: The partitions that take them.
-        values: Names of the values, in the part that gives.
-        specs: Their specs there.
-        places: Their places among what that part gives.
-        inputs: Their places among what the other part takes.
-        messages: How many firings of the one the other takes at once.
-    """
-
-    name: str
-    source: int
-    target: int
-    producer: int
-    consumers: tuple[int, ...]
-    values: tuple[str, ...]
-    specs: tuple[TensorSpec, ...]
-    places: tuple[int, ...]
-    inputs: tuple[int, ...]
-    messages: int
-
-
-def crossings(rated: Mapping[int, RatedProgram], parts: Sequence[tuple[PartPlan, Program]]) -> list[Crossing]:
-    """Return what crosses from each part to each slower one, by the partition that makes it.
-
-    Args:
-        rated: By rate, the system captured from as many windows.
-        parts: The parts, their partitions and boundaries formed.
-
-    Raises:
-        CutError: A value is not one message a window.
-    """
-    found: list[Crossing] = []
-    for fast, _ in parts:
-        for slow, program in parts[fast.index + 1 :]:
-            here, there = (rated[each].crossing(fast.every, slow.every) for each in (fast.every, slow.every))
-            specs = agreeing(rated, fast, slow, here, there)
-            groups: dict[int, list[int]] = {}
-            for number, (node, spec) in enumerate(zip(here, specs, strict=True)):
-                if spec.requires_grad:
-                    groups.setdefault(rated[fast.every].program.partition_of[node.name], []).append(number)
-            for producer, numbers in groups.items():
-                taken = {there[number].name for number in numbers}
-                given = rated[fast.every].gives(fast.every)
-                names = [take.name for take in slow.takes]
-                found.append(
-                    Crossing(
-                        cut_name(rated[fast.every].program, here[numbers[0]]),
-                        fast.index,
-                        slow.index,
-                        producer,
-                        tuple(slow.partitions[p.index] for p in program.partitions if taken & set(p.inputs)),
-                        tuple(here[number].name for number in numbers),
-                        tuple(specs[number] for number in numbers),
-                        tuple(given.index(here[number]) for number in numbers),
-                        tuple(names.index(there[number].name) for number in numbers),
-                        slow.every // fast.every,
-                    )
-                )
-    return found
-
-
-def agreeing(
-    rated: Mapping[int, RatedProgram], fast: PartPlan, slow: PartPlan, here: list[fx.Node], there: list[fx.Node]
-) -> list[TensorSpec]:
-    """Return the specs of what one firing of the fast part gives, after making sure that the slow part takes k of each.
-
-    Raises:
-        CutError: It does not.
-    """
-    few = [rated[fast.every].program.measures[node.name].tensors[0] for node in here]
-    for node, spec in zip(here, few, strict=True):
-        if spec.requires_grad and len(spec.shape) <= BATCH + 1:
-            raise CutError(
-                f"{node.name!r} crosses to the part that fires every {slow.every} windows, and is {spec}; a message is [windows, batch, "
-                "features, ...]: let inputs and messages lead with time, a single step being one window"
-            )
-    many = [rated[slow.every].program.measures[node.name].tensors[0] for node in there]
-    count = slow.every // fast.every
-    wanted = [(count * spec.shape[0], *spec.shape[1:]) if len(spec.shape) > BATCH else None for spec in few]
-    if wanted != [spec.shape for spec in many]:
-        shown = [", ".join(map(str, specs)) for specs in (few, many)]
-        raise CutError(
-            f"what crosses to the part that fires every {slow.every} windows is {shown[0]} in {fast.every} of them and {shown[1]} in "
-            f"{slow.every}; expected {count} times as many messages: let inputs and messages lead with time ([windows, batch, ...]), so "
-            "that windows can be laid end to end"
-        )
-    return few
-
-
-def message(
-    crossing: Crossing, index: int, name: str, choice: Choice, scale: float, program: Program, context: Context | None
-) -> Message:
-    """Put an interface on what crosses between two parts.
-
-    Args:
-        crossing: What crosses.
-        index: Its number among all boundaries.
-        name: Its name, another than that of every other boundary.
-        choice: The estimator.
-        scale: What synthetic gradients are multiplied by.
-        program: The part that gives.
-        context: What the estimator sees beside the messages.
-
-    Raises:
-        EstimatorError: The estimator waits for the target, or needs what no message brings.
-    """
-    specs = tuple(replace(each, shape=(each.shape[0] * each.shape[1], *each.shape[2:])) for each in crossing.specs)
-    boundary = Boundary(index, name, crossing.producer, crossing.consumers, crossing.values, specs, crossing.messages)
-    interface = make_interface(boundary, choice, context, program, specs[0].shape[0])
-    if interface.locked or interface.blends or interface.needs_end:
-        raise EstimatorError(
-            f"boundary {name!r} carries messages to a part that fires once for {crossing.messages} of them, and {interface.description} "
-            "waits for the gradient or the loss, which come only then: give an estimator that answers at once, as "
-            "dnifx.estimators.Synthetic()"
-        )
-    return Message(boundary, interface, crossing.source, crossing.target, crossing.places, crossing.inputs, scale)
-
-
-def system_of(
+def joined(
     whole: Program,
-    plans: Sequence[PartPlan],
+    parts: Sequence[Part],
     programs: Sequence[Program],
     messages: Sequence[Message],
+    message_interfaces: Sequence[Interface],
     context: Context | None,
-) -> System:
-    """Join parts and messages, with one numbering of all partitions and boundaries for the schedules.
+) -> Program:
+    """Join parts and messages: one numbering of all partitions and boundaries, over the graph of one window.
+
+    What a partition costs is that of one firing. The boundaries inside parts come first, then those of messages.
 
     Raises:
         CutError: Two parts train the same parameter.
     """
     refuse_shared(programs)
-    refuse_silent(plans, programs, messages)
-    partitions = []
-    for plan, program in zip(plans, programs, strict=True):
-        for part in program.partitions:
-            own = f"part {plan.index}: "
-            named = [tuple(own + name for name in names) for names in (part.inputs, part.outputs)]
-            number = plan.partitions[part.index]
-            partitions.append(replace(part, index=number, inputs=named[0], outputs=named[1], every=plan.every))
+    refuse_untaught(parts, programs, messages)
+    partitions = {each.index: each for each in whole.partitions}
     boundaries: list[Boundary] = []
-    interfaces, places = [], []
-    for plan, program in zip(plans, programs, strict=True):
-        places.append(tuple(range(len(boundaries), len(boundaries) + len(program.boundaries))))
-        for each, interface in zip(program.boundaries, program.interfaces, strict=True):
-            number = len(boundaries)
-            users = tuple(plan.partitions[index] for index in each.consumers)
-            boundaries.append(replace(each, index=number, producer=plan.partitions[each.producer], consumers=users))
-            interfaces.append(replace(interface, boundary=number))
-    schedule = Program(
-        whole.model,
-        partitions=tuple(sorted(partitions, key=lambda part: part.index)),
-        boundaries=(*boundaries, *(each.boundary for each in messages)),
-        interfaces=(*interfaces, *(each.interface for each in messages)),
-        context=context,
-    )
-    if whole.signature is None:
-        raise PassError("the system has no signature; run capture first")
-    outputs = len(flat_output(captured(whole)))
-    return System(
-        whole, whole.signature, outputs, tuple(plans), tuple(programs), tuple(messages), schedule, tuple(places)
-    )
-
-
-def refuse_shared(programs: Sequence[Program]) -> None:
-    """Raise CutError where parts that fire at different rates read the same trainable parameter."""
-    owners: dict[str, int] = {}
-    for index, program in enumerate(programs):
-        for name in (name for part in program.partitions for name in part.uses):
-            if owners.setdefault(name, index) != index:
-                raise CutError(
-                    f"{name!r} is trained by two parts that fire at different rates; give each part parameters of its own, or freeze it"
-                )
-
-
-def refuse_silent(plans: Sequence[PartPlan], programs: Sequence[Program], messages: Sequence[Message]) -> None:
-    """Raise CutError where a part takes messages and trains nothing, so that it runs no backward pass to answer them."""
-    for each in messages:
-        plan, program = plans[each.target], programs[each.target]
-        backward = {plan.partitions[index] for index in trained(links(program))}
-        for index in set(each.boundary.consumers) - backward:
-            raise CutError(
-                f"submod_{index} takes the messages {each.boundary.name!r} and reads no trainable parameter, so that no gradient of theirs "
-                "would come back; unfreeze it, or cut elsewhere"
+    interfaces: list[Interface] = []
+    numbered = []
+    for part, program in zip(parts, programs, strict=True):
+        for own in program.partitions:
+            number = part.partitions[own.index]
+            there = partitions[number]
+            partitions[number] = replace(
+                own,
+                index=number,
+                nodes=there.nodes,
+                inputs=inputs_of(there, whole),
+                outputs=there.outputs,
+                every=part.every,
             )
+        first = len(boundaries)
+        for each, interface in zip(program.boundaries, program.interfaces, strict=True):
+            users = tuple(part.partitions[index] for index in each.consumers)
+            interfaces.append(replace(interface, boundary=len(boundaries)))
+            moved = replace(each, index=len(boundaries), producer=part.partitions[each.producer], consumers=users)
+            boundaries.append(in_one_window(moved, whole))
+        numbered.append(replace(part, boundaries=tuple(range(first, len(boundaries)))))
+    return replace(
+        whole,
+        partitions=tuple(partitions.values()),
+        boundaries=(*boundaries, *(in_one_window(each.boundary, whole) for each in messages)),
+        interfaces=(*interfaces, *message_interfaces),
+        context=context,
+        parts=tuple(numbered),
+        programs=tuple(programs),
+        messages=tuple(messages),
+        notes=tuple(dict.fromkeys((*whole.notes, *notes_of(parts, programs)))),
+    )
+
+
+def inputs_of(partition: Partition, whole: Program) -> tuple[str, ...]:
+    """Return what a partition takes; each part returns its own outputs, so what is only returned is taken from nobody."""
+    nodes, inside = {node.name: node for node in captured(whole).nodes}, set(partition.nodes)
+    return tuple(
+        name for name in partition.inputs if any(u.op != "output" and u.name in inside for u in nodes[name].users)
+    )
+
+
+def notes_of(parts: Sequence[Part], programs: Sequence[Program]) -> list[str]:
+    """Return the notes of all parts, with the numbers that their partitions have in the net."""
+    notes = []
+    for part, program in zip(parts, programs, strict=True):
+        names = {each.name: f"submod_{part.partitions[each.index]}" for each in program.partitions}
+        notes += [re.sub(r"\bsubmod_\d+\b", lambda name, names=names: names[name[0]], note) for note in program.notes]  # type: ignore[misc]
+    return notes
+
+
+def in_one_window(boundary: Boundary, whole: Program) -> Boundary:
+    """Return a boundary by the names that its values have in the graph of one window."""
+    values = tuple(
+        node.name
+        for node in captured(whole).nodes
+        if whole.partition_of.get(node.name) == boundary.producer
+        and whole.measures[node.name].requires_grad
+        and any(user.op != "output" and whole.partition_of[user.name] in boundary.consumers for user in node.users)
+    )
+    return replace(boundary, values=values, specs=tuple(whole.measures[name].tensors[0] for name in values))

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.ir import Every, Program
 from dnifx.passes.graph import captured
-from dnifx.runtime.module.states import bound_arguments, follow
+from dnifx.runtime.net.states import bound_arguments, follow
 
 BATCH = 1
 """The dimension of inputs and messages that counts examples; windows lie end to end along the one before."""

@@ -67,7 +67,7 @@ def partitions_named(program: Program, name: str) -> list[Partition]:
     if not found:
         paths = dict.fromkeys(path for path, _ in program.model.named_modules() if path)
         known = [*paths, *(each.name for each in program.partitions)]
-        raise CutError(f"{name!r} is no module or partition of this system; nearest: {nearest(name, known)}")
+        raise CutError(f"{name!r} is no module or partition of this model; nearest: {nearest(name, known)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Unroll: from a cell that takes one step to the window of several, weights shared."""
+"""Unroll: a cell that takes one step becomes a window of several steps, which share its weights."""
 
 from typing import Any
 
@@ -7,21 +7,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError, CutError, nearest
-from dnifx.runtime.module.states import follow
+from dnifx.runtime.net.states import follow
 
 
 class Unrolled(nn.Module):
     """A cell, run for a fixed number of steps: (x, state) -> (outputs, next state).
 
     Args:
-        cell: Takes (input of one step, state).
+        cell: Takes (input of one step, state). All steps share its parameters.
         steps: Steps of a window.
-        output: Where the output of a step is in what the cell gives; empty where it is all of it.
-        next_state: Where the next state is.
+        output: The path of a step's output in what the cell returns; empty if it is the whole.
+        next_state: The path of the next state.
         time: The dimension of inputs and outputs that counts steps.
-
-    Attributes:
-        cell: The cell; all steps share its parameters.
     """
 
     def __init__(self, cell: nn.Module, steps: int, output: str, next_state: str, time: int) -> None:
@@ -54,16 +51,16 @@ class Unrolled(nn.Module):
 def unroll(
     cell: nn.Module, steps: int, *, output: str | None = None, next_state: str | None = None, time: int = 1
 ) -> Unrolled:
-    """Make the window of a cell that takes one step at a time.
+    """Make a window of several steps from a cell that takes one step at a time.
 
-    The result takes (x, state) and gives (outputs, next state), so that ``Recurrent("state", "1")`` cuts it in time. Captured,
-    it is one graph of ``steps`` copies of the cell that share its parameters.
+    The result takes (x, state) and returns (outputs, next state), so ``Recurrent("state", "1")`` cuts it in time. Capture
+    makes one graph of it, with ``steps`` copies of the cell that share its parameters.
 
     Args:
         cell: Takes (input of one step, state).
         steps: Steps of a window, 1 or more.
-        output: Where the output of a step is in what the cell gives: ``"0"`` by default; of torch's own cells h.
-        next_state: Where the next state is: ``"1"`` by default; of torch's own cells all that they give.
+        output: The path of a step's output in what the cell returns: ``"0"`` by default, and h for torch's own cells.
+        next_state: The path of the next state: ``"1"`` by default, and the whole of what torch's own cells return.
         time: The dimension of inputs and outputs that counts steps.
 
     Raises:
@@ -83,7 +80,7 @@ def unroll(
 
 
 def part(given: Any, path: str) -> Any:
-    """Return a part of what a cell gave.
+    """Return the part of a cell's output that a path leads to.
 
     Raises:
         CutError: The path leads nowhere.
@@ -93,6 +90,6 @@ def part(given: Any, path: str) -> Any:
     except KeyError as error:
         step, *names = error.args
         raise CutError(
-            f"the cell gave nothing at {path!r}: no {step!r} among {nearest(step, names)}; say where its output and next state "
-            "are: dnifx.unroll(cell, steps, output='0', next_state='1')"
+            f"the cell returned nothing at {path!r}: no {step!r} among {nearest(step, names)}; give the paths of its output and "
+            "next state: dnifx.unroll(cell, steps, output='0', next_state='1')"
         ) from error

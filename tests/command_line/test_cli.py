@@ -152,30 +152,33 @@ CLOCKS = ["two-clocks", "--set", "width=8", "--set", "batch=3"]
 def test_show_takes_a_system_of_several_rates(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = run(["show", *CLOCKS], capsys)
     for word in (
-        "TwoClocks  2 parts",
-        "every window  1 partition",
-        "every 4 windows",
-        "4 at once",
+        "TwoClocks  2 partitions",
+        "1 window ",
+        "4 windows",
+        "4 messages at once",
         "submod_1",
-        "   |  F0",
+        " | F0 S0 B0 U0 F1 B1 T0 M0 U1",
     ):
         assert word in text
-    assert "every 3 windows" in run(["show", *CLOCKS, "--every", "slow=3"], capsys)
-    assert "their estimators see: label (5 classes)" in run(["show", *CLOCKS, "--context", "label"], capsys)
+    assert "3 windows" in run(["show", *CLOCKS, "--every", "slow=3"], capsys)
+    assert "label (5 classes) of the part that sends" in run(["show", *CLOCKS, "--context", "label"], capsys)
     facts = json.loads(run(["show", *CLOCKS, "-f", "json"], capsys))
-    assert [part["every"] for part in facts["parts"]] == [1, 4]
-    assert facts["messages"][0]["messages"] == 4
+    assert [partition["every"] for partition in facts["partitions"]] == [1, 4]
+    assert facts["boundaries"][0]["messages"] == 4
     assert "every 4 windows" in run(["show", *CLOCKS, "-f", "dot"], capsys)
     assert ElementTree.fromstring(run(["show", *CLOCKS, "-f", "svg"], capsys)).tag.endswith("svg")
     own = ["show", "my_model:Net", "--input", "1x5x6", "--cuts", "first", "--every", "second=2"]
-    assert "first: f32[5, 8], submod_0 -> submod_1, 2 at once" in run(own, capsys)
+    text = run(own, capsys)
+    assert "first f32[1, 5, 8]    0 -> 1" in text
+    assert "2 messages at once" in text
 
 
 def test_a_system_of_one_rate_is_shown_without_messages(capsys: pytest.CaptureFixture[str]) -> None:
     text = run(["show", *CLOCKS, "--every", "slow=1"], capsys)
-    assert "1 part, which fires at every window" in text
-    assert "messages" not in text
-    assert "9 actions in 1 window\n" in text
+    assert "2 partitions" in text
+    for word in ("messages", "windows", "period"):
+        assert word not in text
+    assert "sequential: 9 actions" in run(["schedule", *CLOCKS, "--every", "slow=1"], capsys)
 
 
 def test_a_recurrent_model_is_cut_in_time(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +191,7 @@ def test_a_recurrent_model_is_cut_in_time(model_file: Path, capsys: pytest.Captu
 def test_a_system_that_is_none_says_so(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected NAME=WINDOWS" in run(["show", *CLOCKS, "--every", "slow:4"], capsys, 2)
     assert "nearest: 'slow'" in run(["show", *CLOCKS, "--every", "slwo=4"], capsys, 2)
-    assert "name the modules after which to cut" in run(["show", *CLOCKS, "--cuts", "2"], capsys, 2)
+    assert "Name the modules after which to cut" in run(["show", *CLOCKS, "--cuts", "2"], capsys, 2)
     flat = ["show", "my_model:called", "--cuts", "first", "--every", "second=2"]
     assert "a message is [windows, batch, features, ...]" in run(flat, capsys, 2)
 
@@ -207,8 +210,8 @@ def test_schedule_draws_simulates_and_traces_a_period(tmp_path: Path, capsys: py
     assert "3 devices were given for 2 partitions" in run([*base, "--devices", "a,b,c"], capsys, 2)
     text = run([*base, "--schedule", "F0 S0 B0 U0 | F0 S0 B0 U0 F1 B1 U1"], capsys)
     assert "11 actions in 2 windows" in text
-    assert "F1 is lacking" in run([*base, "--schedule", "F0 S0 B0 U0 | F0 S0 B0 U0"], capsys, 2)
-    assert "is no schedule of a system" in run([*base, "--schedule", "unlocked"], capsys, 2)
+    assert "F1 is missing" in run([*base, "--schedule", "F0 S0 B0 U0 | F0 S0 B0 U0"], capsys, 2)
+    assert "the partitions fire at different rates" in run([*base, "--schedule", "unlocked{p=0.5}"], capsys, 2)
 
 
 def test_code_prints_a_systems_parts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +243,7 @@ class Few:
 
     steps: int = option(10, "how many")
     rate: float | None = option(None, "how fast")
-    arms: tuple[str, ...] = option(("a",), "which", ("a", "b"))
+    variants: tuple[str, ...] = option(("a",), "which", ("a", "b"))
     loud: bool = option(False, "whether it prints")
     fixed: str = option("no", "not shown")
 
@@ -250,8 +253,8 @@ class Few:
     [
         ([], Few(fixed="yes")),
         (["--steps", "3", "--rate", "0.5"], Few(steps=3, rate=0.5, fixed="yes")),
-        (["--arms", "a,b", "--loud"], Few(arms=("a", "b"), loud=True, fixed="yes")),
-        (["--no-loud", "--arms", "b"], Few(arms=("b",), fixed="yes")),
+        (["--variants", "a,b", "--loud"], Few(variants=("a", "b"), loud=True, fixed="yes")),
+        (["--no-loud", "--variants", "b"], Few(variants=("b",), fixed="yes")),
     ],
 )
 def test_train_gives_the_recipe_its_options(
@@ -275,7 +278,7 @@ def test_train_refuses_what_the_recipe_does_not_take(
         raise AssertionError("it ran")
 
     monkeypatch.setattr(dnifx.cli, "RECIPES", {"few": Recipe("few", "for a test", Few, take, {"fixed": "yes"})})
-    assert "OptionError" in run(["train", "few", "--arms", "c"], capsys, 2)
+    assert "OptionError" in run(["train", "few", "--variants", "c"], capsys, 2)
     assert "--fixed" in run(["train", "few", "--fixed", "no"], capsys, 2)
     assert "fw" in run(["train", "fw"], capsys, 2)
 
@@ -283,7 +286,7 @@ def test_train_refuses_what_the_recipe_does_not_take(
 def test_recipe_command_leaves_defaults_to_the_recipe() -> None:
     seen: list[Few] = []
     recipe = Recipe("few", "for a test", Few, lambda options, console: seen.append(options))
-    recipe_command(recipe)(steps=None, rate=None, arms=None, loud=None, fixed=None)
+    recipe_command(recipe)(steps=None, rate=None, variants=None, loud=None, fixed=None)
     assert seen == [Few()]
 
 
@@ -327,7 +330,7 @@ def test_meta_model_takes_no_memory(model_file: Path) -> None:
         ("no_such_module_here:Net", [], ["5x6"], "no module 'no_such_module_here'"),
         ("nowhere.py:Net", [], ["5x6"], "there is no file nowhere.py"),
         ("my_model:text", [], ["5x6"], "returned str, expected a torch.nn.Module"),
-        ("my_model:Net", [], [], "no example inputs; give them by --input"),
+        ("my_model:Net", [], [], "no example inputs; give each by --input"),
         ("my_model:Net", ["wdth=3"], ["5x6"], "'wdth'.*it takes .*width"),
         ("my_model:ready", ["width=3"], ["5x6"], "takes no settings"),
         ("my_model:Net", ["width"], ["5x6"], "expected NAME=VALUE"),
@@ -390,7 +393,7 @@ def test_rates_that_are_none_say_how_they_are_written(text: str) -> None:
 
 
 def test_a_rate_is_given_once() -> None:
-    with pytest.raises(OptionError, match="slow was given 2 windows before"):
+    with pytest.raises(OptionError, match="slow was given 2 windows already"):
         read_every(["slow=2", "slow=3"])
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.random_models.strategies import Model, Op
+from tests.random_models.model import Model, Op
 
 Loss = Callable[[object, Tensor], Tensor]
 Estimates = Mapping[str, Tensor]

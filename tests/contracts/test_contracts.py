@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 
 from tests.contracts import checks
-from tests.contracts.checks import TARGETS, Case, cases
+from tests.contracts.cases import Case, cases
+from tests.contracts.running import TARGETS
 
 BATCH_DEPENDENT = ("dropout", "batch norm")
 """What makes an example's gradient depend on which others are in the batch, or on how large it is."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import dnifx
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import descend
+from dnifx.runtime.decoupled import DecoupledModule
+from tests.contracts.running import descend
 
 STEPS = 20
 SCRIPT = '''

@@ -11,13 +11,16 @@ from torch import Tensor, fx
 from dnifx.ir import Program
 from dnifx.passes.cuts import partition
 from dnifx.passes.emit import fused as emit
+from dnifx.passes.emit import interface_lines
 from dnifx.passes.emit import step as stepcode
+from dnifx.passes.emit.blocks import Block
 from dnifx.passes.legalize import legalize
 from dnifx.runtime.emitted import interface
 from dnifx.runtime.training import steps, trainer
 from tests.contracts import checks
-from tests.contracts.checks import Case
-from tests.random_models.strategies import Line, Model, Op, Value
+from tests.contracts.cases import Case
+from tests.contracts.running import TARGETS
+from tests.random_models.model import Line, Model, Op, Value
 
 Patch = pytest.MonkeyPatch
 Check = Callable[[Case], None]
@@ -92,8 +95,8 @@ CHECKS: dict[str, Check] = {
         checks.check_targets_agree,
         checks.check_cut,
         checks.check_state,
-        *(on(check, target) for check in BOTH for target in checks.TARGETS),
-        *(steady(on(checks.check_per_example, target)) for target in checks.TARGETS),
+        *(on(check, target) for check in BOTH for target in TARGETS),
+        *(steady(on(checks.check_per_example, target)) for target in TARGETS),
     )
 }
 
@@ -179,7 +182,7 @@ def drop_a_consumer_fused(patch: Patch) -> None:
 def drop_a_consumer_scheduled(patch: Patch) -> None:
     original = stepcode.StepWriter.forward
 
-    def forward(self: stepcode.StepWriter, action: Any) -> stepcode.Block:
+    def forward(self: stepcode.StepWriter, action: Any) -> Block:
         block = original(self, action)
         if action.index != len(self.program.partitions) - 1:
             return block
@@ -201,13 +204,13 @@ def fit_reaches_the_value_fused(patch: Patch) -> None:
 
 
 def fit_reaches_the_value_scheduled(patch: Patch) -> None:
-    original = stepcode.StepWriter.synthesise
+    original = interface_lines.InterfaceLines.synthesise
 
-    def synthesise(self: stepcode.StepWriter, action: Any) -> stepcode.Block:
+    def synthesise(self: interface_lines.InterfaceLines, action: Any) -> Block:
         block = original(self, action)
         return replace(block, lines=tuple(line.replace(".detach()", "") for line in block.lines))
 
-    patch.setattr(stepcode.StepWriter, "synthesise", synthesise)
+    patch.setattr(interface_lines.InterfaceLines, "synthesise", synthesise)
     rewrite_step(patch, ",))", ",), retain_graph=True)")
 
     def backpropagate(tensors: Any, gradients: Any, shared: Any = (), retain_graph: bool = True) -> None:
@@ -259,16 +262,14 @@ def random_numbers_scheduled(patch: Patch) -> None:
 
 
 def oracle_that_detaches_fused(patch: Patch) -> None:
-    original = emit.interface_nodes
+    original = emit.FusedWriter.interface
 
-    def interface_nodes(
-        graph: fx.Graph, program: Program, boundary: Any, values: list[fx.Node], *rest: Any
-    ) -> list[fx.Node]:
-        if program.interfaces[boundary.index].locked:
-            return [graph.call_method("detach", (value,)) for value in values]
-        return original(graph, program, boundary, values, *rest)
+    def interface_nodes(self: emit.FusedWriter, boundary: Any, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+        if self.program.interfaces[boundary.index].locked:
+            return tuple(self.graph.call_method("detach", (value,)) for value in values)
+        return original(self, boundary, values)
 
-    patch.setattr(emit, "interface_nodes", interface_nodes)
+    patch.setattr(emit.FusedWriter, "interface", interface_nodes)
 
 
 def oracle_that_scales_scheduled(patch: Patch) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import dnifx
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 from tests.contracts import checks
-from tests.contracts.checks import TARGETS, Case, cases
+from tests.contracts.cases import Case, cases
+from tests.contracts.running import TARGETS, loss_of
 
 pytestmark = pytest.mark.cuda
 
@@ -103,7 +104,7 @@ def test_it_learns_under_autocast_to_bfloat16_in_both_targets() -> None:
     assert all(item.dtype is torch.float32 for item in net.parameters())
     trainer = make_net().trainer(lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
     with torch.autocast("cuda", torch.bfloat16):
-        scheduled = [checks.loss_of(trainer.step(x, target=labels)).item() for _ in range(60)]
+        scheduled = [loss_of(trainer.step(x, target=labels)).item() for _ in range(60)]
     assert scheduled[-1] < 0.5 * scheduled[0]
 
 

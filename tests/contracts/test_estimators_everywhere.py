@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import dnifx
 from dnifx.estimators import BY_NAME, BoundarySpec
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 
 
 class Own(nn.Module):

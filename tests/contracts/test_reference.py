@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.contracts.reference import mean_loss, per_example, step, sum_loss
-from tests.random_models.strategies import Line, Model, Op, Value, models
+from tests.random_models.model import Line, Model, Op, Value
+from tests.random_models.strategies import models
 
 
 def close(found: Tensor | None, wanted: Tensor | None) -> None:

@@ -12,10 +12,11 @@ import dnifx
 from dnifx import schedules
 from dnifx.errors import EstimatorError
 from dnifx.estimators import BoundarySpec, BPLambda, Oracle, Synthetic, Zero
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.schedules import Lock
 from tests.contracts import checks, reference
-from tests.contracts.checks import TARGETS, Bent, Case, cases
+from tests.contracts.cases import Bent, Case, cases, decoupled
+from tests.contracts.running import TARGETS, run
 
 LINEAR = Synthetic(hidden=0)
 
@@ -57,10 +58,10 @@ def take_step(net: DecoupledModule, x: Tensor, y: Tensor, target: str) -> None:
 @settings(max_examples=20)
 @given(case=cases(training=True))
 def test_one_is_backprop_on_random_graphs(target: str, case: Case) -> None:
-    net = checks.decoupled(case, BPLambda(1.0, Bent))
+    net = decoupled(case, BPLambda(1.0, Bent))
     torch.manual_seed(0)
     wanted = reference.step(case.model, case.module(), case.inputs, case.target, case.loss)
-    checks.close(checks.run(case, net, target).gradients, wanted.gradients)
+    checks.close(run(case, net, target).gradients, wanted.gradients)
 
 
 class Broken(nn.Module):

@@ -12,7 +12,7 @@ from dnifx import schedules
 from dnifx.errors import EstimatorError, ScheduleError
 from dnifx.estimators import BoundarySpec, Critic, Head, Sobolev
 from dnifx.ir import TensorSpec
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 
 KINDS = (Critic(), Sobolev(weight=0.5))
 

@@ -11,7 +11,7 @@ import dnifx
 from dnifx import schedules
 from dnifx.errors import EstimatorError, ScheduleError
 from dnifx.estimators import DirectFeedback
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.schedules import Lock
 
 

@@ -12,8 +12,8 @@ from dnifx import schedules
 from dnifx.errors import EstimatorError
 from dnifx.estimators import BoundarySpec, GradientEstimator, Head, LocalLoss
 from dnifx.ir import TensorSpec
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import TARGETS
+from dnifx.runtime.decoupled import DecoupledModule
+from tests.contracts.running import TARGETS
 
 
 def make_net(mean: bool = True, gradient: Any = None, **options: Any) -> tuple[DecoupledModule, Tensor, Tensor]:

@@ -26,8 +26,8 @@ from dnifx.estimators import (
     Synthetic,
     SyntheticInput,
 )
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import TARGETS
+from dnifx.runtime.decoupled import DecoupledModule
+from tests.contracts.running import TARGETS
 
 TOKENS = torch.tensor([[1, 2, 3, 8, 8], [4, 5, 8, 8, 8], [6, 1, 2, 8, 8]])
 LENGTHS = torch.tensor([3, 2, 3])
@@ -173,7 +173,7 @@ def test_a_head_of_ones_own_is_given_the_mask() -> None:
             scores: Tensor = self.layer(values[0].mean(1))
             return scores
 
-    with pytest.raises(EstimatorError, match=r"(?s)LocalGradient of boundary 'embed' cannot be asked.*mask="):
+    with pytest.raises(EstimatorError, match=r"(?s)LocalGradient of boundary 'embed' cannot be called.*mask="):
         dnifx.decouple(
             Tokens().double(),
             "embed",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.errors import EstimatorError
 from dnifx.estimators import BPLambda, LocalLoss, Prop, Synthetic, Zero
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import TARGETS
+from dnifx.runtime.decoupled import DecoupledModule
+from tests.contracts.running import TARGETS
 
 LINEAR = Synthetic(hidden=0)
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import dnifx
 from dnifx.estimators import Synthetic
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 
 FOLDER = Path(__file__).parent
 COMMAND = "python -m tests.golden"

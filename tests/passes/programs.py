@@ -19,7 +19,7 @@ from dnifx.passes.legalize.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import Pass, run_passes
 from dnifx.passes.schedule import ScheduleActions
-from dnifx.runtime.module.attach import attach
+from dnifx.runtime.net.attach import attach
 
 SYMBOLIC = CaptureGraph(methods=("symbolic",), verify=False)
 

@@ -70,14 +70,12 @@ def test_passes_do_not_change_the_graph_of_an_earlier_program() -> None:
 
 
 def test_what_a_pass_requires_is_demanded_before_it_runs() -> None:
-    with pytest.raises(PassError, match=r"pass 'note' \(after: none\) requires program.graph, which holds nothing"):
+    with pytest.raises(PassError, match=r"pass 'note' \(after: none\) requires program.graph, which is empty"):
         run_passes(program(), [Note(mode="fails")])
 
 
 def test_what_a_pass_ensures_is_demanded_of_its_result() -> None:
-    with pytest.raises(
-        PassError, match=r"'note' \(after: capture, measure\) ensures program.notes, which holds nothing"
-    ):
+    with pytest.raises(PassError, match=r"'note' \(after: capture, measure\) ensures program.notes, which is empty"):
         run_passes(program(), [SYMBOLIC, MeasureNodes(), Note(mode="forgets")])
 
 

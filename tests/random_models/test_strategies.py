@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch import fx
 
 from dnifx.ir import Edge
-from tests.random_models.strategies import FEATURES, Cuts, Model, NodeNamed, cut_sets, models, module_paths, node_names
+from tests.random_models.cuts import Cuts, NodeNamed, cut_sets, module_paths
+from tests.random_models.features import FEATURES
+from tests.random_models.model import Model, node_names
+from tests.random_models.strategies import models
 
 WANTED = """
 fan-out; join; residual; inputs; outputs; shared module; tied modules; shared parameter; used parameter; batch norm;

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.real_models.hard_models import HARD
+from tests.real_models.hard import HARD
 
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 Factory = Callable[[], Example]

@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 
 import dnifx
 from dnifx.errors import CutError
-from dnifx.runtime.module.attach import attach
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import Recorder, estimator_parameters
+from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.net.attach import attach
+from tests.contracts.cases import estimator_parameters
+from tests.contracts.running import Recorder
 from tests.real_models.families import Example, Factory
 
 PARTS = 4

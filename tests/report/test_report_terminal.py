@@ -108,7 +108,7 @@ def test_machine_readable_form_is_stable() -> None:
         "format", "model", "inputs", "nodes", "parameters", "flops", "capture", "partitions", "boundaries",
         "without_gradient", "context", "schedule_name", "schedule", "notes",
     ]  # fmt: skip
-    assert facts["format"] == 1
+    assert facts["format"] == 2
     assert facts["partitions"][1]["modules"] == ["left", "right.0", "right.1"]
     assert facts["partitions"][1]["parameters"] == 2 * 272
     assert sum(part["share"] for part in facts["partitions"]) == pytest.approx(1.0)
@@ -125,6 +125,7 @@ def test_machine_readable_form_is_stable() -> None:
         "input_model": None,
         "input_model_parameters": None,
         "messages": 1,
+        "scale": 1.0,
     }
     assert facts["without_gradient"][0]["value"]["name"] == "gt"
     assert facts["without_gradient"][0]["consumers"] == ["submod_2"]

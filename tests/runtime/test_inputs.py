@@ -12,8 +12,8 @@ from dnifx import schedules
 from dnifx.errors import EstimatorError
 from dnifx.estimators import BPLambda, InputSpec, SyntheticInput
 from dnifx.ir import TensorSpec
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import TARGETS
+from dnifx.runtime.decoupled import DecoupledModule
+from tests.contracts.running import TARGETS
 
 VECTOR = TensorSpec((6, 4), torch.float32)
 IMAGE = TensorSpec((6, 2, 8, 8), torch.float32)

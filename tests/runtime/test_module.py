@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import ContextError, InputError, LossError
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 from tests.passes.programs import Tied, mlp
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import InputError, StateError
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MASK = torch.tensor([[True, False, True, False]]).T
@@ -56,9 +56,9 @@ def test_a_run_over_several_input_kinds_is_that_of_one_optimizer_over_all_parame
         trainer.step(X, mask, target=Y)
     for (name, one), other in zip(model.named_parameters(), net.original.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-14), name
-    taken = [name for names in trainer.ownership.adopted.values() for name in names]
+    taken = [name for names in trainer.parts[0].ownership.adopted.values() for name in names]
     assert sorted(taken) == ["early.bias", "early.weight", "late.bias", "late.weight"]
-    assert {"early.weight", "early.bias"} <= set(trainer.ownership.adopted["submod_0"])
+    assert {"early.weight", "early.bias"} <= set(trainer.parts[0].ownership.adopted["submod_0"])
 
 
 def test_learning_rates_hold_for_what_was_taken_in() -> None:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 import dnifx
 from dnifx.errors import LossError, OptimizerError, ScheduleError, StateError
 from dnifx.estimators import BoundarySpec, Synthetic
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.training.trainer import Trainer
 from tests.passes.programs import Tied, mlp
 
@@ -406,7 +406,7 @@ def test_a_value_without_features_is_diagnosed_too() -> None:
         ("sequentiel", "There is no schedule 'sequentiel'; nearest: 'sequential'"),
         ("F0 F1 X2", "X2"),
         ("F0 S0 B0 U0", "."),
-        (3, "int is no schedule"),
+        (3, "int is not a schedule"),
         ("random_order{q=0.5}", "The options of 'random_order{q=0.5}' are not those of random_order"),
     ],
 )

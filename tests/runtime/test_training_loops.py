@@ -1,8 +1,8 @@
 """The fused target in other people's loops: plain, compiled, in several processes."""
 
 import copy
-import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dnifx
 from dnifx.estimators import Critic, LocalLoss, Sobolev
-from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.decoupled import DecoupledModule
 
 
 def make_model() -> nn.Module:
@@ -113,16 +113,10 @@ def test_an_estimator_with_a_loss_of_its_own_runs_beside_the_compiled_graphs(gra
         train(whole, other.parameters(), 1, sgd, **told)
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-def train_on_a_part(rank: int, world: int, port: int, results: Any) -> None:
+def train_on_a_part(rank: int, world: int, meeting: Path, results: Any) -> None:
     """Train under DistributedDataParallel on every world-th example."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     net = make_plain_net()
     parallel = DistributedDataParallel(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -143,10 +137,10 @@ def make_plain_net() -> DecoupledModule:
     return dnifx.decouple(model, ["1", "3"], args=(torch.randn(16, 6),), loss=cross_entropy, gradient=gradient)
 
 
-def test_two_processes_under_ddp_train_as_one() -> None:
+def test_two_processes_under_ddp_train_as_one(tmp_path: Path) -> None:
     with Manager() as manager:
         results = manager.dict()
-        spawn(train_on_a_part, args=(2, free_port(), results), nprocs=2)  # type: ignore[no-untyped-call]
+        spawn(train_on_a_part, args=(2, tmp_path / "meeting", results), nprocs=2)  # type: ignore[no-untyped-call]
         states = [dict(results[rank]) for rank in range(2)]
     assert states[0] == states[1]
     net = make_plain_net()

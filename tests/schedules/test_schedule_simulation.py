@@ -203,7 +203,7 @@ def test_a_simulation_is_shown() -> None:
     assert "sequential: 2 steps in 12 s" in shown
     assert "cuda:1" in shown
     assert "50.0%" in shown
-    assert "the backward lock binds" in shown
+    assert "waiting on the critical path, by lock: forward 20%, update 20%, backward 60%" in shown
 
 
 def test_a_chrome_trace_has_every_action_where_and_when_it_ran(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def sources() -> list[ScheduleSource]:
         schedules.warm_up(2, schedules.unlocked(0.5, 4)),
         schedules.fit_every(2, schedules.random_order(0.5, 3)),
         schedules.alternate(2, 3, schedules.random_order(0.25, 3), bootstrap=False),
+        schedules.fixed(schedules.parse_period("F0 S0 B0 U0 F1 | F0 F1")),
     ]
 
 

@@ -1,5 +1,6 @@
 """Schedules as a language: printed, parsed, ordered, refused, drawn."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -177,10 +178,10 @@ def test_the_validator_and_a_machine_agree(plan: Plan, data: st.DataObject) -> N
     ("text", "marked", "said"),
     [
         ("F0 B0 S0 U0 F1 B1 T0 M0 U1", "[B0]", "it needs S0 (estimate at boundary 0, 'layer0') before it"),
-        ("F0 S0 B0 U0 F1 B1 T0 U1", "[M0]", "M0 (fit at boundary 0, 'layer0') is lacking"),
+        ("F0 S0 B0 U0 F1 B1 T0 U1", "[M0]", "M0 (fit at boundary 0, 'layer0') is missing"),
         ("F0 S0 B0 F1 B1 T0 M0 U1", "[B0]", "its gradients are never applied. Add U0 (update of partition 0)"),
-        ("F0 S0 B0 U0 F1 B1 T0 M0 U1 F7", "[F7]", "the program has 2 partitions"),
-        ("F0 S0 B0 U0 F1 B1 T0 M0 U1 S3", "[S3]", "the program has 1 boundaries"),
+        ("F0 S0 B0 U0 F1 B1 T0 M0 U1 F7", "[F7]", "there is no partition 7: the program has 2, numbered from 0"),
+        ("F0 S0 B0 U0 F1 B1 T0 M0 U1 S3", "[S3]", "there is no boundary 3: the program has 1, numbered from 0"),
         ("F0 S0 B0 U0 I1 F1 B1 T0 M0 U1", "[I1]", "no boundary that partition 1 consumes has a synthetic input model"),
     ],
 )
@@ -369,11 +370,11 @@ def test_a_schedule_is_asked_for_by_name_text_or_value() -> None:
         ("random_order", "p"),
         ("random_order{q=1}", "q"),
         ("random_order{p=x}", "'x'"),
-        ("random_order{p=0}", "p=0 is no update probability"),
+        ("random_order{p=0}", "p=0 is not an update probability"),
         ("fit_every{every=0}", "every=0"),
         ("unlocked{p=0.5}", "synthetic input model"),
         ("F0 S0", "B0"),
-        (3, "int is no schedule"),
+        (3, "int is not a schedule"),
     ],
 )
 def test_what_is_no_schedule_is_refused_with_a_remedy(spec: str, said: str) -> None:
@@ -381,12 +382,51 @@ def test_what_is_no_schedule_is_refused_with_a_remedy(spec: str, said: str) -> N
         schedules.resolve(spec, chain(2))
 
 
+def with_rates(program: Program, *every: int) -> Program:
+    rated = zip(program.partitions, every, strict=True)
+    return replace(program, partitions=tuple(replace(partition, every=windows) for partition, windows in rated))
+
+
+def test_a_schedule_is_asked_for_in_the_same_way_with_rates() -> None:
+    rated, plain = with_rates(chain(2), 1, 2), chain(2)
+    period = schedules.period_of("sequential", rated)
+    assert period == schedules.sequential_period(rated)
+    assert str(period) == "F0 S0 B0 U0 | F0 S0 B0 U0 F1 B1 T0 M0 U1"
+    for spec in ("sequential", str(period), period, schedules.fixed(period)):
+        source = schedules.resolve(spec, rated)
+        assert [source.at(window, rated).actions for window in range(4)] == [w.actions for w in period.windows] * 2
+    assert schedules.period_of("sequential", plain) is schedules.sequential(plain)
+    assert schedules.sequential_period(plain).windows == (schedules.sequential(plain),)
+
+
+def test_the_windows_of_a_period_take_turns_without_rates_too() -> None:
+    program, fitted, bare = chain(2), "F0 S0 B0 U0 F1 B1 T0 M0 U1", "F0 S0 B0 U0 F1 B1 U1"
+    source = schedules.resolve(f"{fitted}  # then | without\n | {bare}", program)
+    assert [str(source.at(step, program)) for step in range(3)] == [fitted, bare, fitted]
+    with pytest.raises(ScheduleError, match=r"Window 1 .* F1 is missing"):
+        schedules.resolve(f"{fitted} | F0 S0 B0 U0", program)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("backprop", "'backprop' is for a single step, but the partitions fire at different rates"),
+        (schedules.random_order(0.5), "submod_0 every 1, submod_1 every 2"),
+        ("F0 S0 B0 U0 F1 B1 T0 M0 U1", "a period with | between its windows: F0 S0 B0 U0 | F0 S0"),
+        ("F0 S0 B0 U0 | F0 S0 B0 U0 F1 B1 U1 F7", "there is no partition 7"),
+    ],
+)
+def test_rates_need_a_period(spec: str, said: str) -> None:
+    with pytest.raises(ScheduleError, match=re.escape(said)):
+        schedules.resolve(spec, with_rates(chain(2), 1, 2))
+
+
 def test_the_pass_sets_the_schedule() -> None:
     program = chain(3)
     assert run_passes(program, [ScheduleActions()]).schedule is schedules.sequential(program)
     drawn = run_passes(program, [ScheduleActions("random_order{p=0.5}")]).schedule
     assert drawn == schedules.random_order(0.5).at(0, program)
-    with pytest.raises(ScheduleError, match="lacking"):
+    with pytest.raises(ScheduleError, match="is missing"):
         run_passes(program, [ScheduleActions("F0")])
 
 

@@ -1,4 +1,4 @@
-"""Tries many random programs: ``python -m tests.wild.__main__ --count 20000 --seed 0 --start 0``.
+"""Tries many random programs: ``python -m tests.wild --count 20000 --seed 0 --start 0``.
 
 Exits with 1 if any was silently wrong, and prints the source of those.
 """
@@ -19,7 +19,8 @@ from rich.table import Table
 
 from dnifx.errors import DnifxError
 from tests.wild.checks import examine
-from tests.wild.programs import Wild, wild
+from tests.wild.drawing import wild
+from tests.wild.programs import Wild
 from tests.wild.shrink import shrink
 from tests.wild.wide import wide
 
@@ -111,7 +112,7 @@ def main(
     start: Annotated[int, typer.Option(help="number of the first, to go on where a run was stopped")] = 0,
     verify: Annotated[bool, typer.Option(help="let capture verify itself")] = True,
     examples: Annotated[bool, typer.Option(help="print one program for each kind of refusal")] = False,
-    more: Annotated[bool, typer.Option("--wide", help="the programs of wild_wide.py, and every kind of cuts")] = False,
+    more: Annotated[bool, typer.Option("--wide", help="the programs of wide.py, and every kind of cuts")] = False,
     smaller: Annotated[
         bool, typer.Option("--shrink", help="drop steps of wrong programs while they stay wrong")
     ] = False,

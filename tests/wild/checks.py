@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import DnifxError, InputError
-from dnifx.runtime.module.decoupled import DecoupledModule
-from tests.contracts.checks import Recorder
+from dnifx.runtime.decoupled import DecoupledModule
+from tests.contracts.running import Recorder
 from tests.real_models.model_checks import (
     Detached,
     Values,

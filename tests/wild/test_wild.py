@@ -9,8 +9,10 @@ import torch
 from dnifx.errors import CaptureError, CutError, DnifxError, InputError, LegalizeError
 from tests.wild.__main__ import Tally, is_wrong, reason
 from tests.wild.checks import decoupled, detached, examine, fused, scheduled
-from tests.wild.programs import FEATURES, Wild, draw, wild
+from tests.wild.drawing import draw, wild
+from tests.wild.programs import Wild
 from tests.wild.shrink import shrink
+from tests.wild.steps import FEATURES
 from tests.wild.wide import MORE, draw_wide, wide
 
 pytestmark = pytest.mark.filterwarnings("ignore:in this mode")

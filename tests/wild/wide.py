@@ -1,6 +1,6 @@
 """More random programs: other containers of modules, guards, outputs of any kind, keyword-only inputs, and every kind of cuts.
 
-They are apart from those of ``wild_programs.py``, so that a number stands for the same program as before.
+They are numbered apart from those of ``drawing.py``, so that a number there stands for the same program as before.
 """
 
 import random
@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor, fx
 
 from dnifx import Edge
-from tests.wild.programs import BATCHES, FEATURES, Cuts, Draft, Step, Wild, drafted, source, update
+from tests.wild.drawing import drafted, source
+from tests.wild.programs import BATCHES, Cuts, Wild
+from tests.wild.steps import FEATURES, Draft, Step, update
 
 
 @dataclass(frozen=True)

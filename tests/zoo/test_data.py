@@ -144,7 +144,7 @@ def test_a_damaged_file_is_named(folder: Path, name: str, monkeypatch: pytest.Mo
 
 
 def test_absent_and_offline_says_what_to_do(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"a/file is absent and could not be downloaded .* connect .* DNIFX_DATA"):
+    with pytest.raises(DataError, match=r"a/file is missing and could not be downloaded .* connect .* DNIFX_DATA"):
         find(Resource("a/file", md5(b""), f"{NOWHERE}/file"))
     assert not (folder / "a/file").exists()
 

@@ -45,7 +45,7 @@ def cue_weights(trainer: dnifx.Trainer) -> torch.Tensor:
     return trainer.net.get_parameter("core.weight_ih_l0")[:, :2].detach().clone()
 
 
-def test_both_arms_begin_at_chance() -> None:
+def test_both_variants_begin_at_chance() -> None:
     assert 0.35 < statistics.fmean(learn("zero", seed=0, episodes=20)) < 0.65
 
 

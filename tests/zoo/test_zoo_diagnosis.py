@@ -19,13 +19,13 @@ from dnifx import Watch
 from dnifx.zoo import FCN
 from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import load
-from dnifx.zoo.recipes.arms import Arm, arms, candidates
 from dnifx.zoo.recipes.diagnosis import Look, Row, draw_looks
 from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.learners import learner
 from dnifx.zoo.recipes.results import Run
 from dnifx.zoo.recipes.settings import GRADIENTS, Feedforward, complete
 from dnifx.zoo.recipes.training import Learner
+from dnifx.zoo.recipes.variants import Variant, candidates, variants
 
 BRIEF = Feedforward(
     layers=(3,), width=8, estimator_width=8, steps=12, batch=32, seeds=1, evaluate_every=6, lr=(1e-2,), diagnose_every=3
@@ -47,9 +47,9 @@ def brief(**values: Any) -> Feedforward:
     return replace(BRIEF, **values)
 
 
-def fresh(options: Feedforward, arm: Arm) -> Learner:
+def fresh(options: Feedforward, variant: Variant) -> Learner:
     torch.manual_seed(0)
-    return learner(complete(options), arm, BATCH[0])
+    return learner(complete(options), variant, BATCH[0])
 
 
 def looks_of_a_run() -> list[Look]:
@@ -73,8 +73,8 @@ def looks_of_a_run() -> list[Look]:
 )
 def test_looking_does_not_change_what_is_trained(way: str, gradient: str) -> None:
     options = brief(gradient=(gradient,), **SCHEDULES[way])
-    for arm in arms(complete(options)):
-        plain, looked = fresh(options, arm), fresh(options, arm)
+    for variant in variants(complete(options)):
+        plain, looked = fresh(options, variant), fresh(options, variant)
         for step in range(1, 8):
             loss = plain.step(*BATCH)
             seen, found = looked.diagnosed(*BATCH) if step % 2 else (looked.step(*BATCH), {})
@@ -82,16 +82,16 @@ def test_looking_does_not_change_what_is_trained(way: str, gradient: str) -> Non
             assert (loss is None) == (seen is None)
             assert loss is None or seen is None or torch.equal(loss, seen)
             if way in ("scheduled", "fused") and step % 2:
-                assert set(found) >= ({"hidden.0", "hidden.1"} if arm.guesses else set())
-            assert set(true) >= ({"hidden.0", "hidden.1"} if arm.guesses else set())
+                assert set(found) >= ({"hidden.0", "hidden.1"} if variant.guesses else set())
+            assert set(true) >= ({"hidden.0", "hidden.1"} if variant.guesses else set())
         ours, theirs = pytree.tree_leaves(looked.state_dict()), pytree.tree_leaves(plain.state_dict())
         for mine, other in zip(ours, theirs, strict=True):
             assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
 
 
 def test_both_targets_see_the_same() -> None:
-    arm = Arm("synthetic", "label", layers=3, lr=1e-2)
-    fused, scheduled = (fresh(brief(target=target), arm) for target in ("fused", "scheduled"))
+    variant = Variant("synthetic", "label", layers=3, lr=1e-2)
+    fused, scheduled = (fresh(brief(target=target), variant) for target in ("fused", "scheduled"))
     for _ in range(3):
         for name, numbers in fused.probe(*BATCH).items():
             torch.testing.assert_close(numbers, scheduled.probe(*BATCH)[name])
@@ -109,13 +109,13 @@ def test_both_targets_see_the_same() -> None:
 def test_a_run_is_looked_at_and_drawn(target: str, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     options = brief(gradient=("backprop", "synthetic"), target=target, probe_every=4, seeds=2, out=tmp_path)
-    backprop, plain, labelled = run(options, console).arms
+    backprop, plain, labelled = run(options, console).variants
     assert not backprop.runs[0].looks
     for one in (*plain.runs, *labelled.runs):
         assert [look.step for look in one.looks] == [3, 6, 9, 12]
         assert [probe.step for probe in one.probes] == [4, 8, 12]
         assert set(one.looks[0].boundaries) == set(one.probes[0].boundaries) == {"hidden.0", "hidden.1"}
-    saved = json.loads((tmp_path / "results.json").read_text())["arms"][2]["runs"][1]
+    saved = json.loads((tmp_path / "results.json").read_text())["variants"][2]["runs"][1]
     assert saved["looks"] == [asdict(look) for look in labelled.runs[1].looks]
     assert saved["probes"] == [asdict(probe) for probe in labelled.runs[1].probes]
     assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
@@ -127,21 +127,21 @@ def test_a_run_is_looked_at_and_drawn(target: str, tmp_path: Path) -> None:
 
 def test_a_run_probes_validation_examples_after_a_step() -> None:
     options = brief(gradient=("synthetic",), context=("label",), probe_every=12)
-    (arm,) = run(options).arms
+    (variant,) = run(options).variants
     settings, train, validation = complete(options), load("digits").flat(), load("digits", "validation").flat()
     torch.manual_seed(0)
-    trained = learner(settings, candidates(arms(settings)[0], settings)[0], train.inputs[:32])
+    trained = learner(settings, candidates(variants(settings)[0], settings)[0], train.inputs[:32])
     batches = Batches(train, 32, seed=0)
     for _ in range(12):
         trained.step(*batches.next())
     expected = trained.probe(validation.inputs[:32], validation.targets[:32])
-    assert arm.runs[0].probes == (Look.at(12, expected),)
+    assert variant.runs[0].probes == (Look.at(12, expected),)
 
 
 def test_nothing_is_looked_at_where_it_is_not_asked_for(tmp_path: Path) -> None:
     for options in (brief(gradient=("synthetic",), diagnose_every=0), brief(gradient=("backprop", "zero", "oracle"))):
-        arms_ = run(replace(options, probe_every=0 if options.diagnose_every == 0 else 2, out=tmp_path)).arms
-        assert not any(one.looks or one.probes for arm in arms_ for one in arm.runs)
+        found = run(replace(options, probe_every=0 if options.diagnose_every == 0 else 2, out=tmp_path)).variants
+        assert not any(one.looks or one.probes for variant in found for one in variant.runs)
         assert not (tmp_path / "diagnostics.png").exists()
 
 
@@ -162,12 +162,12 @@ def test_a_run_that_is_looked_at_ends_with_the_same_weights(tmp_path: Path) -> N
 
 def test_a_checkpoint_without_looks_is_taken_up(tmp_path: Path) -> None:
     options = brief(gradient=("synthetic",), context=("label",), out=tmp_path)
-    first = run(replace(options, diagnose_every=0)).arms[0].runs[0]
+    first = run(replace(options, diagnose_every=0)).variants[0].runs[0]
     (path,) = tmp_path.glob("checkpoints/*.pt")
     content = torch.load(path, weights_only=True)
     del content["state"]["diagnosis"]
     torch.save(content, path)
-    assert run(options).arms[0].runs[0] == first
+    assert run(options).variants[0].runs[0] == first
 
 
 HARMFUL = Feedforward(
@@ -189,9 +189,9 @@ HARMFUL = Feedforward(
 def test_harm_is_told_once_with_the_remedy(tmp_path: Path) -> None:
     def told() -> tuple[Run, str]:
         console = Console(file=io.StringIO(), width=120)
-        (arm,) = run(replace(HARMFUL, out=tmp_path), console).arms
+        (variant,) = run(replace(HARMFUL, out=tmp_path), console).variants
         assert isinstance(console.file, io.StringIO)
-        return arm.runs[0], " ".join(console.file.getvalue().split())
+        return variant.runs[0], " ".join(console.file.getvalue().split())
 
     first, text = told()
     assert any("has run away" in harm and "a lower --estimator-lr" in harm for harm in first.harms)

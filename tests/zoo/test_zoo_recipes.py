@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dnifx.errors import DnifxError, OptionError, StateError
 from dnifx.zoo.recipes import RECIPES, Recipe, option, options_of
-from dnifx.zoo.recipes.arms import Arm, arms
 from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.settings import PRESETS, Feedforward, complete
 from dnifx.zoo.recipes.store import Checkpoint, write_whole
+from dnifx.zoo.recipes.variants import Variant, variants
 
 FCN = RECIPES["fcn"]
 BRIEF: Mapping[str, Any] = {"width": 8, "steps": 6, "batch": 16, "seeds": 1, "evaluate_every": 2, "estimator_width": 8}
@@ -85,7 +85,7 @@ def test_bad_values_say_what_is_expected(values: Mapping[str, Any], text: str) -
         ({"lr_drops": (0.6, 60.0)}, "--lr-drops: got 60.0, expected shares"),
         ({"gradient": ()}, "--gradient: got no value"),
         ({"lr": (1e-3, 0.0)}, "--lr: got 0.0"),
-        ({"position": (4,)}, r"--position: got 4, but a network of 4 layers has 3 hidden ones; give 1\.\.3"),
+        ({"position": (4,)}, r"--position: got 4, but a network of 4 layers has 3 hidden layers; give 1\.\.3"),
         ({"p": (0.5,)}, "--p: got .* for --schedule sequential"),
         ({"schedule": "random_order"}, "--p: got no value for --schedule random_order"),
         ({"schedule": "unlocked", "p": (0.5,), "target": "fused"}, "--target: fused has no schedule"),
@@ -122,10 +122,10 @@ def test_booleans_are_flags() -> None:
         recipe.read({"fast": "maybe"})
 
 
-def test_arms_are_the_four_of_the_paper() -> None:
-    assert [arm.name for arm in arms(complete(Feedforward()))] == ["backprop", "no gradient", "DNI", "cDNI"]
+def test_variants_are_the_four_of_the_paper() -> None:
+    assert [variant.name for variant in variants(complete(Feedforward()))] == ["backprop", "no gradient", "DNI", "cDNI"]
     only = complete(Feedforward(gradient=("zero", "synthetic"), context=("label",)))
-    assert arms(only) == (Arm("zero", layers=4), Arm("synthetic", "label", layers=4))
+    assert variants(only) == (Variant("zero", layers=4), Variant("synthetic", "label", layers=4))
 
 
 def test_every_preset_is_complete() -> None:
@@ -184,8 +184,8 @@ def test_results_are_written_whole_and_read_as_json(tmp_path: Path) -> None:
     assert FCN.read(parsed(saved["command"])) == Feedforward(
         experiment="fcn", **BRIEF, gradient=("backprop",), out=tmp_path
     )
-    assert saved["arms"][0]["test_error"]["mean"] == results.arms[0].mean
-    assert [point["step"] for point in saved["arms"][0]["runs"][0]["curve"]] == [2, 4, 6]
+    assert saved["variants"][0]["test_error"]["mean"] == results.variants[0].mean
+    assert [point["step"] for point in saved["variants"][0]["runs"][0]["curve"]] == [2, 4, 6]
     assert saved["versions"].keys() == {"dnifx", "torch", "python", "system"}
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "curves.png", "results.json"]

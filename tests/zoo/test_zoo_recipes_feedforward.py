@@ -1,4 +1,4 @@
-"""The experiments of the paper as recipes: which arms they set side by side, and that they run and resume."""
+"""The experiments of the paper as recipes: which variants they set side by side, and that they run and resume."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dnifx.zoo.recipes import RECIPES
 from dnifx.zoo.recipes.accelerated import TIMED, WARM, Fastest, accelerated
-from dnifx.zoo.recipes.arms import Arm, arms, candidates, named
 from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.learners import learner
 from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.settings import GRADIENTS, Feedforward, complete
 from dnifx.zoo.recipes.training import Learner
+from dnifx.zoo.recipes.variants import Variant, candidates, named, variants
 
 BRIEF: Mapping[str, Any] = {
     "data": "digits",
@@ -41,10 +41,10 @@ def brief(name: str, **values: Any) -> Feedforward:
 
 def names(name: str, **values: Any) -> list[str]:
     settings = complete(brief(name, **values))
-    return [named(arm, settings) for arm in arms(settings)]
+    return [named(variant, settings) for variant in variants(settings)]
 
 
-def test_the_arms_are_those_of_the_paper() -> None:
+def test_the_variants_are_those_of_the_paper() -> None:
     table = names("table1", layers="3..4")
     assert table[:4] == ["no gradient, 3 layers", "backprop, 3 layers", "DNI, 3 layers", "cDNI, 3 layers"]
     assert len(table) == 8
@@ -60,18 +60,18 @@ def test_the_arms_are_those_of_the_paper() -> None:
     assert len(names("estimators")) == len(GRADIENTS)
 
 
-def test_every_arm_has_its_own_name_and_file() -> None:
+def test_every_variant_has_its_own_name_and_file() -> None:
     for name in PAPER:
         settings = complete(brief(name))
-        shown = [named(arm, settings) for arm in arms(settings)]
-        keys = [each.key for arm in arms(settings) for each in candidates(arm, settings)]
+        shown = [named(variant, settings) for variant in variants(settings)]
+        keys = [each.key for variant in variants(settings) for each in candidates(variant, settings)]
         assert len(set(shown)) == len(shown)
         assert len(set(keys)) == len(keys)
 
 
 def test_unlocked_estimators_have_the_paper_s_one_hidden_layer() -> None:
     settings = complete(brief("unlock"))
-    assert {each.hidden for arm in arms(settings) for each in candidates(arm, settings)} == {1}
+    assert {each.hidden for variant in variants(settings) for each in candidates(variant, settings)} == {1}
     assert settings.schedule == "unlocked"
 
 
@@ -103,19 +103,19 @@ def test_an_experiment_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatc
         interruptions += 1
     assert len(list(tmp_path.glob("checkpoints/*.pt"))) == interruptions
     parts = run(replace(options, out=tmp_path))
-    assert [[one.curve for one in arm.runs] for arm in parts.arms] == [
-        [one.curve for one in arm.runs] for arm in whole.arms
+    assert [[one.curve for one in variant.runs] for variant in parts.variants] == [
+        [one.curve for one in variant.runs] for variant in whole.variants
     ]
-    assert [arm.mean for arm in parts.arms] == [arm.mean for arm in whole.arms]
-    looks = [[(one.looks, one.probes) for one in arm.runs] for arm in parts.arms]
-    assert looks == [[(one.looks, one.probes) for one in arm.runs] for arm in whole.arms]
+    assert [variant.mean for variant in parts.variants] == [variant.mean for variant in whole.variants]
+    looks = [[(one.looks, one.probes) for one in variant.runs] for variant in parts.variants]
+    assert looks == [[(one.looks, one.probes) for one in variant.runs] for variant in whole.variants]
     assert (tmp_path / "curves.png").exists()
 
 
 def test_a_single_interface_stands_at_its_position() -> None:
     settings = complete(brief("single"))
     torch.manual_seed(0)
-    trainee = learner(settings, Arm("zero", layers=6, position=2), torch.zeros(32, 64))
+    trainee = learner(settings, Variant("zero", layers=6, position=2), torch.zeros(32, 64))
     before = {name: value.clone() for name, value in trainee.model.named_parameters()}
     trainee.step(torch.rand(32, 64), torch.arange(32) % 10)
     still = {name.rsplit(".", 2)[0] for name, value in trainee.model.named_parameters() if value.equal(before[name])}
@@ -124,10 +124,10 @@ def test_a_single_interface_stands_at_its_position() -> None:
 
 def test_validation_chooses_and_the_chosen_run_is_not_run_again(tmp_path: Path) -> None:
     options = brief("fcn", gradient="backprop", lr="1e-6,1e-2", seeds=2, out=tmp_path)
-    (arm,) = run(options).arms
-    errors = {each["lr"]: error for each, error in arm.candidates}
-    assert arm.chosen["lr"] == min(errors, key=lambda rate: errors[rate]) == 1e-2
-    assert arm.runs[0].validation_error == errors[1e-2]
+    (variant,) = run(options).variants
+    errors = {each["lr"]: error for each, error in variant.candidates}
+    assert variant.chosen["lr"] == min(errors, key=lambda rate: errors[rate]) == 1e-2
+    assert variant.runs[0].validation_error == errors[1e-2]
     assert sorted(path.name for path in tmp_path.glob("checkpoints/*.pt")) == [
         "backprop-layers=4-lr=0.01-seed=0.pt",
         "backprop-layers=4-lr=0.01-seed=1.pt",
@@ -154,7 +154,7 @@ def test_the_fastest_way_is_found_while_training(monkeypatch: pytest.MonkeyPatch
 
     def fresh() -> Learner:
         torch.manual_seed(0)
-        return learner(settings, Arm("backprop", layers=3), batch[0])
+        return learner(settings, Variant("backprop", layers=3), batch[0])
 
     plain, tried = fresh(), fresh()
     ways = {"slow": Counting(tried, 2.0), "fast": Counting(tried, 1.0), "slower": Counting(tried, 3.0)}
@@ -192,11 +192,11 @@ def test_a_captured_step_trains_as_an_eager_one_does(gradient: str, target: str)
     device = torch.device("cuda")
     settings = complete(brief("fcn", target=target, steps=20))
     inputs, targets = torch.rand(32, 64, device=device), torch.arange(32, device=device) % 10
-    arm = Arm(gradient, "label" if gradient == "synthetic" else "none", layers=3, lr=1e-3)
+    variant = Variant(gradient, "label" if gradient == "synthetic" else "none", layers=3, lr=1e-3)
     models: list[nn.Module] = []
     for step in ("eager", "graph"):
         torch.manual_seed(0)
-        trained = accelerated(learner(settings, arm, inputs), step, False, device)
+        trained = accelerated(learner(settings, variant, inputs), step, False, device)
         for shift in range(20):
             trained.step(inputs.roll(shift, 0), targets.roll(shift, 0))
         models.append(trained.model)
@@ -206,5 +206,5 @@ def test_a_captured_step_trains_as_an_eager_one_does(gradient: str, target: str)
 
 @pytest.mark.slow
 def test_sparse_updates_still_train() -> None:
-    (arm,) = run(RECIPES["sparse"].read({"data": "digits", "context": "label", "p": 0.2, "seeds": 1})).arms
-    assert arm.mean < 4
+    (variant,) = run(RECIPES["sparse"].read({"data": "digits", "context": "label", "p": 0.2, "seeds": 1})).variants
+    assert variant.mean < 4

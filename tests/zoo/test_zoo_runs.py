@@ -1,4 +1,4 @@
-"""Recipes run for real: the arms learn, an interrupted run goes on bit for bit, the test set is read once."""
+"""Recipes run for real: the variants learn, an interrupted run goes on bit for bit, the test set is read once."""
 
 import copy
 import io
@@ -16,13 +16,13 @@ from dnifx.errors import LossError, StateError
 from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes import feedforward
-from dnifx.zoo.recipes.arms import Arm, arms
 from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.learners import learner
 from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.settings import Feedforward, complete
 from dnifx.zoo.recipes.training import error_rate
+from dnifx.zoo.recipes.variants import Variant, variants
 
 ALL = ("backprop", "zero", "stale", "synthetic", "oracle")
 BRIEF = Feedforward(
@@ -56,7 +56,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return what runs a recipe until one arm has saved some step, as if Ctrl-C were pressed there."""
+    """Return a function that runs a recipe until a variant has saved some step, then interrupts it."""
 
     def until(options: Feedforward, step: int) -> None:
         def point(line: Line, point: Point) -> None:
@@ -76,14 +76,14 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_an_interrupted_run_goes_on_bit_for_bit(net: str, target: str, tmp_path: Path, interrupted: Any) -> None:
     options = brief(net=net, target=target, layers=(3,), diagnose_every=1, probe_every=2)
     whole = run(replace(options, out=tmp_path / "whole"))
-    for arm in arms(complete(options)):
-        alone = replace(options, gradient=(arm.gradient,), context=(arm.context,), out=tmp_path / "parts")
+    for variant in variants(complete(options)):
+        alone = replace(options, gradient=(variant.gradient,), context=(variant.context,), out=tmp_path / "parts")
         interrupted(alone, 3)
         assert not (tmp_path / "parts" / "results.json").exists()
     parts = run(replace(options, out=tmp_path / "parts"))
     assert_same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
     assert len(saved(tmp_path / "parts")) == 6
-    for ours, theirs in zip(parts.arms, whole.arms, strict=True):
+    for ours, theirs in zip(parts.variants, whole.variants, strict=True):
         assert [one.curve for one in ours.runs] == [one.curve for one in theirs.runs]
         assert [(one.looks, one.probes) for one in ours.runs] == [(one.looks, one.probes) for one in theirs.runs]
         assert ours.mean == theirs.mean
@@ -92,14 +92,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit(net: str, target: str, tmp_path:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(brief(gradient=("backprop",), out=tmp_path))
     monkeypatch.setattr(Batches, "next", lambda batches: pytest.fail("a finished run was trained again"))
-    assert run(brief(gradient=("backprop",), out=tmp_path)).arms == first.arms
+    assert run(brief(gradient=("backprop",), out=tmp_path)).variants == first.variants
 
 
 def test_another_seed_joins_a_finished_one(tmp_path: Path) -> None:
     first = run(brief(gradient=("synthetic",), context=("label",), out=tmp_path))
     both = run(brief(gradient=("synthetic",), context=("label",), seeds=2, out=tmp_path))
-    assert both.arms[0].runs[0] == first.arms[0].runs[0]
-    assert both.arms[0].runs[1].curve != first.arms[0].runs[0].curve
+    assert both.variants[0].runs[0] == first.variants[0].runs[0]
+    assert both.variants[0].runs[1].curve != first.variants[0].runs[0].curve
 
 
 def test_checkpoints_of_other_options_are_refused(tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_checkpoints_of_other_options_are_refused(tmp_path: Path) -> None:
         run(brief(gradient=("backprop",), out=tmp_path, batch=33))
 
 
-def test_all_arms_start_alike_and_see_the_same_batches() -> None:
+def test_all_variants_start_alike_and_see_the_same_batches() -> None:
     settings = complete(brief())
     weights, batches = [], []
-    for arm in arms(settings):
+    for variant in variants(settings):
         torch.manual_seed(4)
-        trainee = learner(settings, arm, torch.zeros(32, 64))
+        trainee = learner(settings, variant, torch.zeros(32, 64))
         weights.append(copy.deepcopy(trainee.model.state_dict()))
         batches.append(Batches(load("digits").flat(), 32, seed=4).next())
     for state, batch in zip(weights, batches, strict=True):
@@ -126,14 +126,14 @@ def test_all_arms_start_alike_and_see_the_same_batches() -> None:
 
 def test_the_true_gradient_trains_as_backprop_does() -> None:
     results = run(brief(gradient=("backprop", "oracle"), steps=6))
-    backprop, oracle = (arm.runs[0].curve for arm in results.arms)
+    backprop, oracle = (variant.runs[0].curve for variant in results.variants)
     for ours, theirs in zip(oracle, backprop, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
 
 
 def test_no_gradient_leaves_the_hidden_layers_as_they_were() -> None:
     torch.manual_seed(0)
-    trainee = learner(complete(brief()), Arm("zero"), torch.zeros(32, 64))
+    trainee = learner(complete(brief()), Variant("zero"), torch.zeros(32, 64))
     before = copy.deepcopy(dict(trainee.model.named_parameters()))
     trainee.step(torch.rand(32, 64), torch.arange(32) % 10)
     changed = {name for name, value in trainee.model.named_parameters() if not torch.equal(value, before[name])}
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
 
 def test_errors_are_measured_in_evaluation_mode_and_change_nothing() -> None:
     torch.manual_seed(0)
-    model = learner(complete(brief()), Arm("backprop"), torch.zeros(32, 64)).model
+    model = learner(complete(brief()), Variant("backprop"), torch.zeros(32, 64)).model
     split = load("digits", "validation").flat()
     before = copy.deepcopy(model.state_dict())
     assert error_rate(model, split, batch=1) == error_rate(model, split, batch=180)
@@ -209,8 +209,8 @@ def test_errors_are_measured_in_evaluation_mode_and_change_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_the_default_command_orders_the_arms() -> None:
-    means = {arm.name: arm.mean for arm in run(Feedforward()).arms}
+def test_the_default_command_orders_the_variants() -> None:
+    means = {variant.name: variant.mean for variant in run(Feedforward()).variants}
     assert means["backprop"] < 2
     assert means["cDNI"] < 2.5
     assert means["DNI"] < 4

@@ -100,17 +100,17 @@ def test_text_is_numbered_streamed_and_measured(tmp_path: Path) -> None:
     assert encoded("ab", "a", "b").train.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("arm", ["bptt", "dni", "dni-aux"])
-def test_a_run_that_stops_goes_on_bit_for_bit(arm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["bptt", "dni", "dni-aux"])
+def test_a_run_that_stops_goes_on_bit_for_bit(variant: str, tmp_path: Path) -> None:
     recipe = RECIPES["repeat-copy"]
-    whole = run(recipe.read({**BRIEF, "arms": arm}))
-    run(recipe.read({**BRIEF, "arms": arm, "steps": 4, "out": tmp_path}))
-    resumed = run(recipe.read({**BRIEF, "arms": arm, "out": tmp_path}))
-    assert resumed.arms[0].runs[0].curve == whole.arms[0].runs[0].curve
+    whole = run(recipe.read({**BRIEF, "variants": variant}))
+    run(recipe.read({**BRIEF, "variants": variant, "steps": 4, "out": tmp_path}))
+    resumed = run(recipe.read({**BRIEF, "variants": variant, "out": tmp_path}))
+    assert resumed.variants[0].runs[0].curve == whole.variants[0].runs[0].curve
     assert (tmp_path / "results.json").exists()
     assert (tmp_path / "curves.png").exists()
     with pytest.raises(StateError, match="other settings"):
-        run(recipe.read({**BRIEF, "arms": arm, "width": 7, "out": tmp_path}))
+        run(recipe.read({**BRIEF, "variants": variant, "width": 7, "out": tmp_path}))
 
 
 def test_a_character_model_learns_a_text(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_a_character_model_learns_a_text(tmp_path: Path) -> None:
     options = {
         **BRIEF,
         "text": ",".join(map(str, paths)),
-        "arms": "dni",
+        "variants": "dni",
         "steps": 60,
         "evaluate_every": 20,
         "width": 16,
     }
-    (arm,) = run(RECIPES["charlm"].read(options)).arms
-    bits = [point.error for point in arm.runs[0].curve]
+    (variant,) = run(RECIPES["charlm"].read(options)).variants
+    bits = [point.error for point in variant.runs[0].curve]
     assert bits[-1] < bits[0] < 4
     assert "charlm" in run(RECIPES["charlm"].read({**options, "steps": 20})).command
 
@@ -142,7 +142,10 @@ def test_options_out_of_range_are_refused() -> None:
 
 def test_estimators_have_a_rate_of_their_own() -> None:
     def curves(**options: Any) -> list[Any]:
-        return [arm.runs[0].curve for arm in run(RECIPES["copy"].read({**BRIEF, "arms": "bptt,dni", **options})).arms]
+        return [
+            variant.runs[0].curve
+            for variant in run(RECIPES["copy"].read({**BRIEF, "variants": "bptt,dni", **options})).variants
+        ]
 
     (bptt, dni), (same, other) = curves(), curves(estimator_lr=1.0)
     assert BRIEF["lr"] != 7e-5

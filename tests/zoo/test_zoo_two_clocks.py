@@ -16,7 +16,10 @@ from dnifx.errors import OptionError
 from dnifx.zoo.cells import BatchNormLSTMCell
 from dnifx.zoo.data import Split
 from dnifx.zoo.recipes import RECIPES
-from dnifx.zoo.recipes.two_clocks import ClockPoint, Clocks, Decoupled, first_at, mean_of, run
+from dnifx.zoo.recipes.two_clocks import run
+from dnifx.zoo.recipes.two_clocks_learners import Decoupled
+from dnifx.zoo.recipes.two_clocks_options import Clocks
+from dnifx.zoo.recipes.two_clocks_results import ClockPoint, first_at, mean_of
 from dnifx.zoo.two_clocks import DigitStreams, TwoClocks, count_errors, count_loss, zero_state
 
 BRIEF: dict[str, Any] = {"data": "digits", "width": 6, "batch": 4, "ticks": 2, "windows": 8, "evaluate_every": 4}
@@ -114,11 +117,11 @@ def test_counts_are_compared_by_cross_entropy_and_error() -> None:
 
 def test_the_recipe_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = run(Clocks(**BRIEF, out=tmp_path / "whole"))
-    assert [arm.arm for arm in whole.arms] == ["joint", "dni", "cdni", "none"]
+    assert [variant.key for variant in whole.variants] == ["joint", "dni", "cdni", "none"]
     resumed = ("joint", "dni", "cdni")
-    run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), windows=4, arms=resumed))
-    parts = run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), arms=resumed))
-    for one, other in zip(whole.arms, parts.arms, strict=False):
+    run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), windows=4, variants=resumed))
+    parts = run(replace(Clocks(**BRIEF, out=tmp_path / "parts"), variants=resumed))
+    for one, other in zip(whole.variants, parts.variants, strict=False):
         assert [point.digits for point in one.runs[0].curve] == [8, 16]
         assert one.runs[0].curve == other.runs[0].curve
     saved = json.loads((tmp_path / "whole" / "results.json").read_text())
@@ -139,7 +142,7 @@ class Reader(nn.Module):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_conditional_arm_is_shown_the_threes_of_the_last_windows(labelled: bool) -> None:
+def test_the_conditional_variant_is_shown_the_threes_of_the_last_windows(labelled: bool) -> None:
     options, reader = Clocks(**BRIEF), Reader()
     split = Split(torch.rand(9, 4), torch.tensor([3, 1, 3, 2, 5, 3, 7, 8, 9]))
     learner = Decoupled(options, TwoClocks(4, options.width, options.ticks), lambda spec: reader, labelled)
@@ -151,6 +154,19 @@ def test_the_conditional_arm_is_shown_the_threes_of_the_last_windows(labelled: b
     assert len(shown) >= options.ticks
     for found, expected in zip(shown, threes, strict=False):
         assert (found is None) if not labelled else (found is not None and found.tolist() == expected.tolist())
+
+
+def test_a_checkpoint_with_the_former_words_is_resumed(tmp_path: Path) -> None:
+    options = Clocks(**BRIEF, variants=("joint",), out=tmp_path)
+    run(replace(options, windows=4))
+    (path,) = tmp_path.glob("checkpoints/*.pt")
+    content = torch.load(path, weights_only=True)
+    content["settings"]["arm"] = content["settings"].pop("variant")
+    names = ("digits", "loss", "odd", "threes")
+    content["state"]["curve"] = [dict(zip(names, point, strict=True)) for point in content["state"]["curve"]]
+    torch.save(content, path)
+    (resumed,), (whole,) = run(options).variants, run(replace(options, out=None)).variants
+    assert resumed.runs[0].curve == whole.runs[0].curve
 
 
 def test_the_first_place_at_an_error_is_found() -> None:
@@ -169,7 +185,8 @@ def test_the_first_place_at_an_error_is_found() -> None:
         ({"evaluate_every": 3}, "--evaluate-every: got 3, expected a multiple"),
         ({"lr": 0.0}, "--lr: got 0.0, expected a rate above 0"),
         ({"width": 0}, "--width: got 0, expected 1 or more"),
-        ({"ticks": 1}, "--batch, --ticks, --arms"),
+        ({"ticks": 1}, "--ticks: got 1, expected 2 or more"),
+        ({"variants": ()}, "--variants: got no value, expected one or more"),
     ],
 )
 def test_options_out_of_range_are_refused(changed: dict[str, Any], text: str) -> None:
@@ -177,4 +194,4 @@ def test_options_out_of_range_are_refused(changed: dict[str, Any], text: str) ->
         run(Clocks(**{**BRIEF, **changed}))
     with pytest.raises(OptionError, match=r"TwoClocks\(\): got ticks=1"):
         TwoClocks(ticks=1)
-    assert RECIPES["two-clocks"].read({"arms": "joint,none"}).arms == ("joint", "none")
+    assert RECIPES["two-clocks"].read({"variants": "joint,none"}).variants == ("joint", "none")

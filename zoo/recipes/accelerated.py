@@ -1,4 +1,4 @@
-"""Steps on a GPU: eager, as a captured CUDA graph, or compiled, whichever is measured fastest."""
+"""Steps on a GPU: eager, as a CUDA graph, or compiled. Measuring finds the fastest."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,23 +14,23 @@ from dnifx.zoo.recipes.learners import LoopLearner
 from dnifx.zoo.recipes.training import Learner
 
 WARM, TIMED = 10, 50
-"""Steps of a way before its time is taken, and those over which it is."""
+"""Number of untimed and then of timed steps when a way to run is tried."""
 
 
 class Runner(Protocol):
-    """What does a step's work on the device."""
+    """Does a step's work on the device."""
 
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Train on a batch, inputs [batch, ...] and classes [batch], and return its mean loss, detached."""
+        """Train on inputs [batch, ...] and classes [batch]; return the mean loss, detached."""
 
 
 class Fastest(Learner):
-    """Tries ways to run a learner's steps, each for some steps of the training itself, and goes on with the fastest.
+    """Tries several ways to run a learner's steps during training, and continues with the fastest.
 
     Args:
-        learner: What is trained.
-        ways: By name, what runs its steps; the only one is taken as it is.
-        clock: Returns seconds once the device has done all it was given.
+        learner: The learner to train.
+        ways: The ways to run its steps, by name. A single one is used without a trial.
+        clock: Waits for the device and returns the time in seconds.
     """
 
     def __init__(self, learner: Learner, ways: Mapping[str, Runner], clock: Callable[[], float]) -> None:
@@ -44,7 +44,7 @@ class Fastest(Learner):
         self._begin = 0.0
 
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Train on a batch in the fastest way, or in one that is being tried."""
+        """Train on a batch in the fastest way, or in the way on trial."""
         if self.way is not None:
             return self._ways[self.way].compute(inputs, targets)
         name = list(self._ways)[len(self.seconds)]
@@ -57,12 +57,12 @@ class Fastest(Learner):
         return loss
 
     def diagnosed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Comparison]:
-        """Train on a batch as the learner itself does, and compare; no way's time is taken meanwhile."""
+        """Train on a batch as the learner does, and compare. The time does not count in a trial."""
         with self._untimed():
             return self._learner.diagnosed(inputs, targets)
 
     def probe(self, inputs: Tensor, targets: Tensor) -> Comparison:
-        """Compare with the true gradient, and change nothing."""
+        """Compare with the true gradient. Nothing changes."""
         with self._untimed():
             return self._learner.probe(inputs, targets)
 
@@ -79,20 +79,20 @@ class Fastest(Learner):
             self.way = min(self.seconds, key=self.seconds.__getitem__)
 
     def advance(self) -> None:
-        """Let learning rates and schedules go on."""
+        """Advance learning rates and schedules."""
         self._learner.advance()
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those of the learner."""
+        """The optimizers of the learner."""
         return self._learner.optimizers
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the learner's state, and the way that was chosen."""
+        """Return the learner's state and the chosen way."""
         return {"learner": self._learner.state_dict(), "way": self.way}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state; a choice that was not made yet is begun anew."""
+        """Go back to a saved state. An unfinished trial starts again."""
         self._learner.load_state_dict(state["learner"])
         self.way = state["way"] if len(self._ways) > 1 else self.way
         self.seconds, self._tried = {}, 0
@@ -102,10 +102,11 @@ class Fastest(Learner):
 
 
 class Graph:
-    """A learner's step as a CUDA graph: recorded once for each learning rate, then replayed on new batches.
+    """A learner's step as a CUDA graph: recorded once for each learning rate, then replayed.
 
     Args:
-        learner: What is trained, on a GPU; every step has the same shapes and does the same work.
+        learner: The learner to train, on a GPU. Every step must have the same shapes and do the
+            same work.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -116,7 +117,10 @@ class Graph:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Train on a batch: the first times as it comes, so that all memory is there, then by the graph."""
+        """Train on a batch.
+
+        The first steps run eagerly, so that all memory is allocated. Later steps replay the graph.
+        """
         if self._warm < 3:
             return self._ahead(inputs, targets)
         rates = [group["lr"] for optimizer in self._learner.optimizers for group in optimizer.param_groups]
@@ -130,7 +134,7 @@ class Graph:
         return None if self._loss is None else self._loss.clone()
 
     def forget(self) -> None:
-        """Record again, for the tensors that the learner works on are others now."""
+        """Record the graph again, because the learner's tensors were replaced."""
         self._graph, self._warm = None, 0
 
     def _ahead(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -155,20 +159,20 @@ class Graph:
 
 
 def accelerated(learner: Learner, step: str, drawn: bool, device: torch.device) -> Learner:
-    """Return the learner as its steps are run on a device: on a CPU as it is.
+    """Return a learner that runs its steps as ``step`` says; on a CPU the learner itself.
 
     Args:
-        learner: What is trained.
+        learner: The learner to train.
         step: ``auto``, ``eager``, ``graph`` or ``compiled``.
-        drawn: Whether its schedule changes from step to step, which no graph can follow.
-        device: Where it is trained.
+        drawn: Whether the schedule is random. A graph cannot follow a random schedule.
+        device: The device to train on.
 
     Raises:
-        OptionError: Where the step cannot be run so.
+        OptionError: This device or this learner cannot run such steps.
     """
     if device.type != "cuda":
         if step in {"graph", "compiled"}:
-            raise OptionError(f"--step: {step} is for GPUs, got --device {device.type}; leave it out")
+            raise OptionError(f"--step: {step} is for GPUs, got --device {device.type}; leave --step out")
         return learner
     can: dict[str, Runner] = {"eager": learner}
     if not drawn:
@@ -177,8 +181,8 @@ def accelerated(learner: Learner, step: str, drawn: bool, device: torch.device) 
         can["compiled"] = learner.compiled()
     if step != "auto" and step not in can:
         raise OptionError(
-            f"--step: {step} is not for this arm, which can run {' or '.join(can)}: a drawn schedule is no graph, and only the "
-            "fused target compiles; leave it out"
+            f"--step: got {step}, but this variant can only run {' or '.join(can)}: a random schedule has no "
+            "graph, and only the fused target compiles; leave --step out"
         )
     return Fastest(learner, can if step == "auto" else {step: can[step]}, _synchronised)
 

@@ -1,4 +1,4 @@
-"""What a recipe is: a name, typed options, and a function that runs an experiment."""
+"""Recipes: a name, typed options, and a function that runs an experiment."""
 
 import re
 import shlex
@@ -20,16 +20,16 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a recipe, read off a field of its options: all that a command line needs to know.
+    """One option of a recipe. It describes a field of the recipe's options to the command line.
 
     Attributes:
-        name: The field's name: ``lr_drops``.
-        flag: Its command-line spelling: ``--lr-drops``.
+        name: The field's name, such as ``lr_drops``.
+        flag: Its command-line spelling, such as ``--lr-drops``.
         kind: Type of one value: int, float, str, bool or Path.
-        many: Whether it takes several values, repeated or with commas between.
-        default: What holds where it is not given; None means that the recipe chooses.
-        help: What it is, for the user.
-        choices: The words that it takes, or nothing where any value goes.
+        many: Whether it takes several values, repeated or separated by commas.
+        default: The value when none is given; None means that the recipe chooses.
+        help: One or two short sentences for the user.
+        choices: The allowed words; empty if any value is allowed.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def read(self, value: Any) -> Any:
-        """Return ``value``, as a command line or a caller gives it, as the field's type.
+        """Convert ``value`` to the field's type.
 
         Args:
-            value: Text, a value of the right type, or an iterable of either; None is the default. Where several values
-                are taken, text with commas is a list, ``3..6`` all whole numbers from 3 to 6, and the word ``none`` an
-                empty list.
+            value: Text, a value of the right type, or an iterable of either; None gives the
+                default. An option of several values splits text at commas. It reads ``3..6`` as
+                the integers from 3 to 6, and the word ``none`` as an empty list.
 
         Raises:
-            OptionError: Where a value has another type or is none of the choices.
+            OptionError: A value has another type or is not one of the choices.
         """
         if value is None:
             return self.default
@@ -70,7 +70,7 @@ class Option:
             read = self._bool(value) if self.kind is bool else self.kind(value)
         except (TypeError, ValueError) as error:
             raise OptionError(
-                f"{self.flag}: got {value!r}, expected {self.kind.__name__.lower()}; {self.help}"
+                f"{self.flag}: got {value!r}, expected {self.kind.__name__.lower()}. {self.help}"
             ) from error
         if self.choices and read not in self.choices:
             known = ", ".join(self.choices)
@@ -85,7 +85,7 @@ class Option:
         return word == "true"
 
     def write(self, value: Any) -> list[str]:
-        """Return the command-line words that say ``value``, so that ``read`` gives it back."""
+        """Return the command-line words for ``value``; ``read`` turns them back into it."""
         if self.many:
             return [self.flag, ",".join(map(str, value)) or "none"]
         if self.kind is bool:
@@ -98,12 +98,12 @@ class Recipe(Generic[Options]):
     """An experiment that one command runs.
 
     Attributes:
-        name: What the user writes after ``dnifx train``.
+        name: The word after ``dnifx train``.
         summary: One line for lists.
-        options: The frozen dataclass of its options, each field made by ``option``.
-        run: Runs it, prints to the console and returns its results.
-        fixed: Fields that the recipe sets itself, and their values; no command line shows them.
-        defaults: Fields whose default is another in this recipe, and that default.
+        options: The frozen dataclass of its options. Each field is made by ``option``.
+        run: Runs the experiment, prints to the console and returns the results.
+        fixed: Values of the fields that the recipe sets itself, hidden from the command line.
+        defaults: Defaults that this recipe changes, by field.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Recipe(Generic[Options]):
 
     @property
     def parameters(self) -> tuple[Option, ...]:
-        """The options that a user may give, in order."""
+        """The options that a user can give, in order."""
         return tuple(
             replace(one, default=self.defaults.get(one.name, one.default))
             for one in options_of(self.options)
@@ -123,10 +123,10 @@ class Recipe(Generic[Options]):
         )
 
     def read(self, values: Mapping[str, Any]) -> Options:
-        """Return the options that ``values``, text or typed, by field name, say; what is not given keeps its default.
+        """Return the options with ``values``, text or typed, by field name, and defaults elsewhere.
 
         Raises:
-            OptionError: Where a name is unknown or a value cannot be taken.
+            OptionError: A name is unknown or a value is not allowed.
         """
         known = {one.name: one for one in self.parameters}
         for name in values:
@@ -149,18 +149,23 @@ def option(default: Any, help: str, choices: Iterable[str] = ()) -> Any:
     """Return the dataclass field of one option.
 
     Args:
-        default: What holds where it is not given; None means that the recipe chooses.
-        help: What it is, in a few words.
-        choices: The words that it takes; none where any value goes.
+        default: The value when none is given; None means that the recipe chooses.
+        help: One or two short sentences.
+        choices: The allowed words; empty if any value is allowed.
     """
     return field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
+def flag(name: str) -> str:
+    """Return the command-line spelling of a field: ``--lr-drops`` for ``lr_drops``."""
+    return "--" + name.replace("_", "-")
+
+
 def options_of(options: type[Any]) -> tuple[Option, ...]:
-    """Return the options that the fields of the dataclass ``options`` describe, in their order.
+    """Return one option for each field of the dataclass ``options``, in order.
 
     Raises:
-        OptionError: Where a field has no default or a type that no command line can say.
+        OptionError: A field has no default, or a type that the command line does not support.
     """
     hints = get_type_hints(options)
     return tuple(_option(one.name, hints[one.name], one.default, one.metadata) for one in fields(options))
@@ -174,8 +179,7 @@ def _option(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> 
         raise OptionError(
             f"option {name!r} of type {hint}: give it a default, and the type int, float, str, bool or Path"
         )
-    flag = "--" + name.replace("_", "-")
-    return Option(name, flag, kind, many, default, metadata.get("help", ""), metadata.get("choices", ()))
+    return Option(name, flag(name), kind, many, default, metadata.get("help", ""), metadata.get("choices", ()))
 
 
 def _without_none(hint: Any) -> Any:

@@ -1,8 +1,11 @@
-"""How good the synthetic gradients of a run are: looks at them while it is trained, and the picture of the looks."""
+"""The quality of a run's synthetic gradients: measured while it trains, and drawn as a picture.
+
+A look compares every synthetic gradient with the gradient that it is fitted to, at one step. A
+probe compares it with the true gradient.
+"""
 
 import math
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -12,32 +15,32 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dnifx import Watch
-from dnifx.zoo.recipes.pictures import picture
+from dnifx.zoo.recipes.pictures import draw_mean, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MEASURES = {"cosine": "cosine", "relative_error": "relative L2 error", "wrong_signs": "share of wrong signs"}
-"""What is kept of a comparison, and how a picture calls it."""
+"""The measures that are kept of a comparison, and their labels in a picture."""
 
 REMEDIES = {
     "direction": "try --context label, --hidden 2, a higher --estimator-lr, or --gradient bplambda",
-    "norm": "its steps are too coarse for its target: try a lower --estimator-lr, or --gradient bplambda",
+    "norm": "its steps are too large for its target: try a lower --estimator-lr, or --gradient bplambda",
 }
-"""What helps against each harm that a watch finds, in the options of the recipes."""
+"""The recipe options that help against each harm that a watch finds."""
 
 Comparison = Mapping[str, Mapping[str, Tensor]]
-"""By boundary name, the measures of a synthetic gradient beside another one, as scalars."""
+"""The measures of a synthetic gradient against another gradient, as scalars, by boundary name."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How good the synthetic gradients of a run were at one time.
+    """The quality of a run's synthetic gradients at one step.
 
     Attributes:
         step: Training steps done.
-        boundaries: By boundary name, cosine, relative error and share of wrong signs, but for those that are no number.
+        boundaries: Cosine, relative error and share of wrong signs, by boundary name, without NaN.
     """
 
     step: int
@@ -45,14 +48,14 @@ class Look:
 
     @classmethod
     def at(cls, step: int, numbers: Mapping[str, Mapping[str, float | Tensor]]) -> "Look":
-        """Return what a comparison, or a watch's averages, show after ``step`` steps."""
+        """Return the look at a comparison, or at a watch's averages, after ``step`` steps."""
         kept = {name: {key: float(found[key]) for key in MEASURES} for name, found in numbers.items()}
         return cls(
             step, {name: {key: each for key, each in one.items() if not math.isnan(each)} for name, one in kept.items()}
         )
 
     def __str__(self) -> str:
-        """The least cosine and the boundary that has it, short enough for a line of progress."""
+        """The smallest cosine and its boundary, for a line of progress."""
         cosines = {name: found["cosine"] for name, found in self.boundaries.items() if "cosine" in found}
         if not cosines:
             return ""
@@ -65,15 +68,15 @@ class Diagnosis:
     """Follows the synthetic gradients of one run.
 
     Args:
-        batch: Inputs [batch, ...] and classes [batch] of validation examples, to compare with the true gradient on.
-        every: Steps from one look to the next; 0 for none.
-        probe_every: Steps from one comparison with the true gradient to the next; 0 for none.
+        batch: Inputs [batch, ...] and classes [batch] of the validation examples that probes use.
+        every: Look every so many steps; 0 for never.
+        probe_every: Probe every so many steps; 0 for never.
 
     Attributes:
         watch: The running averages over the looks.
-        looks: What the watch showed, against the gradients that the synthetic ones are fitted to.
+        looks: The watch's averages at each look.
         probes: The comparisons with the true gradient.
-        harms: What the watch warned of, with the step.
+        harms: The watch's warnings, with the step.
     """
 
     batch: tuple[Tensor, Tensor]
@@ -85,15 +88,15 @@ class Diagnosis:
     harms: list[str] = field(default_factory=list)
 
     def looks_at(self, step: int) -> bool:
-        """Whether step ``step``, the first of which is 1, is to be compared with the gradients that arrive."""
+        """Whether to look in step ``step``. The first step is 1."""
         return self.every > 0 and step % self.every == 0
 
     def probes_at(self, step: int) -> bool:
-        """Whether the true gradient is to be computed after step ``step``."""
+        """Whether to probe after step ``step``."""
         return self.probe_every > 0 and step % self.probe_every == 0
 
     def see(self, step: int, found: Comparison) -> list[str]:
-        """Take in a step's comparison, and return what is to be warned of: a sentence for each harm that is new."""
+        """Add a step's comparison, and return a warning for each new harm."""
         new = self.watch.notice(found)
         harms = [f"step {step:,}: {self.watch.fault(name, harm)}; {REMEDIES[harm]}" for name, harm in new]
         self.looks.append(Look.at(step, self.watch.averages))
@@ -101,11 +104,11 @@ class Diagnosis:
         return harms
 
     def compare(self, step: int, found: Comparison) -> None:
-        """Take in a comparison with the true gradient after ``step`` steps."""
+        """Add a comparison with the true gradient after ``step`` steps."""
         self.probes.append(Look.at(step, found))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen, in plain types."""
+        """Return all looks, probes and warnings, in plain types."""
         return {
             "watch": self.watch.state_dict(),
             "looks": [asdict(look) for look in self.looks],
@@ -114,7 +117,7 @@ class Diagnosis:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another one had seen."""
+        """Go on from a saved state."""
         self.watch.load_state_dict(state["watch"])
         self.looks = [Look(**look) for look in state["looks"]]
         self.probes = [Look(**look) for look in state["probes"]]
@@ -126,9 +129,9 @@ class Row:
     """One row of a picture of looks.
 
     Attributes:
-        name: The arm's name.
-        looks: By run, the looks against the gradients that the synthetic ones are fitted to.
-        probes: By run, those against the true gradient.
+        name: The variant's name.
+        looks: The looks of each run.
+        probes: The probes of each run.
     """
 
     name: str
@@ -137,30 +140,31 @@ class Row:
 
     @property
     def boundaries(self) -> set[str]:
-        """The names of all boundaries that were seen."""
+        """The names of all boundaries in the looks and probes."""
         return {name for look in chain(*self.looks, *self.probes) for name in look.boundaries}
 
 
 def draw_looks(title: str, rows: Sequence[Row], path: Path) -> None:
-    """Draw each measure over the steps: a row for each arm, a line for each boundary, dashed against the true gradient.
+    """Draw each measure over the steps, with a row for each variant and a line for each boundary.
 
-    Lines are means over the runs of an arm, bands go from the least to the greatest.
+    Dashed lines show the probes. Lines are means over the runs; bands go from the smallest value to
+    the largest.
 
     Args:
-        title: Of the picture.
-        rows: The arms.
+        title: Title of the picture.
+        rows: The variants.
         path: The picture to write, a PNG.
 
     Raises:
-        DataError: Where matplotlib, which draws the picture, is absent.
+        DataError: matplotlib is not installed.
     """
     with picture(path, title, (14, 0.8 + 3 * len(rows))) as figure:
         colours = _colours(set().union(*(row.boundaries for row in rows)))
         for row, panels in zip(rows, figure.subplots(len(rows), len(MEASURES), squeeze=False), strict=True):
             for axes, (key, label) in zip(panels, MEASURES.items(), strict=True):
                 for name in sorted(row.boundaries, key=_natural):
-                    _draw_line(axes, _values(row.looks, name, key), colours[name], "-")
-                    _draw_line(axes, _values(row.probes, name, key), colours[name], "--")
+                    draw_mean(axes, _values(row.looks, name, key), colours[name])
+                    draw_mean(axes, _values(row.probes, name, key), colours[name], "--")
                 _finish(axes, key, label)
             panels[0].set_title(row.name, loc="left")
         _legend(figure, colours, any(map(len, chain(*(row.probes for row in rows)))))
@@ -174,16 +178,6 @@ def _values(runs: Iterable[Sequence[Look]], name: str, key: str) -> Mapping[int,
     return dict(sorted(values.items()))
 
 
-def _draw_line(axes: "Axes", values: Mapping[int, Sequence[float]], colour: Any, dashes: str) -> None:
-    marker = "." if len(values) == 1 else ""
-    axes.plot(
-        list(values), [statistics.fmean(each) for each in values.values()], color=colour, ls=dashes, marker=marker
-    )
-    if any(len(each) > 1 for each in values.values()):
-        lowest, highest = ([bound(each) for each in values.values()] for bound in (min, max))
-        axes.fill_between(list(values), lowest, highest, color=colour, alpha=0.15, linewidth=0)
-
-
 def _finish(axes: "Axes", key: str, label: str) -> None:
     from matplotlib.ticker import LogLocator
 
@@ -195,7 +189,7 @@ def _finish(axes: "Axes", key: str, label: str) -> None:
         axes.set_ylim(min(lowest, 0.5), max(highest, 2.0))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-    # No direction at all: a cosine of 0, half of the signs wrong, an error as large as the gradient itself.
+    # No information: a cosine of 0, half of the signs wrong, an error as large as the gradient.
     axes.axhline({"cosine": 0.0, "relative_error": 1.0, "wrong_signs": 0.5}[key], color="black", linewidth=0.8)
 
 

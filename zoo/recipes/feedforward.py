@@ -1,86 +1,86 @@
-"""Train the paper's feed-forward networks by backprop, with no gradient, and by every kind of interface, side by side."""
+"""Experiments on the paper's feed-forward networks, with every kind of interface side by side.
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+DNI stands for decoupled neural interfaces, which train by synthetic gradients. In cDNI the
+estimators also see the label.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from dnifx.errors import OptionError
 from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes.accelerated import accelerated
-from dnifx.zoo.recipes.arms import CONTEXTUAL, Arm, arms, candidates, named
-from dnifx.zoo.recipes.base import Recipe
 from dnifx.zoo.recipes.diagnosis import Diagnosis
 from dnifx.zoo.recipes.learners import decoupled, learner, network
 from dnifx.zoo.recipes.live import Line, live
-from dnifx.zoo.recipes.results import ArmResult, Results, Run, device_name, versions
-from dnifx.zoo.recipes.settings import GRADIENTS, Feedforward, Settings, complete
-from dnifx.zoo.recipes.store import Checkpoint
+from dnifx.zoo.recipes.machine import device_name, find_device, torch_settings, versions
+from dnifx.zoo.recipes.registry import RECIPES
+from dnifx.zoo.recipes.report import report
+from dnifx.zoo.recipes.results import Results, Run, VariantResult
+from dnifx.zoo.recipes.settings import Feedforward, Settings, complete
+from dnifx.zoo.recipes.store import checkpoint_of
 from dnifx.zoo.recipes.training import Progress, error_rate, train
+from dnifx.zoo.recipes.variants import CONTEXTUAL, Variant, candidates, named, variants
 
 _NOT_OF_A_RUN = frozenset(
     {
-        *("gradient", "context", "layers", "position", "p", "seeds", "seed", "out", "step"),
+        *("gradient", "context", "layers", "position", "p", "seeds", "seed", "step"),
         *("diagnose_every", "probe_every"),
         *("hidden", "lr", "estimator_lr", "plain_hidden", "plain_lr", "plain_estimator_lr", "decay"),
     }
 )
-"""Settings that a run does not depend on, or that its arm holds."""
+"""Settings that a run does not depend on, or that its variant holds."""
 
 
 def run(options: Feedforward, console: Console | None = None) -> Results:
-    """Train every arm from every seed, then measure the test error of each.
+    """Train every variant from every seed, then measure the test error of each.
 
-    From one seed, all arms start with the same weights and see the same batches. The test set is read once, after the
-    last step of the last arm. With ``options.out``, results and curves are written there, and a run that was
-    interrupted goes on where it was, bit for bit, when it is run again with the same options.
+    From one seed, all variants start with the same weights and see the same batches. The test set
+    is read once, after the last step of the last variant. Results, curves and checkpoints are
+    written to ``options.out``. An interrupted run resumes there bit for bit when it is started again
+    with the same options.
 
     Args:
         options: What to train.
-        console: Where partitions, progress and the table of results are shown; nowhere by default.
+        console: Shows partitions, progress and the table of results. By default nothing is shown.
 
     Raises:
-        DataError: Where the data cannot be had.
-        OptionError: Where an option has no meaning here.
-        StateError: Where ``options.out`` holds checkpoints of another run.
+        DataError: The data set is not available.
+        OptionError: An option is out of its range or does not fit the others.
+        StateError: ``options.out`` holds checkpoints of another run.
     """
     console = console or Console(quiet=True)
     settings = complete(options)
-    device = _device(settings.device)
+    device = find_device(settings.device)
     splits = [_read(settings, name).to(device) for name in ("train", "validation")]
     _show(settings, splits[0], console)
-    with _torch(settings):
+    with torch_settings(settings.threads, settings.matmul):
         try:
             trained = _train_all(settings, splits[0], splits[1], console)
         except KeyboardInterrupt:
             console.print(_interrupted(settings))
             raise
         results = _measure(options, settings, trained, _read(settings, "test").to(device), device)
-    console.print(results)
-    if settings.out is not None:
-        *files, last = results.to_folder(settings.out)
-        console.print(f"{', '.join(files)} and {last} are in {settings.out}")
+    report(results, settings.out, console)
     return results
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One run of one arm.
+    """One run of one variant.
 
     Attributes:
-        arm: The arm, with everything chosen.
+        variant: The variant, with every value chosen.
         model: The network.
-        progress: How its training went.
-        diagnosis: How good its synthetic gradients were.
+        progress: The progress of its training.
+        diagnosis: The quality of its synthetic gradients.
     """
 
-    arm: Arm
+    variant: Variant
     model: nn.Module
     progress: Progress
     diagnosis: Diagnosis
@@ -91,27 +91,27 @@ class Trained:
         return self.progress.curve[-1].error
 
 
-Runs = Mapping[tuple[Arm, int], Sequence[Trained]]
-"""By arm and seed, what was trained: one run, or one for each candidate that validation chooses from."""
+Runs = Mapping[tuple[Variant, int], Sequence[Trained]]
+"""The runs, by variant and seed: a single one, or one for each candidate of validation."""
 
 
 def _train_all(settings: Settings, examples: Split, validation: Split, console: Console) -> Runs:
     first, *others = settings.all_seeds
-    wanted = arms(settings)
-    counts = {named(arm, settings): len(candidates(arm, settings)) + len(others) for arm in wanted}
-    runs: dict[tuple[Arm, int], Sequence[Trained]] = {}
+    wanted = variants(settings)
+    counts = {named(variant, settings): len(candidates(variant, settings)) + len(others) for variant in wanted}
+    runs: dict[tuple[Variant, int], Sequence[Trained]] = {}
     with live(console, counts, settings.steps) as shown:
 
-        def trained(arm: Arm, chosen: Arm, seed: int) -> Trained:
-            line = shown.line(named(arm, settings), seed)
+        def trained(variant: Variant, chosen: Variant, seed: int) -> Trained:
+            line = shown.line(named(variant, settings), seed)
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 return _train(settings, chosen, seed, examples, validation, line)
 
-        for arm in wanted:
-            runs[arm, first] = [trained(arm, each, first) for each in candidates(arm, settings)]
+        for variant in wanted:
+            runs[variant, first] = [trained(variant, each, first) for each in candidates(variant, settings)]
         for seed in others:
-            for arm in wanted:
-                runs[arm, seed] = [trained(arm, _best(runs[arm, first]).arm, seed)]
+            for variant in wanted:
+                runs[variant, seed] = [trained(variant, _best(runs[variant, first]).variant, seed)]
     return runs
 
 
@@ -119,25 +119,26 @@ def _best(runs: Sequence[Trained]) -> Trained:
     return min(runs, key=lambda one: one.error)
 
 
-def _train(settings: Settings, arm: Arm, seed: int, examples: Split, validation: Split, line: Line) -> Trained:
+def _train(settings: Settings, variant: Variant, seed: int, examples: Split, validation: Split, line: Line) -> Trained:
     torch.manual_seed(seed)
     batches = Batches(examples, settings.batch, seed)
     device = examples.inputs.device
-    trainee = learner(settings, arm, examples.inputs[: settings.batch], seed)
+    trainee = learner(settings, variant, examples.inputs[: settings.batch], seed)
     sample = (validation.inputs[: settings.batch], validation.targets[: settings.batch])
-    every = (settings.diagnose_every, settings.probe_every) if arm.guesses else (0, 0)
+    every = (settings.diagnose_every, settings.probe_every) if variant.guesses else (0, 0)
     diagnosis = Diagnosis(sample, *every)
+    own = {"variant": variant.key, "seed": seed}
     progress = train(
-        accelerated(trainee, settings.step, arm.p is not None, device),
+        accelerated(trainee, settings.step, variant.p is not None, device),
         batches,
         validation,
         steps=settings.steps,
         every=settings.evaluate_every,
         watcher=line,
         diagnosis=diagnosis,
-        checkpoint=_checkpoint(settings, arm, seed),
+        checkpoint=checkpoint_of(settings, _NOT_OF_A_RUN, f"{variant.key}-seed={seed}", own),
     )
-    return Trained(arm, trainee.model, progress, diagnosis)
+    return Trained(variant, trainee.model, progress, diagnosis)
 
 
 def _measure(options: Feedforward, settings: Settings, runs: Runs, test: Split, device: torch.device) -> Results:
@@ -145,19 +146,19 @@ def _measure(options: Feedforward, settings: Settings, runs: Runs, test: Split, 
     depth = f" of {settings.layers[0]} layers" if len(settings.layers) == 1 else ""
     return Results(
         title=f"{name}: {settings.net.upper()}{depth} on {settings.data}",
-        command=FEEDFORWARD[name].command(options),
+        command=RECIPES[name].command(options),
         options=asdict(settings),
-        arms=tuple(_arm_result(settings, arm, runs, test) for arm in arms(settings)),
+        variants=tuple(_variant_result(settings, variant, runs, test) for variant in variants(settings)),
         device=device_name(device),
         versions=versions(),
         steps=settings.steps,
     )
 
 
-def _arm_result(settings: Settings, arm: Arm, runs: Runs, test: Split) -> ArmResult:
+def _variant_result(settings: Settings, variant: Variant, runs: Runs, test: Split) -> VariantResult:
     found = []
     for seed in settings.all_seeds:
-        best = _best(runs[arm, seed])
+        best = _best(runs[variant, seed])
         found.append(
             Run(
                 seed,
@@ -170,19 +171,22 @@ def _arm_result(settings: Settings, arm: Arm, runs: Runs, test: Split) -> ArmRes
                 harms=tuple(best.diagnosis.harms),
             )
         )
-    tried = runs[arm, settings.seed]
-    choices = tuple((asdict(one.arm), one.error) for one in tried) if len(tried) > 1 else ()
-    return ArmResult(named(arm, settings), arm.gradient, arm.context, tuple(found), asdict(_best(tried).arm), choices)
+    tried = runs[variant, settings.seed]
+    choices = tuple((asdict(one.variant), one.error) for one in tried) if len(tried) > 1 else ()
+    chosen = asdict(_best(tried).variant)
+    return VariantResult(
+        named(variant, settings), variant.gradient, variant.context, tuple(found), chosen, candidates=choices
+    )
 
 
 def _show(settings: Settings, examples: Split, console: Console) -> None:
-    for arm in arms(settings):
-        if arm.gradient in CONTEXTUAL:
-            chosen = candidates(arm, settings)[0]
+    for variant in variants(settings):
+        if variant.gradient in CONTEXTUAL:
+            chosen = candidates(variant, settings)[0]
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 model = network(settings, settings.layers[0])
                 net = decoupled(settings, chosen, model, examples.inputs[: settings.batch].cpu())
-            console.print(f"{named(arm, settings)}:", net)
+            console.print(f"{named(variant, settings)}:", net)
             return
 
 
@@ -191,102 +195,7 @@ def _read(settings: Settings, split: str) -> Split:
     return examples.flat() if settings.net == "fcn" else examples
 
 
-def _checkpoint(settings: Settings, arm: Arm, seed: int) -> Checkpoint | None:
-    if settings.out is None:
-        return None
-    depends = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RUN}
-    path = settings.out / "checkpoints" / f"{arm.key}-seed={seed}.pt"
-    return Checkpoint(path, {**depends, "arm": arm.key, "seed": seed})
-
-
-@contextmanager
-def _torch(settings: Settings) -> Iterator[None]:
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(settings.threads or threads)
-    torch.set_float32_matmul_precision(settings.matmul)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"--device: got {name!r}, expected cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"--device: got {name!r}, but torch sees {torch.cuda.device_count()} GPUs; give --device cpu")
-    return device
-
-
 def _interrupted(settings: Settings) -> str:
     if settings.out is None:
-        return "interrupted; give --out to be able to go on later"
-    return f"interrupted; the same command goes on from the checkpoints in {settings.out}"
-
-
-_NO_SCHEDULE = {"schedule": "sequential", "p": ()}
-
-
-def _recipe(
-    name: str, summary: str, fixed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> Recipe[Feedforward]:
-    return Recipe(name, summary, Feedforward, run, {"experiment": name, **fixed}, defaults or {})
-
-
-_ALL_RECIPES = (
-    _recipe("fcn", "the fully connected network: backprop, no gradient, DNI and cDNI", {"net": "fcn"}),
-    _recipe("cnn", "the convolutional network: backprop, no gradient, DNI and cDNI", {"net": "cnn"}),
-    _recipe(
-        "table1",
-        "the paper's table of test errors by depth: no gradient, backprop, DNI, cDNI",
-        {**_NO_SCHEDULE, "position": ()},
-        {"data": "mnist", "layers": (3, 4, 5, 6), "gradient": ("zero", "backprop", "synthetic")},
-    ),
-    _recipe(
-        "single",
-        "one interface at each position of a network of 6 layers, and the cut with nothing in its place",
-        _NO_SCHEDULE,
-        {"data": "mnist", "layers": (6,), "position": (1, 2, 3, 4, 5), "context": ("none",)},
-    ),
-    _recipe(
-        "sparse",
-        "updates with probability p in random order, 4 layers, DNI and cDNI",
-        {"schedule": "random_order", "target": "scheduled", "position": ()},
-        {"data": "mnist", "layers": (4,), "gradient": ("synthetic",), "p": (0.05, 0.1, 0.2, 0.5, 1.0)},
-    ),
-    _recipe(
-        "unlock",
-        "synthetic inputs and gradients: every layer runs with probability p, forward and backward in any order",
-        {"schedule": "unlocked", "target": "scheduled", "position": ()},
-        {"data": "mnist", "layers": (4,), "gradient": ("synthetic",), "hidden": (1,), "p": (0.1, 0.2, 0.5, 1.0)},
-    ),
-    _recipe(
-        "deep",
-        "21 layers by backprop and cDNI",
-        {**_NO_SCHEDULE, "position": ()},
-        {"data": "mnist", "layers": (21,), "gradient": ("backprop", "synthetic"), "context": ("label",)},
-    ),
-    _recipe(
-        "stale",
-        "the average of past gradients, its decay chosen on validation, against no gradient, by depth",
-        {**_NO_SCHEDULE, "position": (), "context": ("none",)},
-        {
-            "data": "mnist",
-            "layers": (3, 4, 5, 6),
-            "gradient": ("zero", "stale"),
-            "decay": (0.0, 0.5, 0.9, 0.99, 0.999),
-        },
-    ),
-    _recipe(
-        "estimators",
-        "every kind of interface side by side",
-        {**_NO_SCHEDULE, "target": "scheduled"},
-        {"data": "mnist", "gradient": GRADIENTS, "context": ("label",)},
-    ),
-)
-
-FEEDFORWARD: Mapping[str, Recipe[Feedforward]] = MappingProxyType({recipe.name: recipe for recipe in _ALL_RECIPES})
-"""The feed-forward recipes by name."""
+        return "interrupted; with --out you could resume"
+    return f"interrupted; the same command resumes from the checkpoints in {settings.out}"

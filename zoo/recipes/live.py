@@ -1,4 +1,4 @@
-"""The progress of an experiment, one line an arm."""
+"""The progress of an experiment on the console, one line for each variant."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from dnifx.zoo.recipes.results import Point
 
 @dataclass(frozen=True)
 class Line:
-    """The line of one arm while one of its runs is trained.
+    """The line of one variant while one of its runs is trained.
 
     Attributes:
-        progress: What shows it.
-        task: The arm's task there.
-        name: The arm's name.
-        before: Steps of the runs that the arm has finished.
+        progress: The display.
+        task: The variant's task in the display.
+        name: The variant's name.
+        before: Steps of the variant's finished runs.
         seed: The seed of this run.
     """
 
@@ -36,7 +36,7 @@ class Line:
         self.progress.update(self.task, completed=self.before + step)
 
     def point(self, point: Point) -> None:
-        """Show the run's newest place on its curve."""
+        """Show the newest point of the run's curve."""
         state = f"seed {self.seed}  loss {point.loss:.4f}  error {point.error:.2f}%"
         self.progress.update(self.task, state=state)
 
@@ -45,16 +45,16 @@ class Line:
         self.progress.update(self.task, look=str(look))
 
     def harm(self, text: str) -> None:
-        """Say that a synthetic gradient does harm, and what helps."""
+        """Warn that a synthetic gradient does harm, and say what helps."""
         self.progress.console.print(f"{self.name}, seed {self.seed}, {text}", style="yellow")
 
 
 class Live:
-    """The lines of all arms.
+    """The lines of all variants.
 
     Args:
-        progress: What shows them.
-        runs: How many runs each arm has, by its name.
+        progress: The display.
+        runs: Number of runs of each variant, by name.
         steps: Training steps of one run.
     """
 
@@ -68,7 +68,7 @@ class Live:
         }
 
     def line(self, name: str, seed: int) -> Line:
-        """Return the line of the arm ``name`` for its next run, which is of ``seed``."""
+        """Return the line of the variant ``name`` for its next run, from ``seed``."""
         before = self._begun[name] * self._steps
         self._begun[name] += 1
         return Line(self._progress, self._tasks[name], name, before, seed)
@@ -76,7 +76,7 @@ class Live:
 
 @contextmanager
 def live(console: Console, runs: Mapping[str, int], steps: int) -> Iterator[Live]:
-    """Show the progress of an experiment on ``console`` while the context lasts."""
+    """Show the progress of an experiment on ``console`` until the block ends."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),

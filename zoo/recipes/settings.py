@@ -1,4 +1,4 @@
-"""The options of the feed-forward recipes, and what the recipe chooses where they leave it open."""
+"""The options of the feed-forward recipes, and the values that a recipe chooses."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any
 
 from dnifx.errors import OptionError
 from dnifx.zoo.recipes.base import option
+from dnifx.zoo.recipes.checks import check_given, check_least, check_rates
 
 DATA = ("digits", "mnist", "fashion", "cifar10")
 GRADIENTS = (
@@ -31,68 +32,74 @@ STEPS = ("auto", "eager", "graph", "compiled")
 
 @dataclass(frozen=True)
 class Feedforward:
-    """Options of the feed-forward recipes; None is chosen by the data set, the network and the budget."""
+    """Options of the feed-forward recipes. Network, data set and budget choose what is None."""
 
-    experiment: str = option("", "the recipe's name; by default the network's")
-    net: str = option("fcn", "network", ("fcn", "cnn"))
-    data: str = option("digits", "data set", DATA)
-    layers: tuple[int, ...] | None = option(None, "layers of the network, the classifier among them; 3..6 for several")
-    width: int | None = option(None, "units (or filters) of a hidden layer")
+    experiment: str = option("", "Name of the recipe. By default the network's name.")
+    net: str = option("fcn", "Network to train.", ("fcn", "cnn"))
+    data: str = option("digits", "Data set.", DATA)
+    layers: tuple[int, ...] | None = option(None, "Number of layers, including the classifier. Several: 3,5 or 3..6.")
+    width: int | None = option(None, "Units or filters of a hidden layer.")
     gradient: tuple[str, ...] = option(
-        ("backprop", "zero", "synthetic"), "what the hidden layers learn from, one or more", GRADIENTS
+        ("backprop", "zero", "synthetic"), "What the hidden layers learn from. One variant for each.", GRADIENTS
     )
     context: tuple[str, ...] = option(
-        ("none", "label"), "what synthetic gradients see beside the activation: one arm for each", ("none", "label")
+        ("none", "label"),
+        "What the estimators see beside the activation: none (DNI) or label (cDNI). One variant for each.",
+        ("none", "label"),
     )
-    position: tuple[int, ...] = option((), "hidden layers to put the only interface after, an arm for each; 1..5")
-    schedule: str = option("sequential", "what a step runs, in which order", SCHEDULES)
-    p: tuple[float, ...] = option((), "update probabilities of a drawn schedule, an arm for each")
+    position: tuple[int, ...] = option(
+        (), "Put the only interface after this hidden layer. One variant for each, such as 1..5."
+    )
+    schedule: str = option("sequential", "Order of the work in a step.", SCHEDULES)
+    p: tuple[float, ...] = option((), "Update probability of a random schedule. One variant for each.")
     hidden: tuple[int, ...] | None = option(
-        None, "hidden layers of an estimator; 0 is an affine map; of several, validation chooses"
+        None, "Hidden layers of an estimator; 0 is an affine map. Validation chooses among several."
     )
-    estimator_width: int | None = option(None, "units (or filters) of an estimator's hidden layer")
-    decay: tuple[float, ...] = option((0.9,), "decay of stale gradients; of several, validation chooses")
-    budget: str = option("small", "steps and rates of a small machine, or those of the paper", ("small", "paper"))
-    steps: int | None = option(None, "training steps")
-    batch: int | None = option(None, "examples in a step")
-    lr: tuple[float, ...] | None = option(None, "learning rate of Adam; of several, validation chooses")
+    estimator_width: int | None = option(None, "Units or filters of an estimator's hidden layer.")
+    decay: tuple[float, ...] = option((0.9,), "Decay of stale gradients. Validation chooses among several.")
+    budget: str = option("small", "Steps and rates: for a small machine, or the paper's.", ("small", "paper"))
+    steps: int | None = option(None, "Training steps.")
+    batch: int | None = option(None, "Examples in a step.")
+    lr: tuple[float, ...] | None = option(None, "Learning rate of Adam. Validation chooses among several.")
     estimator_lr: tuple[float, ...] | None = option(
-        None, "learning rate of the estimators; of several, validation chooses"
+        None, "Learning rate of the estimators. Validation chooses among several."
     )
-    lr_drops: tuple[float, ...] | None = option(None, "shares of the steps after which the rate is cut by 10: 0.6,0.8")
-    seeds: int | None = option(None, "runs of each arm, over which mean and spread are taken")
-    seed: int = option(0, "the first seed; the others follow it")
-    validation: int | None = option(None, "training examples held out for the validation error")
-    evaluate_every: int | None = option(None, "steps from one validation (and checkpoint) to the next")
+    lr_drops: tuple[float, ...] | None = option(
+        None, "Divide the rates by 10 after these shares of the steps, such as 0.6,0.8."
+    )
+    seeds: int | None = option(None, "Runs of each variant. The table shows their mean and spread.")
+    seed: int = option(0, "The first seed. The other runs count up from it.")
+    validation: int | None = option(None, "Training examples held out to measure the validation error.")
+    evaluate_every: int | None = option(None, "Measure the validation error and save a checkpoint every so many steps.")
     diagnose_every: int | None = option(
         None,
-        "steps from one look at the synthetic gradients, beside the gradients they are fitted to, to the next; 0: none",
+        "Compare the synthetic gradients with the gradients they are fitted to every so many steps; 0: never.",
     )
     probe_every: int = option(
-        0, "steps from one comparison with the true gradient, on a validation batch, to the next; 0: none"
+        0, "Compare them with the true gradient, on a validation batch, every so many steps; 0: never."
     )
     target: str = option(
-        "scheduled", "what is compiled: one fused module, or a scheduled trainer", ("fused", "scheduled")
+        "scheduled", "What to compile: one fused module, or a scheduled trainer.", ("fused", "scheduled")
     )
-    device: str = option("cpu", "where to train: cpu, cuda, cuda:1")
-    step: str = option("auto", "how a step runs on a GPU; auto measures and takes the fastest", STEPS)
-    threads: int | None = option(None, "CPU threads of torch; 0 leaves their number as it is")
+    device: str = option("cpu", "Device to train on: cpu, cuda or cuda:1.")
+    step: str = option("auto", "How a step runs on a GPU; auto takes the fastest.", STEPS)
+    threads: int | None = option(None, "CPU threads of torch; 0 keeps the present number.")
     matmul: str = option(
         "highest",
-        "precision of matrix products, as torch.set_float32_matmul_precision has it",
+        "Precision of matrix products, as in torch.set_float32_matmul_precision.",
         ("highest", "high", "medium"),
     )
-    out: Path | None = option(None, "folder for results, curves and the checkpoints to resume from")  # noqa: RUF009
+    out: Path | None = option(None, "Folder for results, curves and checkpoints. The same command resumes there.")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What suits one kind of interface; chosen on validation examples, or the paper's.
+    """The rates and the size for one kind of interface, from validation or from the paper.
 
     Attributes:
         lr: Learning rate of the network.
         estimator_lr: Learning rate of the estimators.
-        hidden: Hidden layers of an estimator.
+        hidden: Number of hidden layers of an estimator.
     """
 
     lr: float
@@ -102,19 +109,19 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Preset:
-    """What the recipe chooses for one network on one data set.
+    """The values that the recipe chooses for one network on one data set.
 
     Attributes:
-        layers: Layers, the classifier among them.
-        width: Units (or filters) of a hidden layer.
-        plain: For synthetic gradients without context.
-        other: For everything else.
-        estimator_width: Units (or filters) of an estimator's hidden layer.
+        layers: Number of layers, including the classifier.
+        width: Units or filters of a hidden layer.
+        plain: The rates for synthetic gradients without context.
+        other: The rates for everything else.
+        estimator_width: Units or filters of an estimator's hidden layer.
         steps: Training steps.
         batch: Examples in a step.
-        seeds: Runs of each arm.
+        seeds: Runs of each variant.
         validation: Training examples held out.
-        threads: CPU threads; 1 where the work of a step is too small to share.
+        threads: CPU threads; 1 if the work of a step is too small to share.
     """
 
     layers: int
@@ -131,9 +138,9 @@ class Preset:
 
 _SMALL = Tuned(1e-3, 1e-3, 0)
 _DEEP = Tuned(1e-4, 5e-4, 1)
-"""In place of a preset's ``other`` on networks of more than ten layers; chosen on 21 layers and MNIST."""
+"""Replaces a preset's ``other`` above ten layers; chosen on 21 layers and MNIST."""
 _UNLOCKED = Tuned(3e-4, 3e-3, 1)
-"""In place of it where every partition runs on synthetic inputs; chosen on 4 layers and MNIST."""
+"""Replaces it if every partition runs on synthetic inputs; chosen on 4 layers and MNIST."""
 
 _MNIST_FCN = Preset(4, 256, Tuned(3e-5, 1e-3, 2), _SMALL, 512, 6000, 256, 1, 5000)
 _MNIST_CNN = Preset(3, 64, Tuned(3e-4, 3e-3, 1), _SMALL, 64, 2000, 128, 1, 5000)
@@ -150,7 +157,10 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
         ("cnn", "cifar10"): Preset(3, 128, Tuned(3e-4, 3e-3, 1), Tuned(3e-4, 1e-5, 0), 128, 2000, 128, 1, 5000),
     }
 )
-"""By network and data: the paper's networks (smaller for the digits), and the steps and rates of a small machine."""
+"""The paper's networks, smaller for the digits, with steps and rates for a small machine.
+
+The keys are network and data set.
+"""
 
 PAPER_ESTIMATORS: Mapping[tuple[str, str], tuple[int, int, int]] = MappingProxyType(
     {
@@ -162,19 +172,22 @@ PAPER_ESTIMATORS: Mapping[tuple[str, str], tuple[int, int, int]] = MappingProxyT
         ("cnn", "cifar10"): (2, 0, 128),
     }
 )
-"""The paper's estimators (appendix A.1): hidden layers without a label, with one, and their units or filters."""
+"""The paper's estimators (appendix A.1), by network and data set.
+
+The values are the number of hidden layers without a label, the number with one, and their width.
+"""
 
 LONGER: Mapping[str, int] = MappingProxyType({"random_order": 4, "unlocked": 2})
-"""How many times the small budget's steps a schedule gets in which most partitions rest."""
+"""Factors by which the small budget's steps grow for schedules in which most partitions rest."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options with nothing left open; ``Feedforward`` says what each is.
+    """Options with nothing left open. ``Feedforward`` explains each one.
 
     Attributes:
-        hidden, lr, estimator_lr: For everything but synthetic gradients without context.
-        plain_hidden, plain_lr, plain_estimator_lr: For those.
+        hidden, lr, estimator_lr: For everything except synthetic gradients without context.
+        plain_hidden, plain_lr, plain_estimator_lr: For synthetic gradients without context.
     """
 
     net: str
@@ -212,17 +225,17 @@ class Settings:
 
     @property
     def all_seeds(self) -> range:
-        """The seeds that each arm is run from."""
+        """The seeds of each variant's runs."""
         return range(self.seed, self.seed + self.seeds)
 
 
 def complete(options: Feedforward) -> Settings:
-    """Return the options with everything chosen that they left open.
+    """Return the options with a value for everything that they leave open.
 
-    Where a learning rate is given and no estimators' rate, the estimators have the same.
+    If only the network's learning rate is given, the estimators use it too.
 
     Raises:
-        OptionError: Where a value is out of its range.
+        OptionError: A value is out of its range.
     """
     chosen = _chosen(options)
     given = vars(options)
@@ -248,14 +261,14 @@ def _chosen(options: Feedforward) -> dict[str, Any]:
         "layers": (preset.layers,),
         "steps": steps,
         "lr_drops": (0.6, 0.8),
-        # So that the last partition computes its loss in every stretch but one of 10^8.
+        # Long enough that only one of 10^8 stretches passes without a loss from the last partition.
         "evaluate_every": min(steps, max(1, steps // 20, math.ceil(20 / rarest) if options.p else 1)),
         "diagnose_every": max(10, steps // 200),
     }
 
 
 def _deep(preset: Preset) -> Preset:
-    """Return a preset for more than ten layers: estimators as wide as these, and twice the steps."""
+    """Return the preset above ten layers: estimators as wide as the layers, twice the steps."""
     return replace(preset, other=_DEEP, estimator_width=preset.width, steps=2 * preset.steps)
 
 
@@ -278,59 +291,34 @@ def _preset(options: Feedforward) -> Preset:
     )
 
 
-_LEAST = {"layers": 2, "batch": 2, "hidden": 0, "diagnose_every": 0, "probe_every": 0, "threads": 0}
-_COUNTS = (
-    "layers",
-    "position",
-    "width",
-    "hidden",
-    "estimator_width",
-    "steps",
-    "batch",
-    "seeds",
-    "validation",
-    "evaluate_every",
-    "diagnose_every",
-    "probe_every",
-    "threads",
-)
+_LEAST = {
+    **dict.fromkeys(("position", "width", "estimator_width", "steps", "seeds", "validation", "evaluate_every"), 1),
+    **dict.fromkeys(("hidden", "diagnose_every", "probe_every", "threads"), 0),
+    **dict.fromkeys(("layers", "batch"), 2),
+}
 
 
 def _check(settings: Settings) -> None:
-    for name in _COUNTS:
-        value, minimum = getattr(settings, name), _LEAST.get(name, 1)
-        least = min(value, default=minimum) if isinstance(value, tuple) else value
-        if least < minimum:
-            raise OptionError(f"--{name.replace('_', '-')}: got {least}, expected {minimum} or more")
-    for name in ("layers", "gradient", "context", "hidden", "decay", "lr", "estimator_lr"):
-        if not getattr(settings, name):
-            raise OptionError(
-                f"--{name.replace('_', '-')}: got no value, expected one or more; leave it out for the default"
-            )
-    _check_rates(settings)
-    _check_arms(settings)
-
-
-def _check_rates(settings: Settings) -> None:
-    for flag, rates in (("--lr", settings.lr), ("--estimator-lr", settings.estimator_lr)):
-        if min(rates) <= 0:
-            raise OptionError(f"{flag}: got {min(rates)}, expected a rate above 0, as 1e-3")
+    check_least(settings, _LEAST)
+    check_given(settings, ("layers", "gradient", "context", "hidden", "decay", "lr", "estimator_lr"))
+    check_rates(settings, ("lr", "estimator_lr"))
     for drop in settings.lr_drops:
         if not 0 < drop < 1:
-            raise OptionError(f"--lr-drops: got {drop}, expected shares of the steps between 0 and 1, as 0.6,0.8")
+            raise OptionError(f"--lr-drops: got {drop}, expected shares of the steps between 0 and 1, such as 0.6,0.8")
+    _check_variants(settings)
 
 
-def _check_arms(settings: Settings) -> None:
+def _check_variants(settings: Settings) -> None:
     deepest = min(settings.layers) - 1
     if settings.position and max(settings.position) > deepest:
         raise OptionError(
             f"--position: got {max(settings.position)}, but a network of {min(settings.layers)} layers has {deepest} "
-            f"hidden ones; give 1..{deepest}"
+            f"hidden layers; give 1..{deepest}"
         )
     if bool(settings.p) != (settings.schedule != "sequential"):
         raise OptionError(
-            f"--p: got {settings.p or 'no value'} for --schedule {settings.schedule}; random_order and unlocked need update "
-            "probabilities, as 0.2, sequential takes none"
+            f"--p: got {settings.p or 'no value'} for --schedule {settings.schedule}; random_order and unlocked need "
+            "update probabilities, such as 0.2; sequential takes none"
         )
     if settings.schedule != "sequential" and settings.target == "fused":
         raise OptionError(f"--target: fused has no schedule, got --schedule {settings.schedule}; leave --target out")

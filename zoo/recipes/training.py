@@ -1,4 +1,4 @@
-"""Training from a seed, in steps that can be interrupted and taken up again bit for bit."""
+"""Feed-forward training from a seed. An interrupted run resumes bit for bit."""
 
 import math
 import time
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dnifx.errors import LossError
 from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split
+from dnifx.zoo.recipes.checks import check_finite
 from dnifx.zoo.recipes.diagnosis import Comparison, Diagnosis, Look
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.store import Checkpoint
@@ -22,12 +23,12 @@ class Learner(ABC):
     """A model and the way it learns from a batch."""
 
     model: nn.Module
-    """The model, whose error is measured."""
+    """The model whose error is measured."""
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Train on a batch, inputs [batch, ...] and classes [batch], and return its mean loss, detached.
+        """Train on inputs [batch, ...] and classes [batch]; return the mean loss, detached.
 
-        The loss is None where the step did not come to it, as a schedule may leave the last partition idle.
+        The loss is None if the schedule leaves the last partition idle in this step.
         """
         loss = self.compute(inputs, targets)
         self.advance()
@@ -35,24 +36,24 @@ class Learner(ABC):
 
     @abstractmethod
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Do all of a step that runs on the device, and return its loss as ``step`` does."""
+        """Do the part of a step that runs on the device, and return the loss as ``step`` does."""
 
     @abstractmethod
     def advance(self) -> None:
-        """Do what is left of a step: let learning rates and schedules go on."""
+        """Do the rest of a step: advance learning rates and schedules."""
 
     @abstractmethod
     def diagnosed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Comparison]:
-        """Do what ``step`` does, and compare the synthetic gradients with the gradients that they are fitted to."""
+        """Do a step, and compare the synthetic gradients with their targets."""
 
     @abstractmethod
     def probe(self, inputs: Tensor, targets: Tensor) -> Comparison:
-        """Compare the synthetic gradients with those of backpropagation, and change nothing."""
+        """Compare the synthetic gradients with the true gradients. Nothing changes."""
 
     @property
     @abstractmethod
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Everything that updates parameters."""
+        """All optimizers."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -60,32 +61,32 @@ class Learner(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that ``state_dict`` gave."""
+        """Go back to a saved state."""
 
 
 class Watcher(Protocol):
-    """Who is told how training goes."""
+    """Receives the progress of a run."""
 
     def step(self, step: int) -> None:
-        """Be told that ``step`` steps are done."""
+        """Receive the number of steps done."""
 
     def point(self, point: Point) -> None:
-        """Be told of a new place on the curve."""
+        """Receive a new point of the curve."""
 
     def look(self, look: Look) -> None:
-        """Be told how good the synthetic gradients are."""
+        """Receive the quality of the synthetic gradients."""
 
     def harm(self, text: str) -> None:
-        """Be told that a synthetic gradient does harm."""
+        """Receive the warning that a synthetic gradient does harm."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training run is.
+    """The progress of a training run.
 
     Attributes:
         step: Steps done.
-        seconds: Time that they took.
+        seconds: Time that the steps took.
         curve: The learning curve so far.
     """
 
@@ -105,21 +106,21 @@ def train(
     diagnosis: Diagnosis,
     checkpoint: Checkpoint | None = None,
 ) -> Progress:
-    """Train for ``steps`` steps, or for what is left of them after the checkpoint, and return how it went.
+    """Train up to step ``steps``, from the checkpoint if there is one, and return the progress.
 
     Args:
-        learner: What is trained.
-        batches: What it is trained on.
-        validation: What its error is measured on.
+        learner: The learner to train.
+        batches: The training examples.
+        validation: The examples for the validation error.
         steps: Steps in all.
-        every: Steps from one measurement to the next; a checkpoint is saved after each.
-        watcher: Who is told how it goes.
-        diagnosis: Follows the synthetic gradients; afterwards it holds what it saw.
-        checkpoint: Where the run is saved and resumed from.
+        every: Measure and save a checkpoint every so many steps.
+        watcher: Receives the progress.
+        diagnosis: Follows the synthetic gradients and keeps the looks and probes.
+        checkpoint: The file to save to and resume from.
 
     Raises:
-        LossError: Where the loss is no longer finite.
-        StateError: Where the checkpoint cannot be taken up.
+        LossError: The loss is no longer finite.
+        StateError: The checkpoint cannot be resumed.
     """
     progress = _resume(learner, batches, diagnosis, checkpoint)
     for point in progress.curve[-1:]:
@@ -138,7 +139,7 @@ def train(
 
 
 def error_rate(model: nn.Module, split: Split, batch: int = 250) -> float:
-    """Return the share of a split, in percent, that the model, in evaluation mode, classifies wrongly."""
+    """Return the percentage of a split that the model classifies wrongly in evaluation mode."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -176,11 +177,8 @@ def _step(learner: Learner, batches: Batches, step: int, watcher: Watcher, diagn
 
 def _mean(losses: list[Tensor], step: int) -> float:
     if not losses:
-        raise LossError(f"no loss was computed in the steps up to {step}; give a longer --evaluate-every")
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise LossError(f"the training loss is {mean} by step {step}, expected a finite number; give a lower --lr")
-    return mean
+        raise LossError(f"no loss was computed in the steps up to {step}; give a higher --evaluate-every")
+    return check_finite(float(torch.stack(losses).mean()), step)
 
 
 def _state(learner: Learner, batches: Batches, diagnosis: Diagnosis, progress: Progress) -> dict[str, Any]:

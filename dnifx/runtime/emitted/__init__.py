@@ -1,1 +1,1 @@
-"""What emitted code calls. These files import torch alone, so that an emitted folder can carry copies of them."""
+"""What emitted code calls. These files import torch and each other alone, so an emitted folder can carry copies."""

@@ -1,7 +1,7 @@
-"""Checkpoints: what a model computes again in its backward pass, the generated code computes again too.
+"""Checkpoints: the generated code recomputes in its backward pass what the model recomputes there.
 
-The graph stays flat, and its nodes say in which checkpointed regions they lie. The code that torch.fx writes of it puts the lines
-of each region into a function of their own, and calls that under ``torch.utils.checkpoint.checkpoint``.
+The graph stays flat, and its nodes name the checkpointed regions that they lie in. In the code that torch.fx writes, each
+region becomes a function of its own, which is called under ``torch.utils.checkpoint.checkpoint``.
 """
 
 import textwrap
@@ -13,7 +13,7 @@ from itertools import count, groupby, pairwise
 from torch import fx
 
 CHECKPOINT = "checkpoint"
-"""The key in a node's meta data of the checkpointed regions that it lies in, outermost first."""
+"""The key in a node's meta: the checkpointed regions that it lies in, outermost first."""
 
 Line = tuple[fx.Node, str]
 """A node and the text that computes it."""
@@ -25,8 +25,8 @@ class Region:
 
     Attributes:
         number: Its number among those of a recording.
-        place: Where it stands in the model's source.
-        preserve: Whether random numbers are drawn again as they were (``preserve_rng_state``).
+        place: Where it is in the model's source.
+        preserve: Whether recomputation draws the same random numbers (``preserve_rng_state``).
         early_stop: Whether recomputation ends with the last tensor that is needed.
     """
 
@@ -43,14 +43,14 @@ def regions_of(node: fx.Node) -> tuple[Region, ...]:
 
 
 def with_checkpoints(graph: fx.Graph) -> fx.Graph:
-    """Let the code of a graph compute its checkpointed regions again in the backward pass; return the graph itself."""
+    """Let the code of a graph recompute its checkpointed regions in the backward pass; return the graph itself."""
     if any(regions_of(node) for node in graph.nodes):
         graph.on_generate_code(lambda _: transformer(graph))
     return graph
 
 
 def transformer(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
-    """Return what rewrites the body of a graph's code, in which torch.fx marks where each node begins."""
+    """Return a function that rewrites the body of a graph's code; torch.fx marks there where each node begins."""
 
     def transformed(body: list[str]) -> list[str]:
         starts = [place for place, line in enumerate(body) if line.startswith("# COUNTER:")]
@@ -62,7 +62,7 @@ def transformer(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
 
 
 def written(lines: Sequence[Line], depth: int, taken: AbstractSet[str]) -> str:
-    """Return the text of nodes that lie in the same regions down to a depth; some names are taken."""
+    """Return the text of nodes that lie in the same regions down to a depth; functions get names that are not taken."""
     parts = []
     for found, group in groupby(lines, key=lambda line: regions_of(line[0])[depth : depth + 1]):
         members = list(group)

@@ -1,4 +1,4 @@
-"""Gradients that estimators find by themselves. Imports torch alone, so that emitted packages can carry it."""
+"""What estimators call: gradients that they compute themselves, contexts, masks. Imports torch and ``interface`` alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dnifx.runtime.emitted.interface import count_only
+
 
 class OwnGradient(torch.autograd.Function):
-    """Answers with gradients that are known already; backward, whatever arrives, asks the losses to fall."""
+    """Answers with known gradients; backward, it minimises the losses, whatever arrives."""
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -26,24 +28,24 @@ class OwnGradient(torch.autograd.Function):
 
 
 def leaf(value: Tensor) -> Tensor:
-    """Return a value to differentiate with respect to, apart from what made it."""
+    """Return a detached value to differentiate with respect to."""
     return value.detach().requires_grad_()
 
 
 def own_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the gradient of each example's own loss, [batch], with respect to leaves; its fit is to make that loss small."""
+    """Return the gradient of each example's own loss, [batch], with respect to leaves. Its fit minimises that loss."""
     found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True)
     answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *found)  # type: ignore[no-untyped-call]
     return answer
 
 
 def predicted_gradients(losses: Tensor, leaves: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
-    """Return the gradient of each example's predicted loss, [batch], with respect to leaves, to be differentiated if ``keep``."""
+    """Return the gradient of each example's predicted loss, [batch], with respect to leaves; ``keep`` keeps its graph."""
     return torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, create_graph=keep)
 
 
 class AbsoluteFit(torch.autograd.Function):
-    """Turns the gradient of the squared error, which arrives, into that of the weighted absolute error."""
+    """Turns the gradient of the squared error, which arrives, into the gradient of the weighted absolute error."""
 
     @staticmethod
     def forward(ctx: Any, estimate: Tensor, weight: float) -> Tensor:
@@ -59,6 +61,53 @@ class AbsoluteFit(torch.autograd.Function):
 
 
 def absolute_fit(estimate: Tensor, weight: float) -> Tensor:
-    """Return the estimate; its fit loss is ``weight`` times the mean over examples of ||estimate - target||_1."""
+    """Return the estimate; its fit loss becomes ``weight`` times the mean over examples of ||estimate - target||_1."""
     answer: Tensor = AbsoluteFit.apply(estimate, weight)  # type: ignore[no-untyped-call]
     return answer
+
+
+class AverageGradient(torch.autograd.Function):
+    """Answers with a running average; backward, moves the average by the fit gradient that arrives.
+
+    The gradient of the mean over examples of ||average - target||^2 is 2 (average - mean target), so a step of
+    (1 - decay) / 2 against it is exactly the exponential average of the batch means.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, average: Tensor, value: Tensor, decay: float) -> Tensor:
+        """Return the average for each example of value, [batch, ...]. The anchor only makes autograd come back here."""
+        ctx.average, ctx.decay = average, decay
+        return average.expand_as(value).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, fit: Tensor) -> tuple[Any, ...]:
+        """Move the average; the anchor's own gradient is zero."""
+        ctx.average.sub_(fit.sum(0, keepdim=True), alpha=(1 - ctx.decay) / 2)
+        return fit.new_zeros(()), None, None, None
+
+
+def average_gradient(anchor: Tensor, average: Tensor, value: Tensor, decay: float) -> Tensor:
+    """Return the running average of the target gradient, [1, ...], for each example of value, [batch, ...]."""
+    answer: Tensor = AverageGradient.apply(anchor, average, value, decay)  # type: ignore[no-untyped-call]
+    return answer
+
+
+def spread_context(context: Tensor, like: Tensor) -> Tensor:
+    """Return the context for every position of a value [batch, ..., features].
+
+    Args:
+        context: Features [batch, width], given to each position of an example; or [batch, ..., width], one for each.
+        like: The value.
+    """
+    if context.dim() < like.dim():
+        between = [1] * (like.dim() - context.dim())
+        context = context.reshape(*context.shape[:-1], *between, context.shape[-1]).expand(*like.shape[:-1], -1)
+    return context.to(like.dtype)
+
+
+def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean over the tokens of a value [batch, length, features]; with a mask, over those that count."""
+    if mask is None or value.shape[:2] != mask.shape:
+        return value.mean(1)
+    return count_only(value, mask).sum(1) / (mask != 0).sum(1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""The interface nodes: what stands on a cut in the fused graph. Imports torch alone, so that emitted packages can carry it."""
+"""The interface nodes: what runs on a cut in the fused graph. Imports torch alone, so emitted packages can carry a copy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,11 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 
+def loss_scale(examples: int, mean: bool = True) -> float:
+    """Return the weight of one example in the loss: 1/n for a mean over n examples, 1 for a sum."""
+    return 1.0 / examples if mean else 1.0
+
+
 class GradientSwap(torch.autograd.Function):
     """Passes values forward; backward, gives them the synthetic gradient and gives the estimator its fit gradient.
 
@@ -16,72 +21,58 @@ class GradientSwap(torch.autograd.Function):
     (scale 1/n) over examples: the values receive ``g * scale``, or ``(1 - mix) * g * scale + mix * t`` where some of the
     arriving gradient is mixed in; the estimates receive the gradient of the mean over examples of ||g - t / scale||^2
     (Jaderberg et al. 2017, Section 2.2).
+
+    Synthetic inputs, where there are any, pass forward in place of the values and are fitted to them.
     """
 
     @staticmethod
-    def forward(ctx: Any, examples: int, mean: bool, mix: float, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Take the values, then as many estimates; return the values."""
-        count = len(tensors) // 2
-        ctx.examples = examples
-        ctx.mean = mean
-        ctx.mix = mix
-        ctx.save_for_backward(*tensors[count:])
-        return tuple(value.view_as(value) for value in tensors[:count])
+    def forward(ctx: Any, examples: int, mean: bool, mix: float, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Take ``count`` values, as many estimates, and none or as many synthetic inputs; return what passes forward."""
+        ctx.examples, ctx.mean, ctx.mix = examples, mean, mix
+        values, imagined = tensors[:count], tensors[2 * count :]
+        ctx.save_for_backward(*tensors[count:], *(values if imagined else ()))
+        return tuple(each.view_as(each) for each in imagined or values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
-        """Swap the arriving gradients for the estimates, and turn them into the estimates' fit gradients."""
-        estimates = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3 + len(estimates) :]
-        scale = 1.0 / ctx.examples if ctx.mean else 1.0
+        """Give the values the estimates; give estimates and synthetic inputs their fit gradients."""
+        count, saved = len(arriving), ctx.saved_tensors
+        estimates, imagined, values = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        scale = loss_scale(ctx.examples, ctx.mean)
         synthetic = [
             mixed(estimate.detach() * scale, gradient, ctx.mix)
-            for estimate, gradient in zip(estimates, arriving, strict=True)
+            for estimate, gradient in zip(estimates, values or arriving, strict=True)
         ]
         fits = [
             fit_gradient(estimate, per_example(gradient, scale), ctx.examples) if want else None
-            for estimate, gradient, want in zip(estimates, arriving, wanted, strict=True)
+            for estimate, gradient, want in zip(
+                estimates, arriving, ctx.needs_input_grad[4 + count : 4 + 2 * count], strict=True
+            )
         ]
-        return None, None, None, *synthetic, *fits
-
-
-class InputSwap(torch.autograd.Function):
-    """As GradientSwap, but passes synthetic inputs forward in place of the values, and fits them to the values."""
-
-    @staticmethod
-    def forward(ctx: Any, examples: int, mean: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Take the values, as many estimates and as many synthetic inputs; return the synthetic inputs."""
-        count = len(tensors) // 3
-        ctx.examples = examples
-        ctx.mean = mean
-        ctx.save_for_backward(*tensors)
-        return tuple(imagined.view_as(imagined) for imagined in tensors[2 * count :])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
-        """Give values the estimates, estimates and synthetic inputs their fit gradients."""
-        count = len(arriving)
-        values, estimates = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
-        scale = 1.0 / ctx.examples if ctx.mean else 1.0
-        synthetic = [(g * scale).to(value.dtype) for g, value in zip(estimates, values, strict=True)]
-        fits = [
-            fit_gradient(g, per_example(t, scale), ctx.examples) if want else None
-            for g, t, want in zip(estimates, arriving, ctx.needs_input_grad[2 + count :], strict=False)
-        ]
-        imagined = [
-            fit_gradient(a, value, ctx.examples)
-            for a, value in zip(ctx.saved_tensors[2 * count :], values, strict=True)
-        ]
-        return None, None, *synthetic, *fits, *imagined
+        guesses = [fit_gradient(*pair, ctx.examples) for pair in zip(imagined, values, strict=True)]
+        return None, None, None, None, *synthetic, *fits, *guesses
 
 
 def swap_gradients(
-    values: Sequence[Tensor], estimates: Sequence[Tensor], examples: int, mean: bool = True, mix: float = 0.0
+    values: Sequence[Tensor],
+    estimates: Sequence[Tensor],
+    examples: int,
+    mean: bool = True,
+    mix: float = 0.0,
+    imagined: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """Return the values; in the backward pass their gradient is the synthetic one, and the arriving one fits the estimator."""
-    swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, mix, *values, *estimates)  # type: ignore[no-untyped-call]
+    """Return the values, or synthetic inputs; backward, swap the arriving gradients for the estimates and fit the models.
+
+    Args:
+        values: The values that cross a boundary.
+        estimates: The estimator's answers, per example.
+        examples: Number of examples.
+        mean: Whether the loss averages over examples.
+        mix: Share of the arriving gradient in what the values receive; 0 where there are synthetic inputs.
+        imagined: Synthetic inputs, which pass forward in place of the values.
+    """
+    swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, mix, len(values), *values, *estimates, *imagined)  # type: ignore[no-untyped-call]
     return swapped
 
 
@@ -109,7 +100,7 @@ class GradientLeak(torch.autograd.Function):
 
 
 def leak_gradient(value: Tensor, weight: float, examples: int, mean: bool = True) -> Tensor:
-    """Return what an estimator sees of a value where the gradient of its own loss flows back: ``weight`` of each example's."""
+    """Return a value for an estimator whose own loss flows back into it: ``weight`` times the gradient of each example."""
     leaked: Tensor = GradientLeak.apply(value, weight if mean else weight * examples)  # type: ignore[no-untyped-call]
     return leaked
 
@@ -117,7 +108,7 @@ def leak_gradient(value: Tensor, weight: float, examples: int, mean: bool = True
 def propagated(
     estimates: Sequence[Tensor], targets: Sequence[Tensor], seen: Sequence[Tensor], examples: int
 ) -> tuple[Tensor, ...]:
-    """Return the gradient of each example's ||estimate - target||^2 with respect to the values that an estimator saw."""
+    """Return the gradient of each example's ||estimate - target||^2 with respect to the values that the estimator saw."""
     fits = [fit_gradient(one.detach(), target, examples) for one, target in zip(estimates, targets, strict=True)]
     found = torch.autograd.grad(tuple(estimates), tuple(seen), fits, retain_graph=True, materialize_grads=True)
     return tuple(gradient * examples for gradient in found)
@@ -130,7 +121,7 @@ def output_error(loss: Tensor, output: Tensor, scale: float) -> Tensor:
 
 
 class OutputError(torch.autograd.Function):
-    """Passes the output forward; backward, asks estimators that answer from its error, and gives values their answers."""
+    """Passes the output forward; backward, asks the estimators that see its error, and gives values their answers."""
 
     @staticmethod
     def forward(
@@ -142,7 +133,7 @@ class OutputError(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Take the output, then the values of each estimator's boundary; return the output."""
-        ctx.estimators, ctx.scale, ctx.mask = estimators, 1.0 / examples if mean else 1.0, mask
+        ctx.estimators, ctx.scale, ctx.mask = estimators, loss_scale(examples, mean), mask
         ctx.save_for_backward(*tensors[1:])
         return tensors[0].view_as(tensors[0])
 
@@ -169,12 +160,12 @@ def feed_back(
     mean: bool = True,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the output; in the backward pass the values of boundaries receive what estimators make of its error.
+    """Return the output; in the backward pass, estimators see its error and the values of boundaries receive their answers.
 
     Args:
         output: [batch, ...].
         boundaries: The values of each boundary; their consumers read them detached.
-        estimators: One for each boundary, from (values, error of each example [batch, ...]) to synthetic gradients.
+        estimators: One for each boundary. It takes the values and the error of each example, [batch, ...].
         examples: Number of examples.
         mean: Whether the loss averages over examples.
         mask: Which tokens count, [batch, length].
@@ -203,7 +194,7 @@ class LossLesson(torch.autograd.Function):
 
 
 def tell_losses(outputs: Sequence[Any], predictions: Sequence[Tensor], losses: Tensor) -> tuple[Any, ...]:
-    """Return the outputs; in the backward pass, what predicts the loss of each example, [batch], is fitted to the losses."""
+    """Return the outputs; in the backward pass, predictions of the loss of each example, [batch], are fitted to it."""
     taught = [each for each in predictions if each.requires_grad]
     places = [place for place, each in enumerate(outputs) if isinstance(each, Tensor) and each.requires_grad]
     carried = [outputs[place] for place in places]
@@ -213,29 +204,21 @@ def tell_losses(outputs: Sequence[Any], predictions: Sequence[Tensor], losses: T
 
 
 def scheduled_alone(values: Sequence[Tensor], boundary: str) -> tuple[Tensor, ...]:
-    """Return the values of a boundary whose estimator needs what a training step alone sees.
+    """Return the values of a boundary whose estimator needs what only a training step sees.
 
     Raises:
-        RuntimeError: Gradients are recorded.
+        RuntimeError: Autograd records.
     """
     if torch.is_grad_enabled():
         raise RuntimeError(
-            f"the estimator of boundary {boundary!r} needs what this forward does not see: train with Trainer.step, and evaluate "
-            "under torch.no_grad()"
+            f"the estimator of boundary {boundary!r} needs the loss or the output's error, which this forward does not see; train "
+            "with Trainer.step, and evaluate under torch.no_grad()"
         )
     return tuple(values)
 
 
-def swap_inputs(
-    values: Sequence[Tensor], estimates: Sequence[Tensor], imagined: Sequence[Tensor], examples: int, mean: bool = True
-) -> tuple[Tensor, ...]:
-    """Return the synthetic inputs; backward, values get their synthetic gradients and both models their fit gradients."""
-    swapped: tuple[Tensor, ...] = InputSwap.apply(examples, mean, *values, *estimates, *imagined)  # type: ignore[no-untyped-call]
-    return swapped
-
-
 def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
-    """Gradient, with respect to the estimate, of the fit loss: mean over examples of ||estimate - target||^2.
+    """Return the gradient of the fit loss, the mean over examples of ||estimate - target||^2, at the estimate.
 
     Args:
         estimate: Per-example synthetic gradient, [batch, ...].
@@ -246,10 +229,11 @@ def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
 
 
 def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], shared: Sequence[Tensor] = ()) -> None:
-    """Backpropagate from those of the tensors that carry a graph: a value that was only passed on, detached, carries none.
+    """Backpropagate from the tensors that carry a graph. A detached value that was only passed on carries none.
 
-    To what several backward passes reach, ``shared``, gradients are added in new memory: autograd may leave the gradients of two
-    leaves in the same (those of ``torch.stack([a, b]).sum(0)``), where adding to one in place would change the other.
+    Several backward passes reach the tensors in ``shared``. Their gradients are added in new memory: autograd may keep the
+    gradients of two leaves in the same memory (as for ``torch.stack([a, b]).sum(0)``), and adding to one in place would
+    change the other.
     """
     pairs = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if tensor.requires_grad]
     if not pairs:
@@ -268,7 +252,7 @@ def added(first: Tensor, second: Tensor) -> Tensor:
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer use the gradients that are there, and drop them: ``zero_grad`` without its profiling."""
+    """Step an optimizer and drop the gradients: ``zero_grad`` without its profiling."""
     optimizer.step()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -276,55 +260,14 @@ def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def per_example(gradient: Tensor, scale: float) -> Tensor:
-    """Return the per-example target from the gradient that arrived: at least in single precision, divided by the scale."""
+    """Return the per-example target: the gradient that arrived, divided by the scale, in single precision or better."""
     wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
     return wide / scale
-
-
-class AverageGradient(torch.autograd.Function):
-    """Answers with a running average; backward, moves the average by the fit gradient that arrives.
-
-    The gradient of the mean over examples of ||average - target||^2 is 2 (average - mean target), so a step of
-    (1 - decay) / 2 against it is exactly the exponential average of the batch means.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, average: Tensor, value: Tensor, decay: float) -> Tensor:
-        """Return the average for each example of value, [batch, ...]; anchor only makes autograd come back here."""
-        ctx.average = average
-        ctx.decay = decay
-        return average.expand_as(value).clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, fit: Tensor) -> tuple[Any, ...]:
-        """Move the average; the anchor's own gradient is zero."""
-        ctx.average.sub_(fit.sum(0, keepdim=True), alpha=(1 - ctx.decay) / 2)
-        return fit.new_zeros(()), None, None, None
-
-
-def average_gradient(anchor: Tensor, average: Tensor, value: Tensor, decay: float) -> Tensor:
-    """Return the running average of the target gradient, [1, ...], for each example of value, [batch, ...]."""
-    answer: Tensor = AverageGradient.apply(anchor, average, value, decay)  # type: ignore[no-untyped-call]
-    return answer
 
 
 def arrived(leaf: Tensor) -> Tensor:
     """Return the gradient that consumers sent to a value, zero where none of them used it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def spread_context(context: Tensor, like: Tensor) -> Tensor:
-    """Return the context for every position of a value [batch, ..., features].
-
-    Args:
-        context: Features [batch, width], given to each position of an example; or [batch, ..., width], one for each.
-        like: The value.
-    """
-    if context.dim() < like.dim():
-        between = [1] * (like.dim() - context.dim())
-        context = context.reshape(*context.shape[:-1], *between, context.shape[-1]).expand(*like.shape[:-1], -1)
-    return context.to(like.dtype)
 
 
 def count_only(estimate: Tensor, mask: Tensor) -> Tensor:
@@ -340,20 +283,13 @@ def count_only(estimate: Tensor, mask: Tensor) -> Tensor:
     return torch.where(counts, estimate, torch.zeros_like(estimate))
 
 
-def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean over the tokens of a value [batch, length, features]: of those that count, where there is a mask of them."""
-    if mask is None or value.shape[:2] != mask.shape:
-        return value.mean(1)
-    return count_only(value, mask).sum(1) / (mask != 0).sum(1, keepdim=True).clamp(min=1)
-
-
 def detached(value: Any) -> Any:
-    """Detach every tensor in a value: what an operation inside ``torch.no_grad()`` gives."""
+    """Detach every tensor in a value, as an operation inside ``torch.no_grad()`` does."""
     return pytree.tree_map_only(Tensor, Tensor.detach, value)
 
 
 def differentiating(function: Any, *inputs: Any) -> Any:
-    """Return what a function gives that differentiates inside; under ``torch.no_grad()`` no graph is left of it."""
+    """Call a function that differentiates inside; under ``torch.no_grad()`` its result keeps no graph."""
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():
         values = function(*inputs)
@@ -361,16 +297,14 @@ def differentiating(function: Any, *inputs: Any) -> Any:
 
 
 def losses_of(loss: Tensor, examples: int, mean: bool = True) -> Tensor:
-    """Return one loss an example, [examples]: as they are, or the batch mean for each where the loss is reduced already."""
+    """Return one loss for each example, [examples]; each gets the batch mean if the loss is reduced already."""
     wide = loss.detach()
     return wide if wide.dim() else (wide if mean else wide / examples).expand(examples)
 
 
 def example_losses(loss: Tensor, mean: bool = True) -> Tensor:
-    """Return the loss to differentiate: a scalar as it is, one loss an example averaged, or summed where not ``mean``."""
-    if loss.dim() == 0:
-        return loss
-    return loss.mean() if mean else loss.sum()
+    """Return the loss to differentiate: a scalar as it is, and losses of examples averaged, or summed if not ``mean``."""
+    return loss if loss.dim() == 0 else loss.mean() if mean else loss.sum()
 
 
 def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What captured graphs call beside torch's own functions; the file can be copied, it needs torch alone."""
+"""What captured graphs call beside torch's own functions. Imports torch alone, so emitted packages can carry a copy."""
 
 import copy
 import operator
@@ -17,11 +17,11 @@ Autocast = tuple[str, torch.dtype | None, bool]
 
 
 class GuardError(RuntimeError):
-    """What the model's Python read when it was captured is no longer so: the graph does not hold for this input."""
+    """The captured graph does not hold for this input: the model's Python would now read another value."""
 
 
 def guard(value: Any, expected: Any, where: str = "") -> None:
-    """Raise GuardError where ``value`` (a tensor's content, or a number) is not ``expected``, as it was at capture."""
+    """Raise GuardError if ``value`` (a tensor's content, or a number) is not ``expected``, as it was at capture."""
     got = value.tolist() if isinstance(value, Tensor) else value
     if got != expected and not (got != got and expected != expected):  # NaN is NaN here
         raise GuardError(
@@ -30,13 +30,13 @@ def guard(value: Any, expected: Any, where: str = "") -> None:
 
 
 def guard_length(values: Sequence[Any], expected: int, where: str = "") -> None:
-    """Raise GuardError where a split gives another number of pieces than the loop over them was captured with."""
+    """Raise GuardError if a split returns another number of pieces than its loop was captured with."""
     if len(values) != expected:
         raise GuardError(f"{where or 'a guard'}: captured with {expected} pieces, got {len(values)}")
 
 
 def set_item(target: Any, index: Any, value: Any) -> Any:
-    """Do ``target[index] = value`` and return ``target``, so that the graph shows what was written."""
+    """Do ``target[index] = value`` and return ``target``, so the graph shows the write."""
     target[index] = value
     return target
 
@@ -92,7 +92,7 @@ def resolve(name: str) -> Callable[..., Any]:
 
 
 def rebuild(template: "Template", *values: Any) -> Any:
-    """Return the object that ``template`` was made of, with ``values`` in the place of its tensors."""
+    """Return the object that ``template`` was made from, with ``values`` in place of its tensors."""
     return template.build(values)
 
 
@@ -105,7 +105,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Made:
-    """A call that makes an object of filled parts."""
+    """A call that makes an object from filled parts."""
 
     make: Callable[..., Any]
     args: tuple[Any, ...] = ()
@@ -114,7 +114,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Shell:
-    """An object of any class, copied around the values; stand-ins mark where they go."""
+    """An object of any class, copied around the values; stand-ins mark their places."""
 
     content: Any
     standins: tuple[tuple[int, Tensor], ...]
@@ -122,10 +122,10 @@ class _Shell:
 
 
 class Template:
-    """An object with values cut out, which builds the same object around other values.
+    """An object with values cut out. It builds the same object around other values.
 
     Tuples, lists, dicts, named tuples, dataclasses, functions with closures and objects of any class are rebuilt in their
-    own type; what holds none of the values is shared and not copied.
+    own type. Parts that hold none of the values are shared, not copied.
 
     Args:
         content: The object.
@@ -142,7 +142,7 @@ class Template:
 
 
 def children(item: Any) -> tuple[tuple[Any, Any], ...] | None:
-    """Return the (key, value) parts that an object holds, or None where it is looked at as one thing."""
+    """Return the (key, value) parts that an object holds, or None if it counts as one thing."""
     if isinstance(item, _ATOMS):
         return None
     if isinstance(item, dict):
@@ -153,31 +153,17 @@ def children(item: Any) -> tuple[tuple[Any, Any], ...] | None:
         return tuple((f"cell{index}", _content(cell)) for index, cell in enumerate(item.__closure__ or ()))
     if isinstance(item, types.MethodType):
         return (("__self__", item.__self__), ("__func__", item.__func__))
-    slots = [name for kind in type(item).__mro__ for name in _names(kind.__dict__.get("__slots__", ()))]
+    declared = [kind.__dict__.get("__slots__", ()) for kind in type(item).__mro__]
+    slots = [name for names in declared for name in ((names,) if isinstance(names, str) else names)]
     named = [(name, getattr(item, name, None)) for name in slots if name not in ("__dict__", "__weakref__")]
     return (*named, *getattr(item, "__dict__", {}).items())
 
 
 _ATOMS = (
-    *(
-        Tensor,
-        nn.Module,
-        type,
-        types.ModuleType,
-        types.BuiltinFunctionType,
-        str,
-        bytes,
-        int,
-        float,
-        complex,
-        type(None),
-    ),
-    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Generator, slice, range),
+    *(Tensor, nn.Module, type, types.ModuleType, types.BuiltinFunctionType),
+    *(str, bytes, int, float, complex, type(None), slice, range),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Generator),
 )
-
-
-def _names(slots: Any) -> Sequence[str]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _content(cell: types.CellType) -> Any:
@@ -205,9 +191,10 @@ def _cut(item: Any, slots: dict[int, Slot]) -> Any:
         return item
     kind = type(item)
     if kind in (tuple, list, torch.Size):
-        return _Made(_sequence, (kind, *(_cut(part, slots) for part in item)))
+        return _Made(_collected, (kind, *(_cut(part, slots) for part in item)))
     if kind in (dict, OrderedDict):
-        return _Made(_mapping, (kind, *(_Made(_pair, (key, _cut(value, slots))) for key, value in item.items())))
+        pairs = (_Made(_collected, (tuple, key, _cut(value, slots))) for key, value in item.items())
+        return _Made(_collected, (kind, *pairs))
     if isinstance(item, tuple) and len(getattr(item, "_fields", ())) == len(item):
         return _Made(kind, tuple(_cut(part, slots) for part in item))
     if is_dataclass(item) and _is_plain(item):
@@ -260,25 +247,14 @@ def _fill(tree: Any, values: Sequence[Any]) -> Any:
     return tree
 
 
-def _sequence(kind: type, *parts: Any) -> Any:
+def _collected(kind: type, *parts: Any) -> Any:
     return kind(parts)
-
-
-def _mapping(kind: type, *parts: tuple[Any, Any]) -> Any:
-    return kind(parts)
-
-
-def _pair(key: Any, value: Any) -> tuple[Any, Any]:
-    return key, value
 
 
 def _function(function: types.FunctionType, *cells: Any) -> types.FunctionType:
+    contents = tuple(map(types.CellType, cells))
     made = types.FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        tuple(map(types.CellType, cells)),
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, contents
     )
     made.__kwdefaults__ = function.__kwdefaults__
     return made

@@ -1,4 +1,4 @@
-"""Both ends of a window of a recurrent model: the states there, the gradients that they receive, and the estimators' targets."""
+"""The two ends of a recurrent model's window: states, the gradients that they receive, and the estimators' targets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dnifx.runtime.emitted.interface import fit_gradient, per_example
+from dnifx.runtime.emitted.interface import fit_gradient, loss_scale, per_example
 
 
 class WindowStart(torch.autograd.Function):
-    """Passes a window's first state forward, rows that begin an episode zeroed; backward, fits the estimator to what arrives.
+    """Passes a window's first state forward; backward, fits the estimator to what arrives.
 
-    With per-example estimates g of the state as it was left, and arriving gradients t of n examples, the estimates receive the
-    gradient of the mean over examples of ||g - t / scale||^2, in which t is exactly 0 where a row begins an episode: no loss
-    lies beyond the state that was left there. The state receives ``back * (t - g * scale)``: nothing where ``back`` is 0 (whoever
-    calls has detached it); else what turns ``back`` of the estimate that the window before gave it into what arrived.
+    Rows that begin an episode are zeroed. With per-example estimates g of the state as the last window left it, and arriving
+    gradients t of n examples, the estimates receive the gradient of the mean over examples of ||g - t / scale||^2. There t
+    is exactly 0 for a row that begins an episode: no later loss depends on the state that was left.
+
+    The state receives ``back * (t - g * scale)``. The window before gave it the estimate; this replaces the share ``back`` of
+    that by what arrived. Where ``back`` is 0 the caller has detached the state, which receives nothing.
     """
 
     @staticmethod
@@ -34,10 +36,10 @@ class WindowStart(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
-        """Turn the arriving gradients into the estimates' fit gradients, and into what the window before still lacks."""
+        """Return the estimates' fit gradients, and what the gradient of the window before still lacks."""
         estimates = ctx.saved_tensors
         wanted = ctx.needs_input_grad[5 + len(estimates) :]
-        scale = 1.0 / ctx.examples if ctx.mean else 1.0
+        scale = loss_scale(ctx.examples, ctx.mean)
         targets = window_targets(arriving, ctx.reset, ctx.dims, scale)
         fits = [
             fit_gradient(estimate, target, ctx.examples) if want else None
@@ -51,7 +53,7 @@ class WindowStart(torch.autograd.Function):
 
 
 class WindowEnd(torch.autograd.Function):
-    """Passes a window's outputs forward; backward, gives the state that it leaves the estimates, weighted."""
+    """Passes a window's outputs forward; backward, gives the weighted estimates to the state that the window leaves."""
 
     @staticmethod
     def forward(ctx: Any, outputs: int, dims: tuple[int, ...], weight: float, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -81,32 +83,34 @@ def start_window(
     mean: bool = True,
     back: float = 0.0,
 ) -> tuple[Tensor, ...]:
-    """Return the state that a window starts from; in the backward pass what arrives there fits the estimator.
+    """Return the state that a window starts from; in the backward pass, fit the estimator to what arrives there.
 
     Args:
-        values: The state as the last window left it, detached where ``back`` is 0.
+        values: The state as the last window left it, detached if ``back`` is 0.
         estimates: The estimator's answer to it, [batch, ...] each.
-        reset: Which rows begin an episode, [batch], or None.
+        reset: Which examples begin an episode, [batch], or None.
         dims: The dimension of each value that counts examples.
         examples: Number of examples.
         mean: Whether the loss averages over examples.
-        back: Share of what arrives that the state receives in place of the estimate.
+        back: Share of the estimate that what arrives replaces.
     """
     started: tuple[Tensor, ...] = WindowStart.apply(reset, tuple(dims), examples, mean, back, *values, *estimates)  # type: ignore[no-untyped-call]
     return started
 
 
 def end_window(
-    outputs: Sequence[Tensor], values: Sequence[Tensor], estimates: Sequence[Tensor], dims: Sequence[int], weight: float
+    outputs: Sequence[Tensor],
+    values: Sequence[Tensor],
+    estimates: Sequence[Tensor],
+    dims: Sequence[int],
+    scale: float,
+    examples: int,
+    mean: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Return a window's outputs; in the backward pass the state that it leaves receives the estimates times ``weight``."""
+    """Return a window's outputs; in the backward pass, the state that it leaves receives the estimates times ``scale``."""
+    weight = scale * loss_scale(examples, mean)
     ended: tuple[Tensor, ...] = WindowEnd.apply(len(outputs), tuple(dims), weight, *outputs, *values, *estimates)  # type: ignore[no-untyped-call]
     return ended
-
-
-def window_weight(scale: float, examples: int, mean: bool = True) -> float:
-    """Return what a per-example synthetic gradient at a window's end is multiplied by."""
-    return scale * (1.0 / examples if mean else 1.0)
 
 
 def window_targets(
@@ -126,7 +130,7 @@ def by_example(value: Tensor, dim: int) -> Tensor:
 
 
 def like_state(estimate: Tensor, value: Tensor, dim: int) -> Tensor:
-    """Return what ``by_example`` gave in the shape and dtype of the state's value."""
+    """Undo ``by_example``: return an estimate in the shape and dtype of the state's value."""
     moved = estimate.reshape(value.movedim(dim, 0).shape).to(value.dtype)
     return moved.movedim(0, dim) if dim else moved
 
@@ -140,12 +144,19 @@ def without_rows(value: Tensor, reset: Tensor | None, dim: int) -> Tensor:
     return torch.where(reset.view(shape), torch.zeros_like(value), value)
 
 
+def answers_at(estimator: Any, values: Sequence[Tensor], dims: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the estimator's answers to a state, without a graph."""
+    with torch.no_grad():
+        seen = tuple(by_example(value.detach(), dim) for value, dim in zip(values, dims, strict=True))
+        answers: tuple[Tensor, ...] = estimator(seen)
+    return answers
+
+
 def window_gradients(
     estimator: Any, values: Sequence[Tensor], dims: Sequence[int], weight: float
 ) -> tuple[Tensor, ...]:
     """Return what the state that a window leaves receives: the estimates times ``weight``, in the values' own shapes."""
-    with torch.no_grad():
-        estimates = estimator(tuple(by_example(value.detach(), dim) for value, dim in zip(values, dims, strict=True)))
+    estimates = answers_at(estimator, values, dims)
     return tuple(
         like_state(estimate * weight, value, dim) for estimate, value, dim in zip(estimates, values, dims, strict=True)
     )
@@ -160,12 +171,12 @@ def auxiliary_fit(
     reset: Tensor | None,
     examples: int,
 ) -> None:
-    """Fit the head, and the core behind the window's first state, to the synthetic gradient at the window's end.
+    """Fit the head, and the core that made the window's first state, to the synthetic gradient at the window's end.
 
-    The loss is the mean over examples of ||head(start) - estimate at the end||^2; rows that begin an episode have none.
+    The loss is the mean over examples of ||head(start) - estimate at the end||^2. Rows that begin an episode have no loss.
 
     Args:
-        head: Predicts from the first state what the estimator will say of the last.
+        head: Predicts, from the first state, the estimator's answer to the last.
         estimator: The estimator.
         start: The first state as estimators see it, attached to the core.
         values: The state that the window leaves.
@@ -173,9 +184,7 @@ def auxiliary_fit(
         reset: Which examples begin an episode, [batch], or None.
         examples: Number of examples.
     """
-    with torch.no_grad():
-        targets = estimator(tuple(by_example(value.detach(), dim) for value, dim in zip(values, dims, strict=True)))
-    made = head(tuple(start))
+    targets, made = answers_at(estimator, values, dims), head(tuple(start))
     fits = tuple(
         without_rows(fit_gradient(one.detach(), target, examples), reset, 0)
         for one, target in zip(made, targets, strict=True)

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import LossError
 from dnifx.runtime.emitted.interface import example_losses
-
-Loss = Callable[[Any, Any], Tensor]
+from dnifx.runtime.net.losses import Loss
 
 
 @dataclass(frozen=True)

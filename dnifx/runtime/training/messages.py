@@ -1,4 +1,4 @@
-"""What is kept for a part that does not fire at every window: the messages of the faster parts, and inputs of its own."""
+"""What is kept for a part until it fires: the messages of faster parts, and inputs of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnifx.errors import ContextError, InputError, StateError
+from dnifx.errors import ContextError, StateError
+from dnifx.ir import Part
 from dnifx.runtime.emitted.windows import without_rows
-from dnifx.runtime.module.parts import PartPlan
+from dnifx.runtime.net.states import reset_rows
 
 BATCH = 1
 """The dimension of messages that counts examples."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptTensor:
     """One tensor that was kept.
 
     Attributes:
         value: [messages, batch, ...].
-        lost: Which examples began an episode since, [batch]: for them the part sees zeros, and the target is 0. Or None.
+        lost: Which examples began an episode since, [batch], or None. The part sees zeros for them, and their target is 0.
     """
 
     value: Tensor
@@ -32,7 +33,7 @@ class Kept:
         """What the part sees."""
         return self.value if self.lost is None else without_rows(self.value, self.lost, BATCH)
 
-    def without(self, mask: Tensor | None) -> "Kept":
+    def without(self, mask: Tensor | None) -> "KeptTensor":
         """Return the same, the given examples lost; all of them without a mask.
 
         Raises:
@@ -40,31 +41,25 @@ class Kept:
         """
         if self.value.dim() <= BATCH:
             return self
-        examples = self.value.size(BATCH)
-        rows = torch.ones(examples, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-        if rows.dtype != torch.bool or rows.shape != (examples,):
-            raise InputError(
-                f"reset(mask): got {tuple(rows.shape)} of {rows.dtype}; give one boolean for each of the {examples} examples"
-            )
-        rows = rows.to(self.value.device)
-        return Kept(self.value, rows if self.lost is None else self.lost | rows)
+        rows = reset_rows(mask, self.value.size(BATCH)).to(self.value.device)
+        return KeptTensor(self.value, rows if self.lost is None else self.lost | rows)
 
 
-class Mail:
+class MessageBuffer:
     """What is kept for one part until it fires.
 
     Args:
-        plan: The part.
-        attached: Whether what is kept stays attached to what made it: gradients flow from part to part, as in a probe.
+        part: The part.
+        attached: Whether what is kept stays attached to what made it, so that gradients flow from part to part.
     """
 
-    def __init__(self, plan: PartPlan, attached: bool = False) -> None:
-        self.plan, self.attached = plan, attached
-        self.kept: list[tuple[Kept, ...]] = [() for _ in plan.takes]
+    def __init__(self, part: Part, attached: bool = False) -> None:
+        self.part, self.attached = part, attached
+        self.kept: list[tuple[KeptTensor, ...]] = [() for _ in part.takes]
         self.features: dict[int, tuple[Tensor, ...]] = {}
 
     def add(self, source: int | None, values: Sequence[Tensor], features: Tensor | None = None) -> None:
-        """Keep what a part gave, or, from None, what the system's inputs of this window are.
+        """Keep what a part gave, or, from None, the model's inputs of this window.
 
         Args:
             source: Index of the part.
@@ -73,38 +68,26 @@ class Mail:
         """
         if source is not None and features is not None:
             self.features[source] = (*self.features.get(source, ()), features)
-        for number, take in enumerate(self.plan.takes):
+        for number, take in enumerate(self.part.takes):
             if take.source == source:
                 value = values[take.place] if self.attached else values[take.place].detach()
                 before = self.kept[number] if value.dim() else ()
-                self.kept[number] = (*before, Kept(value))
+                self.kept[number] = (*before, KeptTensor(value))
 
     def laid_out(self) -> tuple[Tensor, ...]:
         """Return what the part takes, as it sees it: all messages end to end."""
         return tuple(end_to_end([each.seen for each in kept]) for kept in self.kept)
 
-    def letters(self, number: int) -> tuple[Kept, ...]:
-        """Return what was kept of one thing that the part takes."""
-        return self.kept[number]
-
-    def features_of(self, source: int, letters: Sequence[Kept]) -> Tensor | None:
+    def features_of(self, source: int, kept: Sequence[KeptTensor]) -> Tensor | None:
         """Return the features of all messages from a part as estimators see them, where they see any."""
         if source not in self.features:
             return None
-        pairs = zip(self.features[source], letters, strict=True)
-        return end_to_end([features_of_each(features, letter.value) for features, letter in pairs])
+        pairs = zip(self.features[source], kept, strict=True)
+        return end_to_end([message_features(features, each.value) for features, each in pairs])
 
-    def empty(self) -> None:
-        """Begin anew, after the part fired."""
-        self.hold(([() for _ in self.plan.takes], {}))
-
-    def held(self) -> "Held":
-        """Return what is kept, to be put back by ``hold`` if a step breaks off."""
-        return list(self.kept), dict(self.features)
-
-    def hold(self, held: "Held") -> None:
-        """Keep this and no more."""
-        self.kept, self.features = list(held[0]), dict(held[1])
+    def clear(self) -> None:
+        """Keep nothing, after the part fired."""
+        self.kept, self.features = [() for _ in self.part.takes], {}
 
     def reset(self, mask: Tensor | None) -> None:
         """Let episodes begin: what was kept of these examples is lost."""
@@ -121,20 +104,16 @@ class Mail:
         Raises:
             StateError: It is another part's.
         """
-        if len(state["kept"]) != len(self.plan.takes):
+        if len(state["kept"]) != len(self.part.takes):
             raise StateError(
-                f"the saved part takes {len(state['kept'])} values, this one {len(self.plan.takes)}; make the trainer with the same "
-                "system and cuts"
+                f"the saved part takes {len(state['kept'])} values, this one {len(self.part.takes)}; make the trainer with the same "
+                "model and cuts"
             )
-        kept = [tuple(Kept(value, lost) for value, lost in kept) for kept in state["kept"]]
-        self.hold((kept, state.get("features", {})))
+        self.kept = [tuple(KeptTensor(value, lost) for value, lost in kept) for kept in state["kept"]]
+        self.features = dict(state["features"])
 
 
-Held = tuple[list[tuple[Kept, ...]], dict[int, tuple[Tensor, ...]]]
-"""What a mail holds: by what the part takes, what was kept of it, and by sender the features of each of its firings."""
-
-
-def features_of_each(features: Tensor, message: Tensor) -> Tensor:
+def message_features(features: Tensor, message: Tensor) -> Tensor:
     """Return the context's features of each message, [messages batch, ..., width], as estimators see messages.
 
     Args:
@@ -150,7 +129,7 @@ def features_of_each(features: Tensor, message: Tensor) -> Tensor:
     if features.dim() < 3 or features.shape[:2] != (count, examples):
         raise ContextError(
             f"the context's features are {list(features.shape)} for messages of {list(message.shape)}; expected [{examples}, width], or "
-            f"[{count}, {examples}, ..., width]: they are made of the target of the part that sends the messages"
+            f"[{count}, {examples}, ..., width]. They are made of the target of the part that sends the messages"
         )
     return features.flatten(0, BATCH).detach().to(message.device, message.dtype)
 

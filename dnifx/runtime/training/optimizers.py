@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedulers by partition and boundary: made, and checked for full coverage."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dnifx.errors import OptimizerError, nearest
-from dnifx.ir import Interface, Recurrence
+from dnifx.ir import Interface, Program, Recurrence
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 OptimizerSpec = MakeOptimizer | Mapping[str, MakeOptimizer]
@@ -92,3 +92,11 @@ def fitted_in_time(each: Recurrence) -> list[nn.Parameter]:
     """Return the parameters that the fit at a cut in time trains: the estimator's, and the auxiliary head's."""
     own = fitted_parameters(each.interface) if each.interface is not None else []
     return own + (list(each.head.parameters()) if each.head is not None and own else [])
+
+
+def fitted_groups(program: Program, recurrences: Sequence[Recurrence]) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters that each fit trains, by boundary key: those of boundaries, then those of boundaries in time."""
+    pairs = zip(program.boundaries, program.interfaces, strict=True)
+    groups = {boundary.key: fitted_parameters(interface) for boundary, interface in pairs}
+    groups.update((each.key, fitted_in_time(each)) for each in recurrences)
+    return {key: parameters for key, parameters in groups.items() if parameters}

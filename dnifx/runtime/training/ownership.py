@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from dnifx.errors import InputError, StateError
 from dnifx.ir import Program
-from dnifx.runtime.module.input_kinds import owners
+from dnifx.runtime.net.input_kinds import owners
 
 
 class Ownership:

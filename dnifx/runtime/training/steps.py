@@ -4,11 +4,11 @@ import linecache
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from dnifx.ir import Schedule
+from dnifx.ir import Program, Schedule
 from dnifx.runtime.emitted.interface import (
     apply_gradients,
     arrived,
@@ -21,12 +21,11 @@ from dnifx.runtime.emitted.interface import (
     propagated,
 )
 from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_gradients, window_targets, without_rows
-from dnifx.runtime.module.input_kinds import InputKind
+from dnifx.runtime.net.captured import CapturedPart
+from dnifx.runtime.net.input_kinds import InputKind
+from dnifx.runtime.net.net import Emitters
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
-
-if TYPE_CHECKING:
-    from dnifx.runtime.module.decoupled import DecoupledModule
 
 Step = Callable[..., Any]
 STEP_GLOBALS = {
@@ -55,24 +54,26 @@ KEPT_STEPS = 256
 
 @dataclass
 class Steps:
-    """The compiled steps of a trainer.
+    """The compiled steps of a part.
 
     Attributes:
-        net: The decoupled module.
+        part: The part.
+        emitters: What writes their source.
         shared: What the steps of all input kinds call by name: optimizers, the loss, the context's features.
-        adoption: Lets the optimizers update what only another input kind trains.
+        ownership: Lets the optimizers update what only another input kind trains.
     """
 
-    net: "DecoupledModule"
+    part: CapturedPart
+    emitters: Emitters
     shared: Mapping[str, Any]
     ownership: Ownership
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
-    _parts: dict[int, SimpleNamespace] = field(default_factory=dict)
+    _names: dict[int, SimpleNamespace] = field(default_factory=dict)
     _latest: tuple[InputKind, Schedule, bool, Step] | None = None
 
     def training(self, input_kind: InputKind, schedule: Schedule, diagnose: bool) -> Step:
-        """Return the function of a schedule in a input kind, generated once.
+        """Return the function of a schedule in an input kind, generated once.
 
         Raises:
             InputError: It would train parameters that no optimizer of their partition can hold.
@@ -85,37 +86,37 @@ class Steps:
             self.ownership.admit(input_kind.program)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            source = self.net.emitters.step(input_kind.program, schedule, self.net.mean, diagnose)
+            source = self.emitters.step(input_kind.program, schedule, self.part.mean, diagnose)
             self._functions[key] = compile_step(source)
         self._latest = input_kind, schedule, diagnose, self._functions[key]
         return self._functions[key]
 
     def probing(self, input_kind: InputKind, true: bool) -> Step:
-        """Return the function of a probe in a input kind, against true gradients or targets, generated once."""
+        """Return the function of a probe in an input kind, against true gradients or targets, generated once."""
         key = (id(input_kind), true)
         if key not in self._probes:
-            self._probes[key] = compile_step(self.net.emitters.probe(input_kind.program, self.net.mean, true))
+            self._probes[key] = compile_step(self.emitters.probe(input_kind.program, self.part.mean, true))
         return self._probes[key]
 
-    def parts(self, input_kind: InputKind) -> SimpleNamespace:
-        """Return what the functions of a input kind call by name, gathered once."""
-        if id(input_kind) not in self._parts:
-            self._parts[id(input_kind)] = gathered(self.net, input_kind, self.shared)
-        return self._parts[id(input_kind)]
+    def names(self, input_kind: InputKind) -> SimpleNamespace:
+        """Return what the functions of an input kind call by name, gathered once."""
+        if id(input_kind) not in self._names:
+            self._names[id(input_kind)] = called_by_name(self.part.program, input_kind, self.shared)
+        return self._names[id(input_kind)]
 
 
-def gathered(net: "DecoupledModule", input_kind: InputKind, shared: Mapping[str, Any]) -> SimpleNamespace:
+def called_by_name(program: Program, input_kind: InputKind, shared: Mapping[str, Any]) -> SimpleNamespace:
     """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
-    parts = SimpleNamespace(**shared, unflatten=input_kind.signature.unflatten)
+    names = SimpleNamespace(**shared, unflatten=input_kind.signature.unflatten)
     for partition, module in zip(input_kind.program.partitions, input_kind.submodules, strict=True):
-        setattr(parts, partition.name, module.forward)
-    for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True):
-        setattr(parts, f"estimate_{boundary.key}", interface.estimator)
-        setattr(parts, f"imagine_{boundary.key}", interface.input_model)
-    for each in net.program.recurrences:
-        setattr(parts, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
-        setattr(parts, f"head_{each.key}", each.head)
-    return parts
+        setattr(names, partition.name, module.forward)
+    for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
+        setattr(names, f"estimate_{boundary.key}", interface.estimator)
+        setattr(names, f"imagine_{boundary.key}", interface.input_model)
+    for each in program.recurrences:
+        setattr(names, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
+        setattr(names, f"head_{each.key}", each.head)
+    return names
 
 
 def compile_step(source: str) -> Step:

@@ -1,35 +1,28 @@
-"""The trainer: one optimizer a partition, driven by an explicit schedule."""
+"""The trainer: one optimizer a partition, driven by an explicit schedule, window by window."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnifx.errors import ContextError, InputError, StateError, nearest
-from dnifx.ir import Program
-from dnifx.runtime.emitted.interface import losses_of
-from dnifx.runtime.emitted.ops import GuardError
-from dnifx.runtime.module.input_kinds import Undo
-from dnifx.runtime.module.states import Window
-from dnifx.runtime.training.losses import Loss, TaskLoss
+from dnifx.ir import Kind, Message, Program, Schedule
+from dnifx.runtime.emitted.interface import compare, fit_gradient
+from dnifx.runtime.net.net import Net
+from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.optimizers import (
     OptimizerSpec,
     SchedulerSpec,
     advance,
-    fitted_in_time,
-    fitted_parameters,
+    fitted_groups,
     make_optimizers,
     make_schedulers,
     shared_callable,
 )
-from dnifx.runtime.training.ownership import Ownership
-from dnifx.runtime.training.probing import Probe, probe
-from dnifx.runtime.training.steps import Steps
-
-if TYPE_CHECKING:
-    from dnifx.runtime.module.decoupled import DecoupledModule
+from dnifx.runtime.training.part import TrainedPart
+from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
 
 
 @dataclass(frozen=True)
@@ -37,18 +30,28 @@ class StepResult:
     """What a training step gives.
 
     Attributes:
-        loss: The loss, detached; a scalar. None where the schedule left the last partition idle in this step.
-        output: The model's output, or None likewise.
+        output: The model's output. None where the schedule left the last partition idle; with several rates, None in the
+            places of parts that did not fire.
+        losses: By the name of each loss that was computed, the loss, detached; under ``"loss"`` where it has no name.
         diagnostics: By boundary name, how the synthetic gradient compares with the target; empty unless asked for.
     """
 
-    loss: Tensor | None
     output: Any
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
     diagnostics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The loss, a scalar; the sum where there are several; None where none was computed in this step."""
+        found = list(self.losses.values())
+        return torch.stack(found).sum() if len(found) > 1 else next(iter(found), None)
 
 
 class Trainer:
     """Runs training steps of a decoupled module after a schedule; made by ``net.trainer(...)``.
+
+    A step is one window. A net without rates is one part that fires in every window; with rates, each part fires when its
+    window has come, with the messages that were kept for it.
 
     Attributes:
         net: The decoupled module.
@@ -56,69 +59,54 @@ class Trainer:
         optimizers: By partition name; a partition without parameters of its own has none.
         estimator_optimizers: By boundary key, those of estimators and input models.
         lr_schedulers: By the name or key of the optimizer that each steers.
-        beside: From the output to what is added to the loss, where gradients come from elsewhere too, or None.
+        parts: The parts in training, the one that fires most often first.
+        exchange: What passes between the parts; None where there is one.
     """
 
     def __init__(
         self,
-        net: "DecoupledModule",
-        loss: Loss,
+        net: Net,
         optimizer: OptimizerSpec,
         schedule: Any,
         lr_scheduler: SchedulerSpec | None,
         estimator_optimizer: OptimizerSpec | None,
     ) -> None:
-        self.net = net
-        self.steps = 0
-        self.beside: Callable[[Any], Tensor] | None = None
+        self.net, self.steps = net, 0
         self.source = net.emitters.schedule(schedule, net.program)
         refuse_refrozen(net.program)
         parameters = dict(net.original.named_parameters())
         owned = {
-            partition.name: [parameters[name] for name in partition.parameters]
-            for partition in net.partitions
-            if partition.parameters
+            each.name: [parameters[name] for name in each.parameters] for each in net.partitions if each.parameters
         }
-        fitted = {
-            boundary.key: fitted_parameters(interface)
-            for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True)
-            if fitted_parameters(interface)
-        }
-        fitted.update((each.key, fitted_in_time(each)) for each in net.program.recurrences if fitted_in_time(each))
-        self.window = Window(net.program)
         self.optimizers = make_optimizers(optimizer, owned, "optimizer")
         default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
-        self.estimator_optimizers = make_optimizers(default, fitted, "estimator_optimizer")
+        self.estimator_optimizers = make_optimizers(
+            default, fitted_groups(net.program, net.recurrences), "estimator_optimizer"
+        )
         self.lr_schedulers = make_schedulers(
             lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
         )
-        teaches = net.partitions[-1].name in self.optimizers
-        self.task = TaskLoss(loss, net.mean, teaches, batch_first=net.program.batch_dim == 0)
-        shared = {
-            "optimizers": self.optimizers,
-            "estimator_optimizers": self.estimator_optimizers,
-            "features": self.features,
-            "compute_loss": self.compute_loss,
-            "compute_losses": self.compute_losses,
-            "window": self.window,
-            "parameter": net.original.get_parameter,
-        }
-        self.ownership = Ownership(net.program, self.optimizers)
-        self.functions = Steps(net, shared, self.ownership)
+        made = self.optimizers, self.estimator_optimizers, self.lr_schedulers
+        self.parts = tuple(TrainedPart(net, each, *made) for each in net.parts)
+        self.exchange = Exchange(net) if net.program.parts else None
+        self._fired: list[TrainedPart] = []
+        self._local: dict[tuple[Schedule, int], Schedule] = {}
 
     def step(self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any) -> StepResult:
-        """Train on one batch.
+        """Train on one batch; with several rates, on one window.
 
         Args:
             *args: The model's inputs; states that are cut in time are carried from step to step where they are not given.
-            target: What the loss compares the output with.
+            target: What the loss compares the output with. Where losses have names, a mapping from these, which has to hold
+                those of the parts that fire.
             context: What estimators see; the target by default.
-            diagnose: Compare every synthetic gradient with its target.
+            diagnose: Compare every synthetic gradient with its target, where that arrives in this step.
             **kwargs: The model's keyword inputs.
 
         Raises:
             LossError: The loss cannot be computed from the output and the target, has a wrong form, or is not finite;
                 partitions before the loss may have made their update, those that depend on it have not.
+            InputError: The inputs are not those of the example's kind.
         """
         result = self.compute(*args, target=target, context=context, diagnose=diagnose, **kwargs)
         self.advance()
@@ -132,23 +120,116 @@ class Trainer:
         A loop of one's own may capture it as a CUDA graph, once a few steps were made as they come, and call ``advance``
         after each replay; the graph is of one schedule and of the learning rates of its time.
         """
-        if self.net.program.context is None and context is not None:
-            raise ContextError(
-                "context= was given, but the estimators of this module see none; decouple it with context="
-            )
+        self.check_context(context)
         if self.steps == 0:
             self.forget()
-        args, kwargs = self.window.filled(args, kwargs)
-        loss, output, diagnostics = self.run(args, kwargs, target, target if context is None else context, diagnose)
-        if output is not None:
-            self.window.leave(output, args, kwargs)
-        return StepResult(None if loss is None else loss.detach(), output, diagnostics)
+        if self.exchange is not None:
+            return self.compute_window(self.exchange, args, kwargs, target, diagnose)
+        (part,) = self._fired = list(self.parts)
+        seen = target if context is None else context
+        fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
+        losses = {} if fired.loss is None else {"loss": fired.loss}
+        return StepResult(fired.output, losses, fired.diagnostics)
+
+    def compute_window(
+        self, exchange: Exchange, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, diagnose: bool
+    ) -> StepResult:
+        """Run every part that fires in this window; what was kept for the parts is put back if the step breaks off."""
+        schedule = self.source.at(self.steps, self.net.program)
+        firing = [each for each in self.parts if self.local(schedule, each).actions]
+        targets = [None if each.own_loss is None else each.own_loss.target_among(target) for each in firing]
+        before = [(list(buffer.kept), dict(buffer.features)) for buffer in exchange.buffers]
+        losses: dict[str, Tensor] = {}
+        diagnostics: dict[str, Mapping[str, Tensor]] = {}
+        output: list[Any] = [None] * exchange.size
+        try:
+            exchange.take([each.window for each in self.parts], args, kwargs)
+            for part, wanted in zip(firing, targets, strict=True):
+                found = self.fire(exchange, part, schedule, wanted, diagnose, output)
+                losses.update(found.losses)
+                diagnostics.update(found.diagnostics)
+        except BaseException:
+            for buffer, (kept, features) in zip(exchange.buffers, before, strict=True):
+                buffer.kept, buffer.features = kept, features
+            raise
+        self._fired = firing
+        return StepResult(exchange.output(output), losses, diagnostics)
+
+    def fire(
+        self,
+        exchange: Exchange,
+        trained: TrainedPart,
+        schedule: Schedule,
+        target: Any,
+        diagnose: bool,
+        output: list[Any],
+    ) -> StepResult:
+        """Run one firing of a part: its step, what it gives to slower parts, and the targets of what it took."""
+        part = trained.part
+        values, states = exchange.call(part, trained.window)
+        arriving = exchange.arriving(part, values, schedule, diagnose)
+        features, sent = exchange.features(part, target), exchange.sent(part)
+        trained.beside = (lambda made: exchange.answered(part, made[1], features)) if sent else None
+        local = self.local(schedule, trained)
+        fired = trained.fire((values, states), {}, target, target, diagnose, lambda _: local)
+        results, gives, _ = fired.output
+        exchange.send(part, gives, features)
+        diagnostics = dict(fired.diagnostics)
+        for each in sent:
+            if exchange.fits(each, schedule) and not exchange.interface(each).needs_target:
+                with torch.enable_grad():
+                    estimates = exchange.estimated(each, [gives[place] for place in each.places], features)
+                self.fit(each, estimates, [torch.zeros_like(one) for one in estimates])
+        for each in arriving:
+            fitted = exchange.fits(each, schedule) and exchange.interface(each).needs_target
+            if fitted or diagnose:
+                estimates, arrived = exchange.arrived(each, values)
+                if fitted:
+                    self.fit(each, estimates, arrived)
+                if diagnose:
+                    diagnostics[each.boundary.name] = compare(estimates, arrived)
+        exchange.buffers[part.index].clear()
+        exchange.write(part, trained.window, results, output)
+        own = trained.own_loss
+        losses = {own.name or "loss": fired.loss} if own is not None and fired.loss is not None else {}
+        return StepResult(None, losses, diagnostics)
+
+    def fit(self, each: Message, estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Update the estimator of messages."""
+        key = each.boundary.key
+        made = [fit_gradient(one.detach(), target, len(one)) for one, target in zip(estimates, targets, strict=True)]
+        torch.autograd.backward(tuple(estimates), made)
+        self.estimator_optimizers[key].step()
+        self.estimator_optimizers[key].zero_grad()
+        advance([self.lr_schedulers[key]] if key in self.lr_schedulers else [])
+
+    def local(self, schedule: Schedule, trained: TrainedPart) -> Schedule:
+        """Return what a schedule of the net says of one part, in the part's own numbers; made once."""
+        key = schedule, trained.part.index
+        if key not in self._local:
+            self._local[key] = local_schedule(schedule, trained.part.partitions, trained.part.boundaries)
+        return self._local[key]
 
     def advance(self) -> None:
         """Let learning rates and the schedule go on by a step."""
-        if self.lr_schedulers:
-            advance(self.lr_schedulers.values())
+        for part in self._fired:
+            if part.lr_schedulers:
+                advance(part.lr_schedulers)
+            part.steps += 1
         self.steps += 1
+
+    def check_context(self, context: Any) -> None:
+        """Raise ContextError where a context is given that nobody sees."""
+        if context is None:
+            return
+        if self.net.program.context is None:
+            raise ContextError(
+                "context= was given, but the estimators of this module see none; decouple it with context="
+            )
+        if self.exchange is not None:
+            raise ContextError(
+                "context= was given, but with several rates estimators see the target of the part that sends: leave it out"
+            )
 
     def probe(self, *args: Any, target: Any, context: Any = None, **kwargs: Any) -> Probe:
         """Compare every estimate on a batch with the true gradient and with the target that it is fitted to.
@@ -161,13 +242,39 @@ class Trainer:
             target: What the loss compares the output with.
             context: What estimators see; the target by default.
             **kwargs: The model's keyword inputs.
+
+        Raises:
+            InputError: The net has several rates, so that a target arrives once in a period.
         """
-        return probe(self, args, kwargs, target, target if context is None else context)
+        if self.exchange is not None:
+            raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
+        return probe(self.parts[0], args, kwargs, target, target if context is None else context)
+
+    def probe_period(self, windows: Sequence[tuple[Any, Any]]) -> PeriodProbe:
+        """Compare every estimate over a whole period with the gradient of backpropagation through all of it.
+
+        Weights, buffers, gradients, optimizers, carried states, kept messages and random state are afterwards as they were. The
+        period begins with the states that are carried now, and without the messages that are kept; its weights stay. What
+        stands on a state is compared at the ends of all windows of its part but the period's last. How the estimates
+        compare with what they are fitted to, ``step(..., diagnose=True)`` says.
+
+        Args:
+            windows: For each window of the period, in order, a pair of its inputs and its target, as ``step`` takes them: inputs
+                are one input, a tuple of positional ones, or a mapping of keyword ones.
+
+        Raises:
+            InputError: These are no whole period, or the net has no rates.
+            LossError: A target is missing.
+        """
+        if self.exchange is None:
+            raise InputError("the net has no rates, so that a period is one window: use trainer.probe(x, target=y)")
+        return probe_period(self.parts, Exchange(self.net, attached=True), windows)
 
     def reset(self, mask: Tensor | None = None) -> None:
-        """Let episodes begin: the carried states of some examples are zero in the next step.
+        """Let episodes begin: the carried states of some examples are zero in the next firing of each part.
 
-        The state that was left there gets the target 0, since no loss lies beyond it.
+        The state that was left there gets the target 0, since no loss lies beyond it. Messages of theirs that a slow part has
+        not taken yet are lost: it sees zeros in their place, and their target is 0.
 
         Args:
             mask: Which examples, [batch] and boolean; all by default.
@@ -175,71 +282,27 @@ class Trainer:
         Raises:
             InputError: The mask does not fit the state.
         """
-        self.window.reset(mask)
+        for part in self.parts:
+            part.window.reset(mask)
+        for buffer in self.exchange.buffers if self.exchange is not None else ():
+            buffer.reset(mask)
 
     def forget(self) -> None:
         """Drop the gradients that a step left behind where it was broken off, so that the next step does not add to them."""
-        for optimizer in (*self.optimizers.values(), *self.estimator_optimizers.values()):
-            optimizer.zero_grad()
-
-    def run(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, context: Any, diagnose: bool
-    ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
-        """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
-        for input_kind in self.net.matching(args, kwargs):
-            schedule = self.source.at(self.steps, input_kind.program)
-            step = self.functions.training(input_kind, schedule, diagnose)
-            inputs = input_kind.signature.flatten(args, kwargs)
-            before = Undo(self.net.original) if input_kind.guarded else None
-            if before is not None and not input_kind.program.recurrences and input_kind.has_to_be_asked(inputs):
-                holds = input_kind.holds(inputs)
-                before.restore()
-                if not holds:
-                    continue
-            try:
-                with torch.enable_grad():
-                    found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
-                        self.functions.parts(input_kind), *inputs, target, context
-                    )
-                return found
-            except GuardError as error:
-                self.forget()
-                if before is None or input_kind.late_guards:
-                    raise InputError(f"a later partition met inputs that it was not captured for: {error}") from error
-                before.restore()
-            except BaseException:
-                self.forget()
-                raise
-        raise InputError("no captured graph holds for these inputs")
-
-    def features(self, context: Any) -> Tensor:
-        """Return the context's features as the estimators take them."""
-        program = self.net.program
-        if program.context is None:
-            raise ContextError("this module has no context")
-        return program.context.features(context).to(program.boundaries[0].specs[0].dtype)
-
-    def compute_loss(self, output: Any, target: Any) -> Tensor:
-        """Return the scalar loss of an output, as far as the loss sees it, and what is added to it."""
-        loss = self.task.reduced(self.task.raw(self.window.visible(output), target, self.steps), self.steps)
-        return loss if self.beside is None else loss + self.beside(output)
-
-    def compute_losses(self, output: Any, target: Any, examples: int) -> tuple[Tensor, Tensor]:
-        """Return the scalar loss, and the loss of each example, [examples]: the batch mean where that is all there is."""
-        loss = self.task.raw(self.window.visible(output), target, self.steps)
-        return self.task.reduced(loss, self.steps), losses_of(loss, examples, self.task.mean)
+        for part in self.parts:
+            part.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on: step, weights, optimizers, learning rates, schedule."""
+        """Return all that a run needs to go on, in the middle of a period too: step, weights, optimizers, what is kept."""
         return {
             "steps": self.steps,
             "net": self.net.state_dict(),
-            "adopted": self.ownership.state_dict(),
-            "optimizers": {name: item.state_dict() for name, item in self.optimizers.items()},
-            "estimator_optimizers": {name: item.state_dict() for name, item in self.estimator_optimizers.items()},
-            "lr_schedulers": {name: item.state_dict() for name, item in self.lr_schedulers.items()},
+            **{
+                group: {name: each.state_dict() for name, each in items.items()} for group, items in self.groups.items()
+            },
             "schedule": self.source.state_dict(),
-            "window": self.window.state_dict(),
+            "parts": [part.state_dict() for part in self.parts],
+            "messages": [each.state_dict() for each in self.exchange.buffers] if self.exchange is not None else [],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,15 +311,15 @@ class Trainer:
         Raises:
             StateError: It belongs to another trainer.
         """
-        groups: dict[str, Mapping[str, Any]] = {
-            "optimizers": self.optimizers,
-            "estimator_optimizers": self.estimator_optimizers,
-            "lr_schedulers": self.lr_schedulers,
-        }
-        missing = sorted({"steps", "net", "schedule"} - set(state))
+        missing = sorted({"steps", "net", "schedule", "parts", "messages"} - set(state))
         if missing:
             raise StateError(f"the saved state lacks {', '.join(missing)}; give what trainer.state_dict() returned")
-        for group, items in groups.items():
+        if len(state["parts"]) != len(self.parts):
+            raise StateError(
+                f"the saved state has {len(state['parts'])} parts of {len(self.parts)}; make the trainer with the same model, cuts and "
+                "rates"
+            )
+        for group, items in self.groups.items():
             if set(state.get(group, ())) != set(items):
                 raise StateError(
                     f"the saved state has {group} for {sorted(state.get(group, ()))}, this trainer for {sorted(items)}; "
@@ -267,12 +330,33 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             raise StateError(f"the saved weights do not fit this module: {error}") from error
         self.source.load_state_dict(state["schedule"])
-        self.window.load_state_dict(state.get("window", {"states": {}, "mask": None}))
-        self.ownership.load_state_dict(state.get("adopted", {}))
-        for group, items in groups.items():
+        for part, kept in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(kept)
+        for buffer, kept in zip(self.exchange.buffers if self.exchange else (), state["messages"], strict=True):
+            buffer.load_state_dict(kept)
+        for group, items in self.groups.items():
             for name, item in items.items():
                 item.load_state_dict(state[group][name])
         self.steps = state["steps"]
+
+    @property
+    def groups(self) -> dict[str, Mapping[str, Any]]:
+        """What is saved by name: optimizers and learning-rate schedulers."""
+        return {
+            "optimizers": self.optimizers,
+            "estimator_optimizers": self.estimator_optimizers,
+            "lr_schedulers": self.lr_schedulers,
+        }
+
+
+def local_schedule(schedule: Schedule, partitions: Sequence[int], boundaries: Sequence[int]) -> Schedule:
+    """Return the actions of some partitions and boundaries, numbered among these."""
+    found = []
+    for action in schedule.actions:
+        known = boundaries if action.kind in (Kind.SYNTHESISE, Kind.TARGET, Kind.FIT) else partitions
+        if action.index in known:
+            found.append(replace(action, index=known.index(action.index)))
+    return Schedule(schedule.name, tuple(found))
 
 
 def refuse_refrozen(program: Program) -> None:

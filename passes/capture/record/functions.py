@@ -1,4 +1,4 @@
-"""What the recorder knows of torch's functions by name, and how a function is called from generated code."""
+"""Torch's functions by name: what kind each is, and how generated code calls it."""
 
 import types
 from collections.abc import Callable
@@ -15,7 +15,7 @@ METADATA = frozenset(
     "__format__ __repr__ __str__ __hash__ __dir__ _is_view is_set_to _nnz sparse_dim dense_dim result_type is_storage "
     "promote_types can_cast _set_grad_enabled set_grad_enabled is_grad_enabled __dlpack_device__ type".split()
 )
-"""Functions whose answer depends on neither the values nor the sizes of tensors."""
+"""Functions whose result depends on neither the values nor the sizes of tensors."""
 
 PROPERTIES = frozenset(
     "dtype device layout is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_nested is_leaf requires_grad ndim names "
@@ -27,7 +27,7 @@ PROPERTIES = frozenset(
 PIECES = frozenset(
     "unbind split split_with_sizes chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk nonzero".split()
 )
-"""Functions that give as many tensors as sizes say."""
+"""Functions that return a number of tensors that depends on sizes."""
 
 RAGGED = frozenset(
     "nonzero masked_select unique unique_consecutive _unique2 bincount histc combinations argwhere nms "
@@ -41,24 +41,13 @@ SHAPED_LIKE_FIRST = frozenset(
 )
 """Functions whose result has the shape of their first argument."""
 
-RANDOM = (
-    "rand",
-    "dropout",
-    "bernoulli",
-    "multinomial",
-    "normal",
-    "uniform_",
-    "exponential_",
-    "poisson",
-    "cauchy_",
-    "geometric_",
-)
+RANDOM = tuple("rand dropout bernoulli multinomial normal uniform_ exponential_ poisson cauchy_ geometric_".split())
 """Parts of the names of functions that draw random numbers."""
 
 READS = frozenset(
     "__bool__ is_nonzero item __int__ __float__ __complex__ __index__ tolist equal allclose __contains__ numpy __array__".split()
 )
-"""Functions that hand tensor values to Python."""
+"""Functions that give tensor values to Python."""
 
 _IN_PLACE_DUNDERS = frozenset(
     f"__i{name}__" for name in "add sub mul truediv floordiv mod and or xor lshift rshift pow".split()
@@ -69,7 +58,7 @@ _EFFECTS = frozenset(
 
 
 def name_of(function: Any) -> str:
-    """Return the name that the function itself bears."""
+    """Return the name that a function has itself."""
     return str(getattr(function, "__name__", None) or function)
 
 
@@ -106,7 +95,7 @@ def is_method(function: Any) -> bool:
 def dotted_name(function: Callable[..., Any]) -> str | None:
     """Return the name under ``torch`` or ``operator`` by which generated code reaches the function, if there is one."""
     name = name_of(function)
-    for module in dict.fromkeys((getattr(function, "__module__", None), *_HOMES)):
+    for module in dict.fromkeys((getattr(function, "__module__", None), *_MODULES)):
         if module is None or module.partition(".")[0] not in ("torch", "_operator", "operator", "builtins"):
             continue
         try:
@@ -117,13 +106,8 @@ def dotted_name(function: Callable[..., Any]) -> str | None:
     return None
 
 
-_HOMES = (
-    "torch",
-    "torch.nn.functional",
-    "torch._C._nn",
-    "torch._C._special",
-    "torch._C._fft",
-    "torch._C._linalg",
+_MODULES = (
+    *("torch", "torch.nn.functional", "torch._C._nn", "torch._C._special", "torch._C._fft", "torch._C._linalg"),
     "torch.functional",
 )
 

@@ -1,4 +1,4 @@
-"""What stands in the way of recording, and the line of the model's source where it stands."""
+"""What a recorded graph would not repeat, and the line of the model's source where it stands."""
 
 import linecache
 import os
@@ -10,10 +10,13 @@ from types import FrameType
 
 import torch
 
-_OURS = str(Path(__file__).resolve().parent)
-_TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
-_START = str(Path("recording", "rounds.py"))
-_OPS = str(Path("dnifx", "runtime", "ops.py"))
+from dnifx.runtime.emitted import ops
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_NOT_THE_MODELS = (str(Path(__file__).parent.parent) + os.sep, ops.__file__, _TORCH)
+"""Where code is that runs during a recording and is not the model's."""
+
+_START = str(Path(__file__).with_name("recording.py"))
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Hazard:
 
     Attributes:
         construct: What the code does, in words.
-        line: Where, as ``file.py:12: source``.
-        hard: Whether no guard can stand in for it, so that the module has to be kept whole.
-        draws: Whether it is a draw of Python's random numbers.
+        line: Where it is, as ``file.py:12: source``.
+        hard: Whether no guard can replace it, so that the module has to be kept whole.
+        draws: Whether it makes every call another one: a draw of Python's random numbers, or changed attributes.
     """
 
     construct: str
@@ -40,10 +43,8 @@ def model_line() -> str:
     """Return the innermost line of the model's own source that is running now."""
     frame: FrameType | None = sys._getframe(1)
     fallback = ""
-    while frame is not None:
+    while frame is not None and frame.f_code.co_filename != _START:
         path = frame.f_code.co_filename
-        if path.endswith(_START):
-            break
         if _is_models(path, frame.f_lineno):
             return describe(path, frame.f_lineno)
         if not fallback and path.startswith(_TORCH) and "modules" in path:
@@ -52,7 +53,7 @@ def model_line() -> str:
     return fallback
 
 
-def close_to_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return the innermost line of the model's own source in an error's traceback, as ``file.py:12: source``."""
     lines = traceback.extract_tb(error.__traceback__)
     own = [line for line in lines if _is_models(line.filename, line.lineno or 0)] or list(lines)
@@ -66,8 +67,5 @@ def describe(path: str, number: int) -> str:
 
 
 def _is_models(path: str, number: int) -> bool:
-    """Whether a line belongs to the model rather than to torch, to the recorder, or to code of which no source is known."""
-    if path.startswith("<"):
-        return bool(linecache.getline(path, number))
-    ours = path.startswith(_OURS) or "/passes/capture/record/" in path or path.endswith(_OPS)
-    return not ours and not path.startswith(_TORCH)
+    """Whether a line belongs to the model; a line of generated code does so where its source is known."""
+    return bool(linecache.getline(path, number)) if path.startswith("<") else not path.startswith(_NOT_THE_MODELS)

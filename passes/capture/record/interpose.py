@@ -1,4 +1,4 @@
-"""Puts the recorder in front of what no function mode sees: module calls, autograd functions, vmap, len and range."""
+"""Shows the recorder what no function mode sees: module calls, autograd functions, vmap, checkpoints, autocast, len, range."""
 
 import builtins
 import inspect
@@ -17,13 +17,13 @@ from dnifx.passes.capture.record.sizes import Number, SymbolicFloat, SymbolicInt
 
 
 class Observer(Protocol):
-    """What the recorder answers to."""
+    """The recorder, as far as it matters here."""
 
     active: bool
     imports: set[str]
 
     def imported(self, name: str) -> None:
-        """The model imports a module for the first time; it must not meet any stand-in, so they are gone from here on."""
+        """The model imports a module for the first time; the stand-ins for builtins are gone from here on."""
 
     def called_module(
         self, call: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -39,7 +39,7 @@ class Observer(Protocol):
         """A function under ``torch.vmap`` is called."""
 
     def checkpoint(self, preserve: bool, early_stop: bool, chooses: bool) -> AbstractContextManager[None]:
-        """A function is run under a checkpoint, which may choose by a ``context_fn`` what it keeps, within the context."""
+        """A function runs under a checkpoint, within the context; ``chooses`` where a ``context_fn`` says what is kept."""
 
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region."""
@@ -53,7 +53,7 @@ class Observer(Protocol):
 
 @contextmanager
 def interposed(observer: Observer) -> Iterator[None]:
-    """Let ``observer`` see the calls within the block."""
+    """Call ``observer`` for what the model does within the block."""
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -71,7 +71,7 @@ def interposed(observer: Observer) -> Iterator[None]:
 
 
 class _ImportWatch(MetaPathFinder):
-    """Takes the stand-ins for builtins away before a module is imported that might keep them for good."""
+    """Removes the stand-ins for builtins before a module is imported, since the module might keep them for good."""
 
     def __init__(self, observer: Observer, standins: ExitStack) -> None:
         self._observer = observer
@@ -150,7 +150,7 @@ def _builtins(observer: Observer) -> list[Patch]:
         return true_len(item)
 
     class RangeType(type):
-        """Makes the stand-in pass for range itself."""
+        """Lets the stand-in behave as ``range`` in comparisons and ``isinstance``."""
 
         def __instancecheck__(cls, item: object) -> bool:
             return isinstance(item, true_range)
@@ -174,7 +174,7 @@ def _builtins(observer: Observer) -> list[Patch]:
 
 
 def _caches() -> list[Patch]:
-    """Step around einops' cache of shape arithmetic, which would answer with the numbers of an earlier call."""
+    """Bypass einops' cache of shape arithmetic, which would return the numbers of an earlier call."""
     einops: Any = sys.modules.get("einops.einops")
     if einops is None:
         return []

@@ -1,4 +1,4 @@
-"""Where values live in the graph while it is written."""
+"""Which value of a graph a tensor or number is."""
 
 import operator
 from dataclasses import dataclass, field
@@ -9,10 +9,19 @@ from torch import fx
 Path = tuple[tuple[str, Any], ...]
 """Steps into a value: ("item", key) or ("attribute", name)."""
 
+STEPS = {"item": operator.getitem, "attribute": getattr}
+"""The function that takes each kind of step."""
+
 
 @dataclass(slots=True)
-class Origin:
-    """A value made by a node, or a part of it; the part gets a node of its own when something uses it."""
+class NodeValue:
+    """The value of a node, or a part of it.
+
+    Attributes:
+        base: The node.
+        path: The steps from the node's value to the part.
+        node: The node of the part itself. A part gets one when something uses it.
+    """
 
     base: fx.Node
     path: Path = ()
@@ -21,7 +30,3 @@ class Origin:
     def __post_init__(self) -> None:
         if not self.path:
             self.node = self.base
-
-
-STEPS = {"item": operator.getitem, "attribute": getattr}
-"""What a step of a path is in the graph."""

@@ -1,16 +1,87 @@
-"""The modules that are open while a model is recorded: the marks that their nodes bear, and what is judged of each."""
+"""The opened modules that are running: what is marked on their nodes, and what is decided about each when it returns."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
-from dnifx.passes.capture.record.frames import Autocast, Frame
 from dnifx.passes.capture.record.hazards import Hazard, model_line
-from dnifx.passes.capture.record.leaves import Plan, is_made
-from dnifx.passes.capture.record.writer import Writer
+from dnifx.passes.capture.record.plan import Plan, is_made
+from dnifx.passes.capture.record.state import python_draws
+from dnifx.passes.capture.record.writer import Stack, Writer
+from dnifx.runtime.emitted.ops import Autocast
 
 _DRAW = "a draw of Python's or NumPy's random numbers"
+_NOT_WATCHED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+@dataclass
+class ModuleCall:
+    """One call of an opened module.
+
+    Attributes:
+        path: The module's path.
+        module: The module.
+        stack: The modules around it and itself.
+        number: How many calls of it came before.
+        hazards: What the graph alone would not repeat.
+        regions: Autocast regions open around its code, innermost last.
+        draws: The state of Python's random numbers when it was last looked at.
+        attributes: The module's attributes when the call began, with the sizes of lists, dicts and sets.
+        buffers: Identities of its buffers when the call began.
+    """
+
+    path: str
+    module: nn.Module
+    stack: Stack = field(default_factory=OrderedDict)
+    number: int = 0
+    hazards: list[Hazard] = field(default_factory=list)
+    regions: list[Autocast] = field(default_factory=list)
+    draws: tuple[Any, ...] = field(default_factory=python_draws)
+    attributes: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    buffers: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.attributes = {
+            name: (value, len(value) if isinstance(value, list | dict | set) else 0)
+            for name, value in vars(self.module).items()
+            if name not in _NOT_WATCHED
+        }
+        self.buffers = {name: id(buffer) for name, buffer in self.module._buffers.items()}
+
+    def drew(self) -> bool:
+        """Whether Python drew random numbers since the last time this was asked, or since the call began."""
+        before, self.draws = self.draws, python_draws()
+        return before != self.draws
+
+    def changed(self, constants: Collection[int]) -> list[str]:
+        """Return the attributes that the call changed and that may change what the next call does.
+
+        Args:
+            constants: Identities of the objects that the graph holds as constants.
+        """
+        now = vars(self.module)
+        return [
+            name
+            for name, (before, size) in self.attributes.items()
+            if name in now and _matters(before, size, now[name], constants)
+        ]
+
+    def replaced_buffers(self) -> list[str]:
+        """Return the buffers that the call replaced by other tensors."""
+        now = self.module._buffers
+        return [name for name, identity in self.buffers.items() if id(now.get(name)) != identity]
+
+
+def _matters(before: Any, size: int, now: Any, constants: Collection[int]) -> bool:
+    """Whether a change of an attribute may change what the next call does."""
+    if before is now:
+        return isinstance(now, list | dict | set) and len(now) != size
+    if isinstance(before, bool | int | float | str) and isinstance(now, bool | int | float | str):
+        return bool(before != now)
+    return before is None or id(before) in constants
 
 
 class OpenModules:
@@ -18,111 +89,107 @@ class OpenModules:
 
     Args:
         model: The model.
-        plan: What to open.
-        writer: The graph, whose new nodes bear the marks of the innermost call.
+        plan: Which modules are opened.
+        writer: The graph. Its new nodes are marked with the innermost call.
 
     Attributes:
-        paths: The path of each module of the model, by its identity.
-        frames: The calls that run, innermost last.
+        paths: The path of each module of the model, by the module's identity.
+        calls: The calls that run, innermost last.
         opened: The opened modules by path.
-        whole: Modules that have to be kept whole in another run, with the reason.
-        failures: What cannot be recorded however the modules are opened.
-        volatile: How Python's state or random numbers steer the run at a place that has to stay open, if they do.
+        whole: Modules that another run has to keep whole, and why.
+        failures: What no plan can record.
+        volatile: How Python's state or random numbers change each call of a module that has to be opened, if they do.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, writer: Writer) -> None:
         self.paths: dict[int, str] = {}
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
-        self.frames: list[Frame] = []
+        self.calls: list[ModuleCall] = []
         self.opened: dict[str, nn.Module] = {}
         self.whole: dict[str, str] = {}
         self.failures: list[tuple[str, Hazard]] = []
         self.volatile: Hazard | None = None
         self._plan = plan
         self._writer = writer
-        self._calls: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     @property
     def regions(self) -> list[Autocast]:
         """The autocast regions that are open, innermost last."""
-        return [region for frame in self.frames for region in frame.regions]
+        return [region for call in self.calls for region in call.regions]
 
     def enter(self, module: nn.Module, path: str) -> None:
-        """Open a call of a module."""
-        self.look_at_draws(model_line)
-        frame = Frame(path, module)
-        outer = self.frames[-1].stack if self.frames else OrderedDict()
+        """Begin a call of a module."""
+        self.note_draws(model_line)
+        call = ModuleCall(path, module, self.calls[-1].stack if self.calls else OrderedDict())
         if path and not is_made(path):
-            frame.call = self.count(path)
+            call.number = self.count(path)
             self.opened[path] = module
-            key = f"{path}@{frame.call}" if frame.call else path
-            frame.stack = OrderedDict([*outer.items(), (key, (path, type(module)))])
+            key = f"{path}@{call.number}" if call.number else path
+            call.stack = OrderedDict([*call.stack.items(), (key, (path, type(module)))])
         else:
             self.opened.setdefault(path, module)
-            frame.stack = outer
-        self.frames.append(frame)
-        self._settle()
+        self.calls.append(call)
+        self._mark_nodes()
 
     def leave(self) -> None:
-        """Close the innermost call, and judge what was found in it."""
-        frame = self.frames[-1]
-        self.look_at_draws(lambda: frame.path)
-        self._look_at_state(frame)
-        self.frames.pop()
+        """End the innermost call and decide about its hazards."""
+        call = self.calls[-1]
+        place = f"forward of {type(call.module).__name__}"
+        self.note_draws(lambda: place)
+        changed = call.changed(self._writer.constant_identities())
+        if changed:
+            call.hazards.append(Hazard(f"forward changes self.{changed[0]}", place, draws=True))
+        replaced = call.replaced_buffers()
+        if replaced:
+            call.hazards.append(Hazard(f"forward replaces the buffer self.{replaced[0]}", place, hard=True))
+        self.calls.pop()
         self.forget_draws()
-        self._settle()
-        if frame.hazards:
-            self._judge(frame)
+        self._mark_nodes()
+        if call.hazards:
+            self._decide(call)
 
     def count(self, path: str) -> int:
-        """Return how many calls of a module came before this one."""
-        self._calls[path] += 1
-        return self._calls[path] - 1
+        """Count a call of a module and return how many came before."""
+        self._counts[path] += 1
+        return self._counts[path] - 1
 
-    def hazard(self, construct: str, hard: bool = False, draws: bool = False) -> None:
-        """Note something that the graph alone does not repeat."""
-        if self.frames:
-            self.frames[-1].hazards.append(Hazard(construct, model_line(), hard, draws))
+    def hazard(self, construct: str, hard: bool = False) -> None:
+        """Note something that the graph alone would not repeat."""
+        if self.calls:
+            self.calls[-1].hazards.append(Hazard(construct, model_line(), hard))
 
-    def place(self) -> str:
-        """Return where the model stands, for the error of a guard."""
-        path = self.frames[-1].path if self.frames else ""
+    def location(self) -> str:
+        """Return where the model is now, for the error of a guard."""
+        path = self.calls[-1].path if self.calls else ""
         return f"{path}: {model_line()}" if path else model_line()
 
-    def look_at_draws(self, line: Callable[[], str]) -> None:
-        """Note a draw of random numbers by the innermost module's own code, since it was last looked at."""
-        if self.frames and self.frames[-1].drew():
-            self.frames[-1].hazards.append(Hazard(_DRAW, line(), draws=True))
+    def note_draws(self, line: Callable[[], str]) -> None:
+        """Note a draw of random numbers by the innermost module's own code since the last look."""
+        if self.calls and self.calls[-1].drew():
+            self.calls[-1].hazards.append(Hazard(_DRAW, line(), draws=True))
 
     def forget_draws(self) -> None:
-        """Let what was drawn up to here count for nobody: a module kept whole draws again in every run."""
-        if self.frames:
-            self.frames[-1].drew()
+        """Ignore the draws up to here: a module kept whole draws again in every run."""
+        if self.calls:
+            self.calls[-1].drew()
 
-    def _settle(self) -> None:
-        """Let new nodes bear the marks of the innermost call."""
-        frame = self.frames[-1] if self.frames else None
-        self._writer.stack = frame.stack if frame else OrderedDict()
-        self._writer.call = frame.call if frame else 0
+    def _mark_nodes(self) -> None:
+        """Let new nodes be marked with the innermost call."""
+        call = self.calls[-1] if self.calls else None
+        self._writer.stack = call.stack if call else OrderedDict()
+        self._writer.call = call.number if call else 0
 
-    def _look_at_state(self, frame: Frame) -> None:
-        changed = frame.changed(self._writer.constant_identities())
-        if changed:
-            frame.hazards.append(Hazard(f"forward changes self.{changed[0]}", frame.path, draws=True))
-        rebound = frame.rebound()
-        if rebound:
-            frame.hazards.append(Hazard(f"forward replaces the buffer self.{rebound[0]}", frame.path, hard=True))
-
-    def _judge(self, frame: Frame) -> None:
-        """Decide whether a module whose forward holds hazards is kept whole."""
-        made = is_made(frame.path)
-        bound = made and any(id(part) in self.paths for part in frame.module.modules())
-        fixed = self._plan.is_fixed(frame.path) or bound or (made and next(frame.module.parameters(), None) is not None)
-        if not fixed:
-            self.whole.setdefault(frame.path, str(next((one for one in frame.hazards if one.hard), frame.hazards[0])))
+    def _decide(self, call: ModuleCall) -> None:
+        """Keep a module with hazards whole in the next run, if it may be; else pass its hazards on."""
+        made = is_made(call.path)
+        shares = made and any(id(part) in self.paths for part in call.module.modules())
+        learns = made and next(call.module.parameters(), None) is not None
+        if not (self._plan.must_open(call.path) or shares or learns):
+            self.whole.setdefault(call.path, str(next((one for one in call.hazards if one.hard), call.hazards[0])))
         elif made:
-            self.frames[-1].hazards += frame.hazards
+            self.calls[-1].hazards += call.hazards
         else:
-            self.failures += [(frame.path, one) for one in frame.hazards if one.hard]
-            self.volatile = self.volatile or next((one for one in frame.hazards if one.draws), None)
+            self.failures += [(call.path, one) for one in call.hazards if one.hard]
+            self.volatile = self.volatile or next((one for one in call.hazards if one.draws), None)

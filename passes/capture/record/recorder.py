@@ -1,4 +1,4 @@
-"""Records one run of a model: a torch function mode that writes down what passes it."""
+"""Records one run of a model: a torch function mode that writes every call into a graph."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,15 +11,15 @@ from torch.overrides import TorchFunctionMode
 
 from dnifx.passes.capture.record import functions
 from dnifx.passes.capture.record.calls import in_region, write_call
-from dnifx.passes.capture.record.escapes import Escapes
-from dnifx.passes.capture.record.guards import Checks
+from dnifx.passes.capture.record.guards import Guards
 from dnifx.passes.capture.record.hazards import model_line
-from dnifx.passes.capture.record.leaves import Plan, is_made, made_path
-from dnifx.passes.capture.record.node_values import Origin, Path
+from dnifx.passes.capture.record.node_values import NodeValue, Path
 from dnifx.passes.capture.record.open_modules import OpenModules
+from dnifx.passes.capture.record.plan import Plan, is_made, made_path
 from dnifx.passes.capture.record.sizes import Number, plain, symbolic
 from dnifx.passes.capture.record.state import Snapshot
 from dnifx.passes.capture.record.structure import tensors_in, walk
+from dnifx.passes.capture.record.unseen import UnseenTensors
 from dnifx.passes.capture.record.writer import Writer
 from dnifx.runtime.emitted import ops
 from dnifx.runtime.emitted.checkpoints import Region
@@ -30,24 +30,27 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: The model.
-        plan: What to open.
-        snapshot: Hears of parameters that forward writes.
+        plan: Which modules are opened.
+        snapshot: Is told of parameters that forward writes.
         imports: Modules that earlier runs tried to import.
 
     Attributes:
         writer: The graph.
-        modules: The modules that are open, and what was found out about them.
-        leaking: Modules that have to be opened in another run.
-        checks: What Python saw of tensors and sizes, and the guards that hold the graph to it.
-        interrupted: Whether an import took away what sees numbers pass, so that another run is needed.
+        modules: The opened modules that are running, and what was found in them.
+        unseen: Tensors that no torch function made.
+        guards: The guards on what Python saw of tensors and sizes.
+        leaking: Modules that another run has to open.
+        interrupted: Whether an import removed the stand-ins for builtins, so that another run is needed.
+        inside_leaf: The path of the module kept whole that is running, if one is.
+        notes: How the graph differs from the model, in words.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot, imports: set[str]) -> None:
         super().__init__()
         self.writer = Writer(model, self, self._unknown)
         self.modules = OpenModules(model, plan, self.writer)
-        self.escapes = Escapes(self, snapshot)
-        self.checks = Checks(self, self.writer, self.escapes)
+        self.unseen = UnseenTensors(self, snapshot)
+        self.guards = Guards(self, self.writer, self.modules, self.unseen)
         self.active = False
         self.imports = imports
         self.interrupted = False
@@ -60,7 +63,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Look away within the block."""
+        """Record nothing within the block."""
         before, self.active = self.active, False
         try:
             yield
@@ -93,86 +96,66 @@ class Recorder(TorchFunctionMode):
                 self.writer.remember_device(result, first)
             return result
         if field == "shape" or name in ("size", "stride", "__len__", "numel", "nelement"):
-            return self.checks.size(name, args, kwargs, result)
+            return self.guards.size(name, args, kwargs, result)
         if name in functions.READS and not isinstance(result, Tensor):
-            return self.checks.read(name, args, kwargs, result)
+            return self.guards.read(name, args, kwargs, result)
         written = functions.writes(name, kwargs)
         if not written and not _gives_tensors(result):
             return result
-        return self._write(function, name, field, args, kwargs, result, written)
-
-    def _write(
-        self,
-        function: Any,
-        name: str,
-        field: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Any,
-        written: bool,
-    ) -> Any:
-        """Write a call down and remember what it made."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            self.hazard("a torch.func transform", hard=True)
+            self.modules.hazard("a torch.func transform", hard=True)
         arguments = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
         node = write_call(self.writer, self.modules.regions, function, name, field, arguments)
         if functions.is_ragged(name, args):
             self.writer.ragged.add(node)
         if name in ("__setitem__", "__set__"):
-            self.writer.place(args[0], Origin(node))
+            self.writer.remember(args[0], NodeValue(node))
             return result
         if not written:
-            result = self._apart(result, args, kwargs)
+            result = self._with_own_identity(result, args, kwargs)
         self.writer.bind(result, node)
-        self.checks.pieces(name, args, kwargs, node, result)
+        self.guards.pieces(name, args, kwargs, node, result)
         return result
 
-    def _apart(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Give a result that is one of the arguments an identity of its own, so that both keep their nodes."""
+    def _with_own_identity(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Replace a result that is one of the arguments by a view of it, so that both keep their nodes."""
         given = {id(item) for item in (*args, *kwargs.values()) if isinstance(item, Tensor)}
         given |= {id(part) for item in args if type(item) in (list, tuple) for part in item if isinstance(part, Tensor)}
-        return self._renamed(result, given)
+        return self._views_of(given, result)
 
-    def _renamed(self, result: Any, given: set[int]) -> Any:
+    def _views_of(self, given: set[int], result: Any) -> Any:
         if isinstance(result, Tensor):
             if id(result) not in given:
                 return result
             with self.paused():
                 return result.view_as(result) if result.layout is torch.strided else result
         if type(result) in (list, tuple):
-            return type(result)(self._renamed(part, given) for part in result)
+            return type(result)(self._views_of(given, part) for part in result)
         if type(result) is dict:
-            return {key: self._renamed(part, given) for key, part in result.items()}
+            return {key: self._views_of(given, part) for key, part in result.items()}
         return result
 
     def compared(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> None:
         """Python took a decision on numbers; see ``sizes.Owner``."""
-        self.checks.compared(function, operands, value)
+        self.guards.compared(function, operands, value)
 
     def consumed(self, number: Number) -> None:
         """Python took the plain value of a number; see ``sizes.Owner``."""
-        self.checks.consumed(number)
-
-    def place(self) -> str:
-        """Return where the model stands, for the error of a guard."""
-        return self.modules.place()
-
-    def hazard(self, construct: str, hard: bool = False, draws: bool = False) -> None:
-        """Note something that the graph alone does not repeat."""
-        self.modules.hazard(construct, hard, draws)
+        self.guards.consumed(number)
 
     def _unknown(self, tensor: Tensor) -> Tensor:
-        """Judge a tensor that the graph did not make."""
-        leaf = self.escapes.maker(tensor)
+        """Return what the graph reads for a tensor that it did not make, and note what is wrong with that."""
+        leaf = self.unseen.maker(tensor)
         if leaf is not None:
             self.leaking.add(leaf)
             return tensor
-        if self.escapes.holds(tensor):
-            if self.escapes.is_constant(tensor):
-                return tensor.detach().clone()
-            self.hazard(f"{self.escapes.operation(tensor)}, which no torch function shows", hard=True)
+        unseen = self.unseen.find(tensor)
+        if unseen is not None and unseen.constant:
+            return tensor.detach().clone()
+        if unseen is not None:
+            self.modules.hazard(f"{unseen.operation}, which no torch function shows", hard=True)
         elif tensor.grad_fn is not None:
-            self.hazard("a tensor that carries gradient from outside this call", hard=True)
+            self.modules.hazard("a tensor that carries gradient from outside this call", hard=True)
         return tensor
 
     def imported(self, name: str) -> None:
@@ -187,30 +170,24 @@ class Recorder(TorchFunctionMode):
         path = self.modules.paths.get(id(module))
         if not self.active:
             if self._opaque and path is not None and next(module.parameters(), None) is not None:
-                self.hazard(f"a call of {path!r} inside a function that is recorded as one call", hard=True)
+                self.modules.hazard(f"a call of {path!r} inside a function that is recorded as one call", hard=True)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
         opened = bool(self.modules.regions) and self._plan.may_open(path, module)
-        if self._plan.is_leaf(path, module) and not opened and not self._swapped(module):
+        if self._plan.is_leaf(path, module) and not opened and not self._has_other_parameters(module):
             if is_made(path):
                 return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
             return self._leaf(call, module, path, args, kwargs)
-        return self._open(call, module, path, args, kwargs)
-
-    def _swapped(self, module: nn.Module) -> bool:
-        """Whether a module runs with other parameters than its own (torch.func.functional_call)."""
-        held = (parameter for parameter in module._parameters.values() if parameter is not None)
-        return any(id(parameter) not in self.writer.owned for parameter in held)
-
-    def _open(
-        self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Run a module with its inside recorded."""
         self.modules.enter(module, path)
         try:
             return call(module, *args, **kwargs)
         finally:
             self.modules.leave()
+
+    def _has_other_parameters(self, module: nn.Module) -> bool:
+        """Whether a module runs with other parameters than its own (torch.func.functional_call)."""
+        held = (parameter for parameter in module._parameters.values() if parameter is not None)
+        return any(id(parameter) not in self.writer.owned for parameter in held)
 
     def _leaf(
         self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -221,7 +198,7 @@ class Recorder(TorchFunctionMode):
         versions = {id(item): item._version for item in given}
         whole = path in self._plan.whole
         if whole:
-            self.modules.look_at_draws(model_line)
+            self.modules.note_draws(model_line)
         held = _contents((args, kwargs))
         self.active, self.inside_leaf = False, path
         try:
@@ -233,34 +210,30 @@ class Recorder(TorchFunctionMode):
         if whole:
             self.modules.forget_draws()
         written = {id(item) for item in given if item._version != versions[id(item)]}
-        result = self._renamed(result, {id(item) for item in given} - written)
-        return self._made_by_module(path, items, named, result)
-
-    def _made_by_module(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        node = self.writer.add("call_module", path, args, kwargs)
-        call = self.modules.count(path)
+        result = self._views_of({id(item) for item in given} - written, result)
+        node = self.writer.add("call_module", path, items, named)
+        number = self.modules.count(path)
         node.meta.pop("call", None)
-        if call:
-            node.meta["call"] = call
+        if number:
+            node.meta["call"] = number
         if self.modules.regions:
-            self.hazard(f"an autocast region around {path!r}")
+            self.modules.hazard(f"an autocast region around {path!r}")
         result = self._numbers(result, node, ())
         self.writer.bind(result, node)
         if not torch.is_grad_enabled():
             for _, tensor in tensors_in(result):
-                if tensor.is_floating_point() and self.writer.origin(tensor) is not None:
-                    self.writer.place(
-                        tensor, Origin(self.writer.add("call_method", "detach", (self.writer.tensor(tensor),)))
-                    )
+                if tensor.is_floating_point() and self.writer.find(tensor) is not None:
+                    detached = self.writer.add("call_method", "detach", (self.writer.tensor(tensor),))
+                    self.writer.remember(tensor, NodeValue(detached))
         return result
 
     def _numbers(self, result: Any, node: fx.Node, path: Path) -> Any:
-        """Keep the numbers in a module's output symbolic, since another call may give others."""
+        """Make the numbers in a module's output symbolic, since another call may give others."""
         if isinstance(result, bool):
-            self.checks.equal(self.writer.node_at(Origin(node, path)), result)
+            self.guards.equal(self.writer.node_of(NodeValue(node, path)), result)
             return result
         if type(result) in (int, float):
-            return symbolic(result, self, None, (Origin(node, path), None, ""), False)
+            return symbolic(result, self, None, (NodeValue(node, path), None, ""), False)
         if type(result) in (list, tuple, torch.Size):
             parts = [self._numbers(part, node, (*path, ("item", index))) for index, part in enumerate(result)]
             return type(result)(parts)
@@ -291,7 +264,9 @@ class Recorder(TorchFunctionMode):
             return nullcontext()
         self._checkpoints += 1
         if chooses:
-            self.notes[f"the checkpoint at {model_line()} has a context_fn; here all of it is computed again"] = None
+            self.notes[
+                f"the context_fn of the checkpoint at {model_line()} is ignored: all of it is computed again"
+            ] = None
         return self.writer.checkpointed(Region(self._checkpoints, model_line(), preserve, early_stop))
 
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -303,7 +278,7 @@ class Recorder(TorchFunctionMode):
     def _opaque_call(
         self, run: Callable[..., Any], target: Any, head: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record a call of something that is not looked into."""
+        """Record a call as one node, whatever it does inside."""
         first = (
             self.writer.constant(head[0]) if isinstance(head[0], type | nn.Module) else self.writer.argument(head[0])
         )
@@ -314,35 +289,31 @@ class Recorder(TorchFunctionMode):
             result = run(*map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
         finally:
             self.active, self._opaque = True, self._opaque - 1
-        result = self._apart(result, args, kwargs)
+        result = self._with_own_identity(result, args, kwargs)
         name = functions.name_of(head[0] if isinstance(head[0], type) else type(head[0])).strip("_")
         node = in_region(self.writer, self.modules.regions, "call_function", target, ((first, *rest), named), name)
         self.writer.bind(result, node)
         return result
 
     def _look_into_opaque(self, args: tuple[Any, ...]) -> None:
-        """Refuse parameters that an opaque function reads by itself: no partition could own them."""
+        """Refuse parameters that a function recorded as one call reads by itself: no partition could own them."""
         for item in args:
-            if (
-                isinstance(item, nn.Parameter)
-                and self.writer.owned.get(id(item)) in self.writer.parameters
-                and item.requires_grad
-            ):
-                path = self.writer.owned[id(item)]
-                if not any(user.target == path for user in self.writer.graph.nodes if user.op == "get_attr"):
-                    self.hazard(
-                        f"the parameter {path!r} read inside a function that is recorded as one call", hard=True
-                    )
+            path = self.writer.owned.get(id(item)) if isinstance(item, nn.Parameter) and item.requires_grad else None
+            reads = self.writer.graph.find_nodes(op="get_attr", target=path) if path else ()
+            if path in self.writer.parameters and not reads:
+                self.modules.hazard(
+                    f"the parameter {path!r} read inside a function that is recorded as one call", hard=True
+                )
 
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region; see ``interpose.Observer``."""
-        if self.active and self.modules.frames:
-            self.modules.frames[-1].regions.append((region.device, region.fast_dtype, bool(region._enabled)))
+        if self.active and self.modules.calls:
+            self.modules.calls[-1].regions.append((region.device, region.fast_dtype, bool(region._enabled)))
 
     def left_autocast(self) -> None:
         """The model closes its innermost autocast region; see ``interpose.Observer``."""
-        if self.active and self.modules.frames and self.modules.frames[-1].regions:
-            self.modules.frames[-1].regions.pop()
+        if self.active and self.modules.calls and self.modules.calls[-1].regions:
+            self.modules.calls[-1].regions.pop()
 
 
 def _gives_tensors(result: Any) -> bool:
@@ -354,7 +325,7 @@ def _gives_tensors(result: Any) -> bool:
 
 
 def _contents(arguments: Any) -> tuple[int, ...]:
-    """Return the identities of what the objects among a call's arguments hold, to see whether the call fills them."""
+    """Return the identities of what the objects among a call's arguments hold, to see whether the call changes them."""
     args, kwargs = arguments
     objects = [item for item in (*args, *kwargs.values()) if not isinstance(item, _PLAIN)]
     return tuple(id(leaf) for _, leaf in walk(objects)) if objects else ()

@@ -1,4 +1,4 @@
-"""Sizes that stay symbolic: numbers that Python takes for ints and floats, and that remember how they were computed."""
+"""Symbolic sizes: numbers that behave as ints and floats, and remember how they were computed."""
 
 import math
 import operator
@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 
 class Owner(Protocol):
-    """The recorder that hands symbolic numbers out and hears when Python looks at their values."""
+    """The recorder that makes symbolic numbers, and is told when Python looks at their values."""
 
     active: bool
 
@@ -26,8 +26,8 @@ class Expression:
     Attributes:
         owner: The recorder it belongs to.
         function: The Python function that makes it of ``operands``; None where it is read from a graph value.
-        operands: Numbers, symbolic or plain; or, where it is read, an origin, the dimension (None: the value itself) and
-            the tensor method that gives it (size or stride).
+        operands: Numbers, symbolic or plain. Where the number is read from the graph: a ``NodeValue``, the dimension (None for
+            the value itself) and the tensor method that gives it (size or stride).
         data: Whether it depends on the values in tensors, and not on their sizes alone.
         node: The graph node that computes it, once it has one.
     """
@@ -154,42 +154,25 @@ def _conversion(kind: type) -> Callable[[Any], Any]:
     return method
 
 
-_BINARY: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow")},
-    **{
-        "lshift": operator.lshift,
-        "rshift": operator.rshift,
-        "and": operator.and_,
-        "or": operator.or_,
-        "xor": operator.xor,
-    },
-    "divmod": lambda left, right: (left // right, left % right),
-}
-_FLOAT_ONLY = frozenset({"lshift", "rshift", "and", "or", "xor"})
-_UNARY: dict[str, Callable[..., Any]] = {
-    **{"neg": operator.neg, "pos": operator.pos, "abs": operator.abs},
-    **{"ceil": math.ceil, "floor": math.floor, "trunc": math.trunc, "round": round},
-}
+_BINARY = ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow")
+_INTEGER_BINARY = ("lshift", "rshift", "and", "or", "xor")
+_UNARY = (operator.neg, operator.pos, operator.abs, math.ceil, math.floor, math.trunc)
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
 def _equip(kind: type) -> None:
     """Give a class the arithmetic that keeps expressions."""
-    for name, function in _BINARY.items():
-        if kind is SymbolicInt or name not in _FLOAT_ONLY:
-            setattr(kind, f"__{name}__", _divmod if name == "divmod" else _binary(function, reverse=False))
-            if name != "divmod":
-                setattr(kind, f"__r{name}__", _binary(function, reverse=True))
-    for name, function in _UNARY.items():
-        setattr(kind, f"__{name}__", _rounded if name == "round" else _unary(function))
-    for name in _COMPARISONS:
-        setattr(kind, f"__{name}__", _comparison(getattr(operator, name)))
-    setattr(kind, "__bool__", _truth)  # noqa: B010 - a fixed name, but not one that type checkers let us override
-    setattr(kind, "__int__", _conversion(int))  # noqa: B010
-    setattr(kind, "__float__", _conversion(float))  # noqa: B010
-    setattr(kind, "__copy__", plain_number)  # noqa: B010
-    setattr(kind, "__deepcopy__", lambda self, memo: plain_number(self))  # noqa: B010
-    setattr(kind, "__reduce__", lambda self: (type(plain_number(self)), (plain_number(self),)))  # noqa: B010
+    methods: dict[str, Any] = {f"__{function.__name__}__": _unary(function) for function in _UNARY}
+    for name in (*_BINARY, *_INTEGER_BINARY) if kind is SymbolicInt else _BINARY:
+        function = getattr(operator, f"__{name}__")
+        methods[f"__{name}__"], methods[f"__r{name}__"] = _binary(function, False), _binary(function, True)
+    methods.update((f"__{name}__", _comparison(getattr(operator, name))) for name in _COMPARISONS)
+    methods |= {"__divmod__": _divmod, "__round__": _rounded, "__bool__": _truth}
+    methods |= {"__int__": _conversion(int), "__float__": _conversion(float)}
+    methods |= {"__copy__": plain_number, "__deepcopy__": lambda self, memo: plain_number(self)}
+    methods["__reduce__"] = lambda self: (type(plain_number(self)), (plain_number(self),))
+    for name, method in methods.items():
+        setattr(kind, name, method)
 
 
 def _divmod(self: Number, other: Any) -> Any:

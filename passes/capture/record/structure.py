@@ -1,4 +1,4 @@
-"""Walks over the objects that models take and give: which tensors they hold, and under which names."""
+"""Walks over the objects that models take and return: which tensors they hold, and under which names."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from dnifx.passes.capture.record.node_values import Path
 from dnifx.passes.capture.record.sizes import SymbolicFloat, SymbolicInt
-from dnifx.runtime.emitted.ops import children
+from dnifx.runtime.emitted.ops import Template, children
 
 DEPTH = 12
 """How deep objects are looked into."""
 
 
 @dataclass(frozen=True)
-class Again:
-    """Stands where an object has a tensor that it had before."""
+class SameTensor:
+    """Takes the place of a tensor that the object holds a second time."""
 
     first: Path
 
@@ -28,8 +28,8 @@ class Again:
 
 
 @dataclass(frozen=True)
-class Empty:
-    """Stands where an object has a part without leaves."""
+class EmptyContainer:
+    """Takes the place of a part without leaves."""
 
     kind: str
 
@@ -43,7 +43,7 @@ def tensors_in(item: Any) -> list[tuple[Path, Tensor]]:
 
 
 def variables_in(item: Any) -> list[Any]:
-    """Return what changes from call to call in an object: its tensors and symbolic numbers, each once."""
+    """Return what may change from call to call in an object: its tensors and symbolic numbers, each once."""
     parts = walk(item, functions=True)
     return [part for _, part in parts if isinstance(part, Tensor | SymbolicInt | SymbolicFloat)]
 
@@ -54,8 +54,8 @@ def walk(item: Any, functions: bool = False, whole: bool = False) -> Iterator[tu
     Args:
         item: The object.
         functions: Whether to look into the closures of functions.
-        whole: Whether to walk a container as often as it appears, and to yield an ``Again`` where a tensor appears once more and
-            an ``Empty`` where there is no leaf.
+        whole: Whether to describe the whole structure: to walk a container each time that it appears, and to yield a
+            ``SameTensor`` for a tensor that appears again and an ``EmptyContainer`` for a part without leaves.
     """
     yield from _walk(item, (), {}, functions, whole)
 
@@ -65,10 +65,10 @@ def _walk(item: Any, path: Path, seen: dict[int, Path], functions: bool, whole: 
     parts = _parts(item, functions) if len(path) < DEPTH and not number else None
     known = (parts is not None or number or isinstance(item, Tensor)) and id(item) in seen
     if whole and parts == []:
-        yield path, Empty(type(item).__name__)
+        yield path, EmptyContainer(type(item).__name__)
     elif known and not (whole and isinstance(item, tuple | list | dict)):
         if whole and parts is None:
-            yield path, Again(seen[id(item)])
+            yield path, SameTensor(seen[id(item)])
     else:
         seen.setdefault(id(item), path)
         if parts is None:
@@ -88,10 +88,19 @@ def _parts(item: Any, functions: bool) -> list[tuple[tuple[str, Any], Any]] | No
     if names is not None and len(names) == len(item):
         return [(("attribute", name), part) for name, part in zip(names, item, strict=True)]
     parts = children(item)
-    if parts is None or isinstance(item, type(None)):
+    if parts is None:
         return None
     kind = "item" if isinstance(item, tuple | list | set | frozenset) else "attribute"
     return [((kind, key), part) for key, part in parts]
+
+
+def copied_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments with tensors of their own, which a model may write into."""
+    held = (tuple(args), dict(kwargs))
+    tensors = [tensor for _, tensor in tensors_in(held)]
+    fresh = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors]
+    copies: tuple[tuple[Any, ...], dict[str, Any]] = Template(held, tensors).build(fresh)
+    return copies
 
 
 def follow(item: Any, path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Writes the graph: nodes for calls, for sizes and for what is read from the model, and which value lives where."""
+"""Writes the graph: nodes for calls, for sizes and for reads of the model, and which node made which value."""
 
 import enum
 from collections import OrderedDict
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnifx.passes.capture.record.functions import SHAPED_LIKE_FIRST, is_random, name_of
-from dnifx.passes.capture.record.node_values import STEPS, Origin, Path
+from dnifx.passes.capture.record.node_values import STEPS, NodeValue, Path
 from dnifx.passes.capture.record.sizes import Expression, Number, Owner, SymbolicFloat, SymbolicInt, plain_number
 from dnifx.passes.capture.record.structure import variables_in
 from dnifx.runtime.emitted import ops
@@ -22,15 +22,25 @@ Stack = OrderedDict[str, tuple[str, type[nn.Module]]]
 _LITERALS = (torch.dtype, torch.device, torch.memory_format, torch.layout, type(None), type(Ellipsis), range, enum.Enum)
 _NUMBERS = (bool, int, float, complex, str)
 _LONGEST_LITERAL = 64
+_DEEPEST = 5
+"""How deep the objects that a node makes are looked into."""
 
 
 class Writer:
-    """A graph on its way, and the values that its nodes stand for.
+    """A graph that is being written, and the tensors and numbers that its nodes make.
 
     Args:
         model: The model whose parameters and buffers the graph reads.
         owner: The recorder whose numbers the graph can compute.
-        unknown: Called with a tensor of unknown origin; returns the object to keep as a constant in its place.
+        unknown: Called with a tensor that the graph did not make; returns the constant to read in its place.
+
+    Attributes:
+        stack: The modules around new nodes.
+        call: How many calls of the innermost module came before.
+        checkpoints: The checkpointed regions around new nodes, outermost first.
+        tainted: Nodes that depend on more than the inputs: on parameters, random numbers, or functions that are not recorded.
+        ragged: Nodes whose shape depends on the values of tensors.
+        owned: The path of each parameter and buffer, by its identity.
     """
 
     def __init__(self, model: nn.Module, owner: Owner, unknown: Callable[[Tensor], Tensor]) -> None:
@@ -48,7 +58,7 @@ class Writer:
         self.parameters = {path for path, _ in model.named_parameters()}
         self._owner = owner
         self._unknown = unknown
-        self._origins: dict[int, Origin] = {}
+        self._values: dict[int, NodeValue] = {}
         self._constant_names: dict[int, str] = {}
         self._devices: dict[int, Tensor] = {}
         self._alive: list[Any] = [tensor for _, tensor in named]
@@ -60,12 +70,12 @@ class Writer:
         node.target = node.name
         node.meta["nn_module_stack"] = OrderedDict()
         self._last_placeholder = node
-        self.place(tensor, Origin(node))
+        self.remember(tensor, NodeValue(node))
         return node.name
 
     @contextmanager
     def checkpointed(self, region: Region) -> Iterator[None]:
-        """Let the nodes that are added within the block lie in a region."""
+        """Put the nodes that are added within the block into a region."""
         outer, self.checkpoints = self.checkpoints, (*self.checkpoints, region)
         try:
             yield
@@ -91,13 +101,13 @@ class Writer:
         return node
 
     def add_after(self, function: Callable[..., Any] | str, args: tuple[Any, ...], name: str | None = None) -> fx.Node:
-        """Add a call as early as its arguments allow: then a number crosses a cut, and not the tensor it is read from."""
+        """Add a call as early as its arguments allow: then a number crosses a cut, not the tensor that it is read from."""
         last = max(node for node in args if isinstance(node, fx.Node))
-        place = self._last_placeholder if last.op == "placeholder" else last
+        before = self._last_placeholder if last.op == "placeholder" else last
         if last.next.target is ops.guard_length:
-            place = last.next  # before an item is asked for that is not there
+            before = last.next  # the guard comes first, or an item that is not there would be taken
         kind = "call_method" if isinstance(function, str) else "call_function"
-        with self.graph.inserting_after(place or last):
+        with self.graph.inserting_after(before or last):
             node = self.graph.create_node(kind, function, args, {}, name)
         node.meta.update(last.meta)
         node.meta.pop("val_spec", None)
@@ -117,59 +127,58 @@ class Writer:
         if node.op != "call_module" and any(source in self.ragged for source in sources):
             self.ragged.add(node)
 
-    def place(self, tensor: Tensor, origin: Origin) -> None:
-        """Remember that ``tensor`` lives at ``origin`` from now on."""
-        self._origins[id(tensor)] = origin
+    def remember(self, tensor: Tensor, value: NodeValue) -> None:
+        """Remember which value of the graph a tensor is from now on."""
+        self._values[id(tensor)] = value
         self._alive.append(tensor)
 
     def keep(self, thing: Any) -> None:
-        """Keep a thing alive, so that its identity stays its own."""
+        """Keep an object alive, so that no other object gets its identity."""
         self._alive.append(thing)
 
-    def origin(self, tensor: Tensor) -> Origin | None:
-        """Return where a tensor lives, or None where the graph did not make it."""
-        return self._origins.get(id(tensor))
+    def find(self, tensor: Tensor) -> NodeValue | None:
+        """Return which value of the graph a tensor is, or None where the graph did not make it."""
+        return self._values.get(id(tensor))
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor is made by the graph or is a parameter or buffer of the model."""
-        return id(tensor) in self._origins or id(tensor) in self.owned
+        return id(tensor) in self._values or id(tensor) in self.owned
 
-    def node_at(self, origin: Origin) -> fx.Node:
-        """Return the node of an origin, taking a part out of its base's value where needed."""
-        if origin.node is None:
-            node = origin.base
-            for kind, key in origin.path:
+    def node_of(self, value: NodeValue) -> fx.Node:
+        """Return the node of a value; a part of a node's value gets a node of its own."""
+        if value.node is None:
+            node = value.base
+            for kind, key in value.path:
                 step: Any = STEPS[kind]
                 node = self.add_after(step, (node, key))
-            origin.node = node
-        return origin.node
+            value.node = node
+        return value.node
 
     def tensor(self, tensor: Tensor) -> fx.Node:
         """Return a node whose value is the tensor."""
-        origin, path = self._origins.get(id(tensor)), self.owned.get(id(tensor))
-        anew = path is not None and bool(self.checkpoints)  # a region reads a buffer each time that it is computed
-        if origin is not None and not (anew and regions_of(origin.base) != self.checkpoints):
-            return self.node_at(origin)
+        value, path = self.find(tensor), self.owned.get(id(tensor))
+        read_again = path is not None and bool(self.checkpoints)  # a region reads a buffer each time it is computed
+        if value is not None and not (read_again and regions_of(value.base) != self.checkpoints):
+            return self.node_of(value)
         if path is not None:
             return self.add("get_attr", path, name=path.replace(".", "_"))
         return self.constant(self._unknown(tensor), tensor)
 
     def constant(self, thing: Any, source: Any = None) -> fx.Node:
-        """Return a node that reads a constant, made of ``source`` or of the thing itself."""
+        """Return a node that reads a constant; ``source`` is the model's object that it is read for, if it is a copy."""
         identity = id(thing if source is None else source)
         if identity not in self._constant_names:
-            name = f"_constant{len(self.constants)}"
-            self._constant_names[identity] = name
+            name = self._constant_names[identity] = f"_constant{len(self.constants)}"
             self.constants[name] = thing
             self._alive += [thing, source]
         return self.add("get_attr", self._constant_names[identity])
 
     def constant_identities(self) -> Collection[int]:
-        """Return the identities of the objects that constants were made of."""
+        """Return the identities of the model's objects that the constants are read for."""
         return self._constant_names.keys()
 
     def number(self, number: Number) -> Any:
-        """Return the node that computes a symbolic number, or its plain value where nothing in the graph makes it."""
+        """Return the node that computes a symbolic number, or its plain value where no node computes it."""
         expression: Expression = number.expression
         if expression.owner is not self._owner:
             return plain_number(number)
@@ -179,8 +188,8 @@ class Writer:
 
     def _number_node(self, expression: Expression) -> fx.Node | None:
         if expression.function is None:
-            origin, dimension, method = expression.operands
-            source = self.node_at(origin)
+            value, dimension, method = expression.operands
+            source = self.node_of(value)
             return source if dimension is None else self.add_after(method, (source, dimension))
         operands = tuple(self.operand(item) for item in expression.operands)
         if not any(isinstance(item, fx.Node) for item in operands):
@@ -192,12 +201,12 @@ class Writer:
         return self.number(item) if isinstance(item, SymbolicInt | SymbolicFloat) else item
 
     def remember_device(self, device: torch.device, tensor: Tensor) -> None:
-        """Remember which tensor a device was read from, so that the graph follows the model to another one."""
+        """Remember which tensor a device was read from, so that the graph follows the model to another device."""
         self._devices[id(device)] = tensor
         self._alive.append(device)
 
     def argument(self, item: Any) -> Any:
-        """Return what stands for a value among a node's arguments: a node, a literal, or a container of these."""
+        """Return a value in the form of a node's argument: a node, a literal, or a container of these."""
         if isinstance(item, Tensor):
             return self.tensor(item)
         if isinstance(item, SymbolicInt | SymbolicFloat):
@@ -224,26 +233,29 @@ class Writer:
         return found or self.add_after(getattr, (source, "device"))
 
     def object(self, item: Any) -> fx.Node:
-        """Return a node for an object of any class: a constant, or rebuilt around the graph's values that it holds."""
-        variables = variables_in(item)
-        nodes = [self.argument(part) for part in variables]
-        kept = [(part, node) for part, node in zip(variables, nodes, strict=True) if isinstance(node, fx.Node)]
-        if not kept:
+        """Return a node for an object of any class: a constant, or the object rebuilt around the graph's values."""
+        parts = self.variables(item)
+        if not parts:
             return self.constant(item)
-        template = ops.Template(item, [part for part, _ in kept])
-        return self.add("call_function", ops.rebuild, (self.constant(template), *(node for _, node in kept)))
+        template = ops.Template(item, [part for part, _ in parts])
+        return self.add("call_function", ops.rebuild, (self.constant(template), *(node for _, node in parts)))
+
+    def variables(self, item: Any) -> list[tuple[Any, fx.Node]]:
+        """Return the tensors and numbers in an object that the graph computes, with their nodes."""
+        parts = [(part, self.argument(part)) for part in variables_in(item)]
+        return [(part, node) for part, node in parts if isinstance(node, fx.Node)]
 
     def literal(self, value: Any) -> Any:
-        """Return a plain value as it stands among arguments; a long list becomes a constant."""
-        flat = isinstance(value, bool | int | float | str | type(None))
-        return value if flat or len(repr(value)) <= _LONGEST_LITERAL else self.constant(value)
+        """Return a plain value in the form of a node's argument; a long list becomes a constant."""
+        single = isinstance(value, bool | int | float | str | type(None))
+        return value if single or len(repr(value)) <= _LONGEST_LITERAL else self.constant(value)
 
     def bind(self, value: Any, node: fx.Node, path: Path = (), depth: int = 0) -> None:
-        """Remember that the tensors in a value are made by ``node``."""
+        """Remember that a node made the tensors in a value."""
         if isinstance(value, Tensor):
-            known = self._origins.get(id(value))
+            known = self.find(value)
             if known is None or known.base is not node or len(known.path) > len(path):
-                self.place(value, Origin(node, path))
+                self.remember(value, NodeValue(node, path))
         elif isinstance(value, list | tuple):
             for index, part in enumerate(value):
                 self.bind(part, node, (*path, ("item", index)), depth + 1)
@@ -255,10 +267,7 @@ class Writer:
                 self.bind(part, node, (*path, ("attribute", name)), depth + 1)
 
 
-_DEEPEST = 5
-
-
 def _base_value(item: Any) -> Any:
-    """Return a number or text of a class of the user's as one of Python's own."""
+    """Return a number or text of a user's class as one of Python's own classes."""
     kind: Any = next(kind for kind in _NUMBERS if isinstance(item, kind))
     return kind(item)

@@ -1,4 +1,4 @@
-"""The ladder of capture: which method is taken, what is verified, what is refused, and input kinds that are captured anew."""
+"""The capture methods: which is taken, what is verified, what is refused, and input kinds that are captured anew."""
 
 import copy
 from typing import Any
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.errors import CaptureError, InputError
 from dnifx.ir import Program
-from dnifx.passes.capture import methods as ladder
+from dnifx.passes.capture import methods
 from dnifx.passes.capture.capture import CaptureGraph
-from dnifx.passes.capture.methods import Found, recorded, try_methods
+from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.methods import recorded, try_methods
 from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import run_passes
-from dnifx.runtime.module.input_kinds import InputKind
+from dnifx.runtime.net.input_kinds import InputKind
 
 
 class Block(nn.Module):
@@ -71,7 +72,7 @@ def test_only_what_the_cuts_need_is_opened() -> None:
 
 
 def test_a_method_that_differs_is_left_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(program: Program) -> Found:
+    def wrong(program: Program) -> CapturedGraph:
         found = recorded(program)
         node = next(node for node in found.graph.nodes if node.target == "head")
         with found.graph.inserting_after(node):
@@ -79,15 +80,15 @@ def test_a_method_that_differs_is_left_with_the_reason(monkeypatch: pytest.Monke
         node.replace_all_uses_with(doubled, delete_user_cb=lambda user: user is not doubled)
         return found
 
-    monkeypatch.setattr(ladder, "METHODS", {**ladder.METHODS, "record": wrong})
-    attempt = try_methods(Program(Model(), (X,)), ("record", "export"), None, check=True)
-    assert attempt.method == "export"
-    ((method, reason),) = attempt.tried
+    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, "record": wrong})
+    _, capture = try_methods(Program(Model(), (X,)), ("record", "export"), None, check=True)
+    assert capture.method == "export"
+    ((method, reason),) = capture.tried
     assert method == "record"
     assert "output scores differs" in reason
-    with pytest.raises(CaptureError, match=r"cannot be captured.*\n  record: it differs"):
+    with pytest.raises(CaptureError, match=r"cannot be captured.*\n  record: its graph differs from the model"):
         try_methods(Program(Model(), (X,)), ("record",), None, check=True)
-    assert not try_methods(Program(Model(), (X,)), ("record",), None, check=False).verified
+    assert not try_methods(Program(Model(), (X,)), ("record",), None, check=False)[1].verified
 
 
 def test_a_graph_that_holds_for_one_batch_size_only_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,14 +100,14 @@ def test_a_graph_that_holds_for_one_batch_size_only_is_refused(monkeypatch: pyte
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x.reshape(x.size(0), 12))
 
-    def frozen(program: Program) -> Found:
+    def frozen(program: Program) -> CapturedGraph:
         found = recorded(program)
         for node in found.graph.nodes:
             if node.op == "call_method" and node.target == "reshape":
                 node.args = (node.args[0], 2, 12)
         return found
 
-    monkeypatch.setattr(ladder, "METHODS", {"record": frozen})
+    monkeypatch.setattr(methods, "METHODS", {"record": frozen})
     with pytest.raises(CaptureError, match="at twice the batch size"):
         try_methods(Program(Reshape(), (torch.randn(2, 3, 4),)), ("record",), None, check=True)
 
@@ -156,6 +157,24 @@ def test_a_trainer_steps_through_input_kinds() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, net.original.parameters(), strict=True))
 
 
+def test_constants_of_every_input_kind_have_names_that_code_can_write() -> None:
+    class Offset(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.offsets = nn.Linear(3, 3), nn.Linear(3, 2), [torch.ones(3)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x) + self.offsets[0])
+
+    model = Offset()
+    net = dnifx.decouple(model, "body", args=(torch.randn(2, 3),))
+    net.eval()
+    assert torch.equal(net(X[..., 0, :3]), model(X[..., 0, :3]))
+    names = [name for kind in net.input_kinds for name in kind.program.constants]
+    assert len(names) == len(set(names)) == 2
+    assert all(part.isidentifier() for name in names for part in name.split("."))
+
+
 def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -168,7 +187,7 @@ def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
     net = dnifx.decouple(Scaled(), "body", args=(torch.randn(2, 3), 0.0))
     for step in range(1, 16):
         net(torch.randn(2, 3), float(step))
-    with pytest.raises(InputError, match="pass what changes from call to call as tensors"):
+    with pytest.raises(InputError, match="Pass what changes from call to call as tensors"):
         net(torch.randn(2, 3), 16.0)
 
 

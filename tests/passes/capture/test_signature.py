@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import InputError
-from dnifx.passes.capture.signature import TreeSignature, leaf_names
+from dnifx.passes.capture.record.structure import path_name
+from dnifx.passes.capture.signature import CapturedSignature
 from dnifx.passes.capture.symbolic import trace_symbolically
 
 
@@ -82,7 +83,7 @@ X, MASK = torch.randn(3, 4), torch.rand(3, 4)
 EXTRA = {"shift": torch.rand(3, 4), "pair": (torch.rand(3, 4), torch.rand(3, 4))}
 
 
-def signature(model: nn.Module, *args: Any, **kwargs: Any) -> TreeSignature:
+def signature(model: nn.Module, *args: Any, **kwargs: Any) -> CapturedSignature:
     return trace_symbolically(model, args, kwargs).signature
 
 
@@ -113,20 +114,23 @@ def test_position_and_keyword_are_the_same_input() -> None:
     assert all(one is other for one, other in zip(found.flatten((X, MASK), {}), (X, MASK), strict=True))
 
 
-def test_inputs_keep_their_order_whatever_the_order_of_the_call() -> None:
-    found = signature(Scaled(), X, extra=EXTRA)
+def test_keys_in_another_order_are_another_input_kind() -> None:
+    model = Scaled()
+    net = dnifx.decouple(model, ["first"], args=(X,), kwargs={"extra": EXTRA})
     swapped = {"pair": EXTRA["pair"], "shift": EXTRA["shift"]}
-    flat = found.flatten((X,), {"extra": swapped})
-    assert flat[1] is EXTRA["shift"]
+    assert torch.equal(net(X, extra=swapped), model(X, extra=swapped))
+    assert len(net.input_kinds) == 2
+    found = signature(model, X, extra=EXTRA)
+    assert found.key((X,), {"extra": swapped}) != found.key((X,), {"extra": EXTRA})
 
 
 def test_any_number_of_arguments() -> None:
     model = Variadic()
     net = dnifx.decouple(model, ["first"], args=(X, X + 1), kwargs={"scale": MASK})
-    assert signature(model, X, X, scale=MASK).inputs == ("parts_0", "parts_1", "named_scale")
+    assert signature(model, X, X + 1, scale=MASK).inputs == ("parts_0", "parts_1", "scale")
     assert torch.equal(net(X, X + 1, scale=MASK), model(X, X + 1, scale=MASK))
-    with pytest.raises(InputError, match="another structure of inputs"):
-        signature(model, X, X, scale=MASK).flatten((X, X, X), {"scale": MASK})
+    with pytest.raises(InputError, match="other inputs"):
+        signature(model, X, X + 1, scale=MASK).flatten((X, X, X), {"scale": MASK})
 
 
 @pytest.mark.parametrize("form", ["one", "pair", "list", "dict", "named", "fixed", "twice", "input"])
@@ -150,14 +154,22 @@ def test_another_batch_size_is_the_same_structure() -> None:
         (
             (X, MASK),
             {},
-            r"(?s)Scaled was captured with another structure of inputs:.*got .*mask.*expected .*power.*call it with",
+            r"(?s)Scaled was captured with other inputs:.*expected mask=.*power=.*2.*got .*mask: tensor.*call it as the example",
         ),
-        ((), {}, r"Scaled cannot be called so: missing a required argument: 'x'; its forward takes \(x"),
+        (
+            (),
+            {},
+            r"Scaled cannot be called with these arguments: missing a required argument: 'x'; its forward takes \(x",
+        ),
         ((X,), {"masque": MASK}, "got an unexpected keyword argument 'masque'"),
-        ((3.0,), {"power": 2}, r"input x was captured as a tensor, got float; pass a tensor"),
-        ((X,), {"power": 3}, r"input power was captured as 2, got 3; values that are not tensors are fixed by capture"),
-        ((X,), {"power": torch.tensor(2)}, r"input power was captured as 2, got a tensor \(\)"),
-        ((X,), {"power": 2.0}, r"input power was captured as 2, got 2.0"),
+        (
+            (3.0,),
+            {"power": 2},
+            r"expected x: tensor of 2 dimensions\n +got +x=3.0\ncall it as the example inputs did",
+        ),
+        ((X,), {"power": 3}, r"expected power=2\n +got +power=3\n.*decouple the model again"),
+        ((X,), {"power": torch.tensor(2)}, r"expected power=2\n +got +power: tensor of 0 dimensions"),
+        ((X,), {"power": 2.0}, r"expected power=2\n +got +power=2.0"),
     ],
 )
 def test_a_wrong_call_says_what_was_expected(args: tuple[Any, ...], kwargs: dict[str, Any], text: str) -> None:
@@ -175,10 +187,21 @@ def test_the_key_of_a_call_is_its_structure_and_its_fixed_values() -> None:
 
 def test_names_of_leaves_are_identifiers_that_tell_where_they_are() -> None:
     found = signature(Scaled(), X, extra=EXTRA)
-    assert leaf_names(found.spec) == ["x", "extra_shift", "extra_pair_0", "extra_pair_1"]
-    assert all(name.isidentifier() for name in leaf_names(found.spec))
+    names = [name for name, _ in found.tensors((X,), {"extra": EXTRA})]
+    assert names == ["x", "extra_shift", "extra_pair_0", "extra_pair_1"]
+    assert all(path_name(leaf.path).isidentifier() for leaf in found.leaves)
 
 
-def test_a_copy_is_the_signature_itself() -> None:
-    found = signature(Scaled(), X)
-    assert copy.deepcopy(found) is found
+def test_a_tensor_given_twice_is_one_input() -> None:
+    found = signature(Variadic(), X, X, scale=MASK)
+    assert found.inputs == ("parts_0", "scale")
+    with pytest.raises(InputError, match="expected parts_1=the same object as parts_0"):
+        found.flatten((X, X + 1), {"scale": MASK})
+
+
+def test_a_copy_is_called_as_the_signature_is() -> None:
+    model = Answers("dict")
+    copied = copy.deepcopy(signature(model, X))
+    assert copied.flatten((X,), {}) == (X,)
+    assert copied.unflatten((1, 2)) == {"y": 1, "inner": {"h": 2}}
+    assert copied.key((X,), {}) == signature(model, X).key((X,), {})

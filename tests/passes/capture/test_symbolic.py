@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 import dnifx
 from dnifx.errors import CaptureError
-from dnifx.passes.capture.symbolic import Trace, trace_symbolically
+from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.symbolic import trace_symbolically
 from dnifx.passes.graph import captured, module_path
 from tests.passes.programs import Block, Residual, Tied, compiled, mlp, runnable
 
@@ -104,7 +105,7 @@ class Constant(nn.Module):
         return result
 
 
-def trace(model: nn.Module, *args: Any) -> Trace:
+def trace(model: nn.Module, *args: Any) -> CapturedGraph:
     return trace_symbolically(model, args or (X,), {})
 
 
@@ -181,6 +182,17 @@ def test_a_kept_module_runs_and_branches_as_ever() -> None:
     module = runnable(compiled(model, ["block"], X, until="capture"))
     for x in (X, -X, 5 * X.abs(), -5 * X.abs()):
         assert torch.equal(module(x)[0], model(x))
+
+
+def test_an_error_without_a_text_keeps_a_submodule_whole_too() -> None:
+    class Asserts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not isinstance(x, Tensor):
+                raise AssertionError
+            return x
+
+    found = trace(Outer(Asserts()))
+    assert [(kept.path, kept.reason) for kept in found.kept] == [("inner", "AssertionError: ")]
 
 
 def test_a_submodule_that_depends_on_the_mode_is_kept_whole() -> None:

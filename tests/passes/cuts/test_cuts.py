@@ -127,15 +127,15 @@ def test_an_edge_by_value_and_in_words(form: Any) -> None:
         (["stages.0", "nowhere"], r"no cut 'nowhere'"),
         (
             dnifx.Edge("stages.0", "head"),
-            r"no edge stages.0 -> head: what 'stages.0' makes goes to '\w+', not to 'head'",
+            r"no edge stages.0 -> head: the result of 'stages.0' goes to '\w+', not to 'head'",
         ),
         (dnifx.Edge("stage", "head"), r"no cut 'stage'"),
         ([], r"cuts=\[\] asks for no cut; name a module of Nested, for example"),
         (3.5, r"cuts=3.5 is a float; give module paths, globs, edges, a callable, 'each' or a number"),
         (True, r"cuts=True is a bool"),
-        (None, r"cuts=None is a NoneType"),
+        (None, r"cuts= is None; give module paths"),
         ([3], r"cuts= holds 3, a int; give names and dnifx.Edge"),
-        ("stages.[", r"'stages.\[' is no pattern for names: .*; write \*, \*\*, \? and \[...\]"),
+        ("stages.[", r"'stages.\[' is no pattern for names \(.*\); write \*, \*\*, \? and \[...\]"),
     ],
 )
 def test_a_wrong_cut_says_what_there_is(cuts: Any, text: str) -> None:

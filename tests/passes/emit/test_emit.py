@@ -9,7 +9,7 @@ from dnifx.errors import PassError
 from dnifx.estimators import Synthetic
 from dnifx.ir import Program
 from dnifx.passes.emit.code import import_line, program_code
-from dnifx.passes.emit.fused import EmitFused, interface_root
+from dnifx.passes.emit.fused import SOURCE, EmitFused, interface_root
 from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.interface import swap_gradients
 from tests.passes.programs import Residual, compiled, mlp
@@ -29,7 +29,7 @@ def test_the_models_nodes_are_all_there_with_their_names_targets_and_meta() -> N
     for node in captured(program).nodes:
         if node.op != "output":
             copy = emitted[node.name]
-            assert (copy.op, copy.target, copy.meta) == (node.op, node.target, node.meta)
+            assert (copy.op, copy.target, copy.meta) == (node.op, node.target, node.meta | {SOURCE: node.name})
             assert copy is not node
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.ir import Program, Schedule
-from dnifx.passes.emit.step import Block, StepWriter, dead_after, local
+from dnifx.passes.emit.blocks import Block, dead_after, local
+from dnifx.passes.emit.step import StepWriter
 from tests.passes.programs import Residual, compiled, mlp
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])

@@ -129,7 +129,7 @@ def test_asking_an_estimator_on_trial_leaves_it_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("gradient", "text"),
     [
-        ("syntetic", r"gradient='syntetic' is no estimator; the names are 'synthetic'"),
+        ("syntetic", r"gradient='syntetic' is not an estimator; the nearest names are 'synthetic'"),
         ({"0": "zero"}, r"gradient= gives nothing for '2'; name them, or add a glob such as '\*\*'"),
         ({"0": "zero", "2": "zero", "9": "zero"}, r"names a boundary '9' that is not there; the boundaries are"),
         (
@@ -139,7 +139,7 @@ def test_asking_an_estimator_on_trial_leaves_it_as_it_is() -> None:
         (3, r"gradient= for boundary '0' is int; give a name or a factory"),
         (
             lambda spec: torch.relu,
-            r"the factory .* gave builtin_function_or_method for boundary '0'; it must give an nn.Module",
+            r"the factory .* returned builtin_function_or_method for boundary '0'; it must return an nn.Module",
         ),
         (
             lambda spec: Answers(lambda values: values[0]),
@@ -152,7 +152,7 @@ def test_asking_an_estimator_on_trial_leaves_it_as_it_is() -> None:
         (lambda spec: Answers(lambda values: values * 2), r"answered with \[\(3, 6\), \(3, 6\)\]"),
         (
             lambda spec: Answers(lambda values: (values[0] @ torch.ones(5, 5),)),
-            r"(?s)Answers of boundary '0' cannot be asked: RuntimeError: .*takes \(values, context\): a tuple of f32\[3, 6\]",
+            r"(?s)Answers of boundary '0' cannot be called: RuntimeError: .*takes \(values, context\): a tuple of f32\[3, 6\]",
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_value_that_no_synthetic_gradient_takes_is_named() -> None:
 @pytest.mark.parametrize(
     ("context", "classes", "text"),
     [
-        (None, 10, "num_classes=10 goes with context='label'; give both or neither"),
+        (None, 10, "num_classes=10 is given without a context; give context= too, or neither"),
         ("label", None, "context='label' needs num_classes= of 2 or more, got None"),
         ("label", 1, "needs num_classes= of 2 or more, got 1"),
         ("labels", 10, "context='labels': give None, 'label' or a callable"),
@@ -242,7 +242,7 @@ def test_a_model_with_an_input_called_context_is_refused_where_there_is_a_contex
             result: Tensor = self.second(self.first(x) * context)
             return result
 
-    with pytest.raises(ContextError, match=r"Taken has an input named 'context', .*rename the model's input"):
+    with pytest.raises(ContextError, match=r"Taken has an input named 'context'; .*rename the model's input"):
         dnifx.decouple(Taken(), ["first"], args=(X, X), context="label", num_classes=3)
     net = dnifx.decouple(Taken(), ["first"], args=(X, X))
     assert torch.equal(net(X, context=X), net.original(X, X))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import ContextError, EstimatorError
-from dnifx.estimators import BoundarySpec, Synthetic
+from dnifx.estimators import BoundarySpec, GradientEstimator, Synthetic
 from dnifx.ir import TensorSpec
 
 
@@ -64,9 +64,26 @@ def test_without_a_mask_padding_trains() -> None:
     assert bool(embedding[0].any())
 
 
+class MaskedValues(GradientEstimator):
+    """Answers with the values of tokens that count."""
+
+    needs_mask = True
+
+    def forward(self, values: tuple[Tensor, ...], context: Tensor | None, mask: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return (values[0] * mask.unsqueeze(-1),)
+
+
+def test_other_lengths_in_another_mode_are_tried_with_their_mask() -> None:
+    net = dnifx.decouple(Tokens().double(), "body", args=(TOKENS, MASK), mask="mask", gradient=lambda _: MaskedValues())
+    tokens, mask = torch.cat([TOKENS, TOKENS], 1), torch.cat([MASK, MASK], 1)
+    net.eval()
+    assert torch.equal(net(tokens, mask), net.original(tokens, mask))
+    assert len(net.input_kinds) == 2
+
+
 def test_a_mask_that_is_no_input_names_the_inputs() -> None:
     with pytest.raises(
-        ContextError, match="mask='attention' is no tensor input of the model; its inputs are 'tokens', 'mask'"
+        ContextError, match="mask='attention' is not a tensor input of the model; its inputs are 'tokens', 'mask'"
     ):
         decoupled("attention")
 

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import (
 
 import dnifx
 from dnifx.passes.graph import captured
+from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.emitted.checkpoints import regions_of
-from dnifx.runtime.module.decoupled import DecoupledModule
 from tests.real_models.model_checks import spread_loss
 from tests.wild.checks import check_call
 
@@ -253,7 +253,9 @@ def test_what_gives_something_else_when_computed_again_is_kept_whole_or_not_at_a
     check_call(copy.deepcopy(whole.original), whole, ((X,), {}))
     cut = decoupled(make(), ["blocks.0.wide"])
     (note,) = [note for note in cut.program.notes if "checkpoint" in note]
-    assert "is not kept (computed again it gives something else, and it is cut): its activations stay in memory" in note
+    assert (
+        "is not kept (it is cut, and computed again it would give other values): its activations stay in memory" in note
+    )
     assert "torch.utils.checkpoint" not in cut.code
     check_call(make(kept=False).double(), cut, ((X,), {}))
 
@@ -268,7 +270,8 @@ def test_a_checkpoint_that_chooses_what_it_keeps_is_computed_again_whole() -> No
 
     net = decoupled(Selective(), ["first"])
     (note,) = [note for note in net.program.notes if "checkpoint" in note]
-    assert note.endswith("has a context_fn; here all of it is computed again")
+    assert note.startswith("the context_fn of the checkpoint at test_checkpoints.py:")
+    assert note.endswith("is ignored: all of it is computed again")
     assert saved(net, "fused") == saved(decoupled(Together(), ["first"]), "fused")
     check_call(copy.deepcopy(net.original), net, ((X,), {}))
 

@@ -175,7 +175,7 @@ def test_frozen_parameters_belong_to_no_update() -> None:
     model[2].bias.requires_grad_(False)
     program = compiled(model, ["2"], X, until="legalize")
     assert [partition.parameters for partition in program.partitions] == [("2.weight",), ("4.weight", "4.bias")]
-    assert "3 parameters are frozen and belong to no update" in program.notes
+    assert "3 frozen parameters are never updated" in program.notes
     net = dnifx.decouple(model, ["2"], args=(X,), gradient="oracle", loss=F.cross_entropy)
     frozen = copy.deepcopy(model[0].state_dict())
     net.trainer(lambda p: torch.optim.SGD(p, lr=0.5)).step(X, target=torch.tensor([0, 1, 0, 1]))
@@ -295,9 +295,9 @@ def test_every_boundary_has_a_key_of_its_own(names: tuple[str, str], keys: tuple
     net.trainer(lambda p: torch.optim.SGD(p, lr=0.1)).step(X, target=torch.tensor([0, 1, 0, 1]))
 
 
-def test_a_node_with_two_homes_or_none_is_found_out() -> None:
+def test_a_node_with_two_partitions_or_none_is_found_out() -> None:
     program = compiled(mlp(6, 8, 2), ["0"], X, until="legalize")
     first, second = program.partitions
     for partitions in ((first,), (first, first, second)):
-        with pytest.raises(PassError, match="gave a node no partition or two"):
+        with pytest.raises(PassError, match="a node has no partition, or two"):
             Legalize().check(dnifx.ir.Program(program.model, graph=program.graph, partitions=partitions))

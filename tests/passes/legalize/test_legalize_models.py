@@ -5,46 +5,51 @@ import random
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import dnifx
-from dnifx.passes.capture.record import record
+from dnifx.errors import CaptureError
+from dnifx.passes.capture.record.recording import record
 from dnifx.passes.graph import captured
-from tests.real_models import hard_models
 from tests.real_models.families import Example
+from tests.real_models.hard.containers import Pair, container_family
+from tests.real_models.hard.control_flow import LayerDrop, control_family
+from tests.real_models.hard.memory import memory_family
+from tests.real_models.hard.sharing import shared_family
 from tests.real_models.model_checks import check_eval, check_oracle, check_zero, decoupled
 
 
 def test_a_tied_weight_has_one_owner_that_gets_the_sum_of_both_gradients() -> None:
-    net = decoupled(hard_models.shared_family()["tied"](), 4, "oracle")
+    net = decoupled(shared_family()["tied"](), 4, "oracle")
     owners = [partition.index for partition in net.partitions if "embedding.weight" in partition.parameters]
     users = [partition.index for partition in net.partitions if "embedding.weight" in partition.uses]
     assert owners == [users[-1]] and len(users) == 2  # noqa: PT018
-    check_oracle(hard_models.shared_family()["tied"], 4, net)
+    check_oracle(shared_family()["tied"], 4, net)
 
 
 def test_frozen_weights_beside_adapters_belong_to_no_partition() -> None:
-    net = decoupled(hard_models.shared_family()["lora"](), ["blocks.0", "blocks.2"], "zero")
+    net = decoupled(shared_family()["lora"](), ["blocks.0", "blocks.2"], "zero")
     owned = [name for partition in net.partitions for name in partition.parameters]
     assert owned
     assert all(".up." in name or ".down." in name for name in owned)
 
 
 def test_a_value_that_is_only_passed_on_needs_no_graph_in_the_scheduled_target() -> None:
-    make = hard_models.container_family()["messages"]
+    make = container_family()["messages"]
     cuts = ["messages.0", "messages.1", "messages.2"]
     check_zero(make, cuts, decoupled(make(), cuts, "zero"))
 
 
 def test_evaluation_keeps_the_partitions_of_training_where_its_graph_has_fewer_nodes() -> None:
-    make = hard_models.control_family()["stochastic depth"]
+    make = control_family()["stochastic depth"]
     for cuts in (4, ["blocks.0", "blocks.1", "blocks.3"]):
         check_eval(make, cuts, decoupled(make(), cuts, "zero"))
 
 
 def test_modules_of_torch_are_opened_inside_autocast() -> None:
-    model, args, kwargs = hard_models.memory_family()["autocast"]()
+    model, args, kwargs = memory_family()["autocast"]()
     net = dnifx.decouple(model, ["blocks.0", "blocks.2"], args=args, kwargs=kwargs, gradient="zero")
     assert net.program.capture is not None
     assert net.program.capture.method == "record"
@@ -53,11 +58,11 @@ def test_modules_of_torch_are_opened_inside_autocast() -> None:
 class Counted(nn.Module):
     """Decides on values, and so is kept whole; gives a dataclass with a number that is a size."""
 
-    def forward(self, x: Tensor) -> hard_models.Pair:
+    def forward(self, x: Tensor) -> Pair:
         rows = x[x.sum(-1) > -1e9]
         if bool((rows > 1e9).any()):
             rows = rows * 2
-        return hard_models.Pair(rows, None, rows.size(0))
+        return Pair(rows, None, rows.size(0))
 
 
 class Divides(nn.Module):
@@ -96,10 +101,12 @@ def test_one_tensor_may_be_given_for_two_inputs() -> None:
 
 
 def test_a_refusal_names_the_draw_and_its_line() -> None:
-    class Draws(hard_models.LayerDrop):
+    class Draws(LayerDrop):
         pass
 
-    assert "draw of Python's" in str(record(Draws(), (torch.randn(3, 16),), {}).volatile)
+    random.seed(0)  # the layer is kept, so that the draw is noticed at the call of its block
+    with pytest.raises(CaptureError, match=r"a draw of Python's or NumPy's random numbers \(\w+.py:\d+: .*self.block"):
+        record(Draws(), (torch.randn(3, 16),), {})
 
 
 class Caches(nn.Module):
@@ -149,7 +156,7 @@ def test_a_module_that_is_one_node_in_evaluation_stays_where_its_nodes_were_in_t
 
 
 def test_the_cost_of_a_module_that_drops_layers_by_chance_does_not_move_the_cuts() -> None:
-    make = hard_models.control_family()["layer drop"]
+    make = control_family()["layer drop"]
     found = set()
     for number in range(6):
         random.seed(number)

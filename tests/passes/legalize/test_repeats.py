@@ -65,7 +65,7 @@ def test_views_of_parameters_take_no_interface_and_learn_from_all_their_readers(
     assert [boundary.values for boundary in net.boundaries] == [("middle",)]
     assert {"weight", "place"} <= set(net.partitions[1].parameters)
     assert {"weight", "place"} <= set(net.partitions[0].uses)
-    assert any("computes it of its parameters by itself" in note for note in net.program.notes)
+    assert any("computes it from its parameters" in note for note in net.program.notes)
     trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     losses = [trainer.step(X, target=X).loss for _ in range(3)]
     assert [None if each is None else float(each) for each in losses] == pytest.approx(backprop(3), rel=1e-5)

@@ -164,7 +164,7 @@ def test_a_write_to_what_arrives_works_on_a_clone_and_says_so() -> None:
     (clone,) = clones(program)
     assert program.partition_of[clone.name] == 1
     assert clone.name == "a_clone"
-    assert "a is cloned where submod_1 takes it: mul_ writes to it in place" in program.notes
+    assert "submod_1 takes a clone of a, since mul_ writes to it in place" in program.notes
     assert program.boundaries[0].values == ("a",)
     assert program.measures[clone.name].tensors == program.measures["a"].tensors
 
@@ -189,7 +189,7 @@ def test_memory_that_crosses_as_several_values_is_refused_where_one_is_written()
         caught.value
     )
     assert "(getitem, getitem_1)" in str(caught.value)
-    assert "make it out of place there, or cut so that they are made in the same partition" in str(caught.value)
+    assert "make the write out of place, or cut so that they are made in the same partition" in str(caught.value)
 
 
 def test_a_write_that_a_later_partition_has_to_see_is_refused() -> None:

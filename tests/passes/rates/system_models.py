@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import dnifx
+from dnifx.ir import Interface
+from dnifx.runtime.net.net import Net
 
 WIDTH = 4
 
@@ -103,7 +105,7 @@ class SystemCase:
         names = zip(("fast_state", "slow_state"), self.kinds, strict=True)
         return {name: of[kind]() for name, kind in names if kind != "none"}
 
-    def decouple(self, gradient: Any = "synthetic", scale: float = 1.0, **options: Any) -> dnifx.DecoupledSystem:
+    def decouple(self, gradient: Any = "synthetic", scale: float = 1.0, **options: Any) -> dnifx.DecoupledModule:
         """Decouple with every state cut in time."""
         x = torch.randn(self.ticks, self.batch, 3, dtype=torch.double)
         ends = {"fast_state": "fast", "slow_state": "slow"}
@@ -139,13 +141,18 @@ class SystemCase:
         """Return the inputs of one window of a period."""
         return x[number * self.ticks : (number + 1) * self.ticks]
 
-    def step(self, trainer: dnifx.SystemTrainer, seed: int, number: int, **options: Any) -> dnifx.SystemResult:
+    def step(self, trainer: dnifx.Trainer, seed: int, number: int, **options: Any) -> dnifx.StepResult:
         """Train on one window of a period."""
         x, answers, verdict = self.period(seed)
         target = {"fast": answers[number : number + 1]} if self.own_loss else {}
         if number == self.every - 1:
             target["slow"] = verdict
         return trainer.step(self.window(x, number), target=target, **options)
+
+
+def message_interfaces(net: Net) -> list[Interface]:
+    """Return what stands on the messages of a net, in order."""
+    return [net.program.interfaces[each.boundary.index] for each in net.program.messages]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import dnifx
 from dnifx import schedules
 from dnifx.errors import ContextError, LossError
 from dnifx.zoo.two_clocks import TwoClocks, count_loss, zero_state
-from tests.passes.rates.system_models import SystemCase, system_cases
+from tests.passes.rates.system_models import SystemCase, message_interfaces, system_cases
 
 
 class Seen(nn.Module):
@@ -46,7 +46,7 @@ def as_it_is(target: Tensor) -> Tensor:
     return target
 
 
-def told(case: SystemCase, gradient: Any) -> dnifx.DecoupledSystem:
+def told(case: SystemCase, gradient: Any) -> dnifx.DecoupledModule:
     """Decouple with the fast part's own answers as the context."""
     rest = {"*_state": "zero"} if case.states else {}
     inner = dict.fromkeys(case.inner, "zero")
@@ -136,7 +136,7 @@ def classes(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target.reshape(-1, len(output))[-1])
 
 
-def ladder(gradient: Any, losses: Sequence[str] = ("fast", "middle", "slow")) -> dnifx.DecoupledSystem:
+def ladder(gradient: Any, losses: Sequence[str] = ("fast", "middle", "slow")) -> dnifx.DecoupledModule:
     torch.manual_seed(0)
     return dnifx.decouple(
         Ladder(),
@@ -173,8 +173,8 @@ def test_a_label_goes_with_every_message_of_a_firing_or_one_with_each(each: bool
 
 def test_an_estimator_learns_from_the_label_of_each_message() -> None:
     net = ladder(dnifx.estimators.Synthetic(hidden=0))
-    assert "their estimators see: label (4 classes), of the part that sends" in str(net)
-    weights = [next(each.interface.estimator.parameters()) for each in net.system.messages]
+    assert "label (4 classes) of the part that sends" in str(net)
+    weights = [next(each.estimator.parameters()) for each in message_interfaces(net)]
     assert [tuple(weight.shape) for weight in weights] == [(4, 4 + 4)] * 2
     trainer = net.trainer(sgd)
     for _ in range(4):
@@ -197,7 +197,7 @@ def test_local_losses_stand_on_messages_where_labels_are_told() -> None:
     )
     trainer = net.trainer(sgd)
     assert str(schedules.sequential_period(net.program)) == "F0 S0 M0 B0 U0 | F0 S0 M0 B0 U0 F1 B1 U1"
-    estimator = net.system.messages[0].interface.estimator
+    estimator = message_interfaces(net)[0].estimator
     for window in range(ticks):
         before = copy.deepcopy(estimator.state_dict())
         target = {"fast": torch.ones(1, batch, dtype=torch.long), "slow": torch.ones(batch, dtype=torch.long)}

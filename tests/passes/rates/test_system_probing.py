@@ -88,7 +88,7 @@ def test_estimates_are_compared_with_joint_backpropagation_through_the_period(ca
             (ended[0], [per_example(each, case) for each in later])
             for ended, later in zip(true.ended[:-1], true.later[:-1], strict=True)
         ]
-    found = trainer.probe(period_of(case, 0))
+    found = trainer.probe_period(period_of(case, 0))
     assert set(found.true) == {"fast", *case.inner, *(["fast_state"] if "fast_state" in names else [])}
     for name in set(found.true) - set(case.inner):
         assert float(found.true[name]["relative_error"]) == pytest.approx(abs(factor - 1), abs=1e-9)
@@ -116,7 +116,7 @@ def test_nothing_is_changed_by_looking(case: SystemCase, before: int) -> None:
             trainer.reset(torch.arange(case.batch) == 0)
             gradients = [parameter.grad for parameter in looking.net.parameters()]
             kept, random = copy.deepcopy(looking.state_dict()), torch.get_rng_state()
-            looking.probe(period_of(case, 3))
+            looking.probe_period(period_of(case, 3))
             assert torch.equal(random, torch.get_rng_state())
             assert all(one is two.grad for one, two in zip(gradients, looking.net.parameters(), strict=True))
             assert same(kept, looking.state_dict())
@@ -138,7 +138,7 @@ def test_a_probe_begins_with_the_states_that_are_carried(case: SystemCase) -> No
     trainer = case.decouple().trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     for number in range(case.every):
         case.step(trainer, 0, number)
-    found = trainer.probe(period_of(case, 1))
+    found = trainer.probe_period(period_of(case, 1))
     stepped: dict[str, list[Tensor]] = {"fast": [], "slow": []}
     for number in range(case.every):
         for name, loss in case.step(trainer, 1, number).losses.items():
@@ -146,7 +146,7 @@ def test_a_probe_begins_with_the_states_that_are_carried(case: SystemCase) -> No
     assert all(torch.equal(found.losses[name], torch.stack(each)) for name, each in stepped.items())
 
 
-def clocks(gradient: Any, **options: Any) -> dnifx.DecoupledSystem:
+def clocks(gradient: Any, **options: Any) -> dnifx.DecoupledModule:
     torch.manual_seed(0)
     return dnifx.decouple(
         TwoClocks(16, width=8, ticks=2),
@@ -169,24 +169,24 @@ def test_running_statistics_stay_and_inputs_are_given_as_to_a_step() -> None:
     net = clocks("synthetic", context="label", num_classes=3)
     trainer = net.trainer(sgd)
     before = copy.deepcopy(net.state_dict())
-    found = trainer.probe(digits(0))
+    found = trainer.probe_period(digits(0))
     assert same(before, net.state_dict())
     assert set(found.true) == {"fast", "fast_state"}
-    assert len(trainer.probe(digits(0) * 2).losses["slow"]) == 2
+    assert len(trainer.probe_period(digits(0) * 2).losses["slow"]) == 2
     for inputs in (lambda x: (x,), lambda x: {"digits": x}):
-        again = trainer.probe([(inputs(x), target) for x, target in digits(0)])
+        again = trainer.probe_period([(inputs(x), target) for x, target in digits(0)])
         assert same(again.true, found.true)
     given = [((x, (torch.ones(6, 8), torch.ones(6, 8))), target) for x, target in digits(0)]
-    assert not torch.equal(trainer.probe(given[:1] + digits(0)[1:]).losses["fast"], found.losses["fast"])
+    assert not torch.equal(trainer.probe_period(given[:1] + digits(0)[1:]).losses["fast"], found.losses["fast"])
 
 
 def test_a_probe_that_cannot_be_says_why() -> None:
     trainer = clocks("synthetic").trainer(sgd)
     for windows in ([], digits(0)[:1], digits(0) + digits(0)[:1]):
         with pytest.raises(InputError, match=r"a probe looks at a whole period: got .* expected 2"):
-            trainer.probe(windows)
+            trainer.probe_period(windows)
     with pytest.raises(LossError, match="the part of 'slow' fires in this window, and its target is missing"):
-        trainer.probe([(x, {"fast": target["fast"]}) for x, target in digits(0)])
+        trainer.probe_period([(x, {"fast": target["fast"]}) for x, target in digits(0)])
 
 
 def test_a_watch_follows_steps_and_probes_of_a_system() -> None:
@@ -205,6 +205,6 @@ def test_a_watch_follows_steps_and_probes_of_a_system() -> None:
         def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
             return tuple(torch.full_like(value, 1e6) for value in values)
 
-    found = clocks(lambda spec: Loud()).trainer(sgd).probe(digits(0)).true["fast"]
+    found = clocks(lambda spec: Loud()).trainer(sgd).probe_period(digits(0)).true["fast"]
     with pytest.warns(HarmWarning, match="'fast'"):
         dnifx.Watch(patience=1).see({"fast": found})

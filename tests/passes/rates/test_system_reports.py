@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from rich.console import Console
 
 import dnifx
+from dnifx.report.facts import as_dict
 from dnifx.report.picture import picture_of
-from dnifx.report.system import drawable, system_dict
 from tests.passes.rates.system_models import Both, Fast, Slow, SystemCase, system_cases
 
 
-def decoupled() -> dnifx.DecoupledSystem:
+def decoupled() -> dnifx.DecoupledModule:
     torch.manual_seed(0)
     model = Both(Fast("gru", 2, 1), Slow("lstm", 1)).double()
     return SystemCase(model, 2, 3, 4, ("gru", "lstm"), True, True, ("fast.lift", "slow.lift")).decouple()
@@ -21,27 +21,18 @@ def decoupled() -> dnifx.DecoupledSystem:
 
 def test_parts_bear_the_systems_names_and_count_their_own_parameters() -> None:
     net = decoupled()
-    facts = json.loads(json.dumps(system_dict(net.system)))
-    assert list(facts) == ["format", "model", "parameters", "parts", "messages", "context", "period"]
-    fast, slow = facts["parts"]
-    assert [(part["every"], part["partitions"]) for part in (fast, slow)] == [
-        (1, ["submod_0", "submod_1"]),
-        (3, ["submod_2", "submod_3"]),
+    facts = json.loads(json.dumps(as_dict(net.program)))
+    assert [part["every"] for part in facts["partitions"]] == [1, 1, 3, 3]
+    assert [(b["name"], b["producer"], b["consumers"], b["index"], b["messages"]) for b in facts["boundaries"]] == [
+        ("fast.lift", "submod_0", ["submod_1"], 0, 1),
+        ("slow.lift", "submod_2", ["submod_3"], 1, 1),
+        ("fast", "submod_1", ["submod_2"], 2, 3),
     ]
-    assert [(b["name"], b["producer"], b["consumers"], b["index"]) for b in slow["program"]["boundaries"]] == [
-        ("slow.lift", "submod_2", ["submod_3"], 1)
-    ]
-    for module, part in (("fast", fast), ("slow", slow)):
+    for module, indices in (("fast", (0, 1)), ("slow", (2, 3))):
         own = sum(parameter.numel() for parameter in net.original.get_submodule(module).parameters())
-        assert part["program"]["parameters"] == own
-        assert {each["every"] for each in part["program"]["partitions"]} == {part["every"]}
-    assert slow["program"]["inputs"][0]["shapes"][0][:2] == [3, 4]
-    assert slow["program"]["notes"][-1].startswith(
-        "cut in time at slow_state (f64[4, 4], f64[4, 4], submod_3 to the next"
-    )
-    (message,) = facts["messages"]
-    assert (message["producer"], message["consumers"], message["messages"]) == ("submod_1", ["submod_2"], 3)
-    assert facts["period"].count("|") == 2
+        assert sum(facts["partitions"][index]["parameters"] for index in indices) == own
+    assert facts["notes"][-1].startswith("cut in time at slow_state (f64[4, 4], f64[4, 4], submod_3 to the next")
+    assert facts["schedule"].count("|") == 2
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -53,15 +44,17 @@ def test_the_report_keeps_to_its_width(width: int) -> None:
     shown = captured.get().splitlines()
     assert 70 < max(map(len, shown)) <= width
     for lines in (shown, str(net).splitlines()):
-        heads = [line.split("  ")[0] for line in lines if line.startswith(("Both", "every"))]
-        assert heads == ["Both", "every window", "every 3 windows"]
+        text = "\n".join(lines)
+        assert "3 windows" in text
+        assert "3 messages at once" in text
+        assert any(line.startswith("period") for line in lines)
 
 
 @settings(max_examples=8)
 @given(system_cases())
 def test_every_boundary_is_drawn_between_its_partitions(case: SystemCase) -> None:
     net = case.decouple()
-    program = drawable(net.system)
+    program = net.program
     assert [len(each.values) for each in program.boundaries] == [len(each.values) for each in net.boundaries]
     picture = picture_of(program)
     bands = {box.key: box.band for box in picture.boxes}

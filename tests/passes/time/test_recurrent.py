@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -240,8 +240,8 @@ def lstm(batch: int = 2) -> tuple[Stacked, Tensor, tuple[Tensor, Tensor]]:
     [
         (dnifx.Recurrent("stat", "1"), "the inputs of Stacked has nothing at 'stat': no 'stat' among 'state'"),
         (dnifx.Recurrent("state", "2"), "the output of Stacked has nothing at '2': no '2' among"),
-        (dnifx.Recurrent("state", "0"), "is 2 tensors and its next state 1"),
-        (dnifx.Recurrent("state.0", "0"), "a window has to leave what the next one takes"),
+        (dnifx.Recurrent("state", "0"), "has 2 tensors and its next state 1"),
+        (dnifx.Recurrent("state.0", "0"), "return a next state of the state's shape and dtype"),
         (dnifx.Recurrent("state", "1", batch_dim=3), "no dimension 3"),
     ],
 )
@@ -330,8 +330,8 @@ def test_the_estimators_own_error_reaches_the_core_when_asked(option: str, case:
     error = error_in_second_window(replace(each, cut=case.cut), learners, option)
     expected = torch.autograd.grad(error, list(each.model.parameters()), materialize_grads=True)
     found = [with_error - without for without, with_error in zip(*gradients, strict=True)]
+    assume(max(float(gradient.abs().max()) for gradient in expected) > 0)  # a ReLU of the head may be dead
     assert largest(found, expected) < 1e-10
-    assert max(float(gradient.abs().max()) for gradient in expected) > 0
 
 
 def watch_gradients(trainer: dnifx.Trainer) -> list[list[Tensor]]:

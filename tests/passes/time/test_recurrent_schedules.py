@@ -110,8 +110,8 @@ def test_every_recurrent_model_has_a_valid_schedule(case: Case) -> None:
         ("F0 B0 S0 T0 M0 U0", r"it needs S0 \(estimate at boundary 0, 'state'\) before it"),
         ("F0 S0 T0 B0 M0 U0", r"it needs B0 \(backward of partition 0\) before it"),
         ("F0 S0 B0 M0 T0 U0", r"it needs T0 \(target of boundary 0, 'state'\) before it"),
-        ("F0 S0 B0 T0 U0", "M0 .fit at boundary 0, 'state'. is lacking"),
-        ("F0 S0 B0 T0 M0 U0 M1", "the program has 1 boundaries"),
+        ("F0 S0 B0 T0 U0", "M0 .fit at boundary 0, 'state'. is missing"),
+        ("F0 S0 B0 T0 M0 U0 M1", "there is no boundary 1: the program has 1, numbered from 0"),
     ],
 )
 def test_a_wrong_order_in_time_is_refused(text: str, message: str) -> None:

@@ -211,7 +211,7 @@ def test_a_resumed_run_takes_the_trace_up_bit_for_bit(case: Case, seed: int) -> 
         trainer.reset(begin)
         if index == 3:
             saved = copy.deepcopy(trainer.state_dict())
-            (trace,) = saved["window"]["traces"].values()
+            (trace,) = saved["parts"][0]["window"]["traces"].values()
             assert len(trace) == case.batch
         trainer.step(case.inputs[index], target=case.targets[index])
     resumed = traced(other, 0.9, seed=seed + 1, lr=0.05)
@@ -242,7 +242,7 @@ def test_a_step_that_fits_nothing_ends_the_trace() -> None:
     for step in range(12):
         actions = str(trainer.source.at(step, net.program))
         trainer.step(args[0], target=torch.zeros(2, 3, 2))
-        held.append((("B0" in actions), set(trainer.window.traces)))
+        held.append((("B0" in actions), set(trainer.parts[0].window.traces)))
     assert {(True, True), (False, False)} == {(fitted, bool(keys)) for fitted, keys in held}
 
 
@@ -260,10 +260,10 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize(
     ("cut", "gradient", "kind", "text"),
     [
-        ({"trace": 1.5}, LINEAR, CutError, "trace is lambda, from 0"),
+        ({"trace": 1.5}, LINEAR, CutError, "got trace=1.5; give a lambda from 0"),
         ({"into_core": True}, LINEAR, CutError, "no error of one window that could reach the core"),
         ({}, BPLambda(0.5, LINEAR), EstimatorError, "waits for later windows"),
-        ({}, Normalised, EstimatorError, "cannot be differentiated apart from the others"),
+        ({}, Normalised, EstimatorError, "cannot be differentiated separately"),
         ({"batch": 200_000}, SyntheticState(width=500), EstimatorError, "GiB, more than 1"),
     ],
     ids=["range", "into core", "chain", "batch norm", "size"],
@@ -299,7 +299,7 @@ def test_a_trace_takes_a_trainer_and_the_whole_state(tmp_path: Path) -> None:
         dnifx.decouple(model, ["core", cut], args=args)
     zero = torch.zeros(2, 4)
     cuts = [dnifx.Recurrent("one", "1", trace=0.5), dnifx.Recurrent("two", "2")]
-    with pytest.raises(CutError, match="but 2 cuts in time share it"):
+    with pytest.raises(CutError, match="but the state is cut into 2 boundaries"):
         dnifx.decouple(TwoStates(), cuts, args=(torch.randn(2, 3), zero, zero))
 
 

@@ -60,7 +60,7 @@ def test_weights_are_shared_and_the_window_is_cut_in_time() -> None:
 def test_what_a_cell_does_not_give_is_named() -> None:
     with pytest.raises(CaptureError, match="expected 1 or more"):
         dnifx.unroll(nn.GRUCell(2, 3), steps=0)
-    with pytest.raises(CutError, match="the cell gave nothing at '2': no '2' among '0', '1'"):
+    with pytest.raises(CutError, match="the cell returned nothing at '2': no '2' among '0', '1'"):
         dnifx.unroll(VanillaCell(2, 3, 1), steps=2, next_state="2")(torch.zeros(1, 2, 2), torch.zeros(1, 3))
     with pytest.raises(OptionError, match="leak"):
         LeakyCell(2, 3, 1, leak=0.0)

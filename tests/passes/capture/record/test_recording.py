@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from dnifx.errors import CaptureError, InputError
-from dnifx.passes.capture.record import Recording, record, replay, verify
+from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.comparison import Comparison, replay
+from dnifx.passes.capture.record.recording import record
 
 
 class Block(nn.Module):
@@ -39,12 +41,12 @@ class Residual(nn.Module):
         return x if mask is None else x * mask
 
 
-def differences(recording: Recording, model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
+def differences(recording: CapturedGraph, model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     recording.graph.lint()
-    return verify(model, recording.graph, recording.constants, recording.signature, args, kwargs)
+    return Comparison(model, recording).under_seeds(args, kwargs)
 
 
-def targets(recording: Recording, op: str = "call_module") -> list[str]:
+def targets(recording: CapturedGraph, op: str = "call_module") -> list[str]:
     return [str(node.target) for node in recording.graph.nodes if node.op == op]
 
 
@@ -122,7 +124,7 @@ def test_a_parameter_written_in_forward_is_put_back() -> None:
     recording = record(model, (torch.randn(2, 4),), {})
     assert torch.equal(model.linear.weight, before)
     assert differences(recording, model, torch.randn(2, 4)) == []
-    replay(model, recording.graph, recording.constants, recording.signature)(torch.randn(2, 4))
+    replay(model, recording)(torch.randn(2, 4))
     assert torch.equal(model.linear.weight, before * 0.5)
 
 
@@ -205,7 +207,7 @@ def test_inputs_and_outputs_keep_their_structure() -> None:
     kwargs = {"flag": True, "bias": x + 3}
     recording = record(Structured(), args, kwargs)
     assert recording.signature.inputs == ("batch_left", "batch_right", "options_mask", "rest_0", "bias")
-    answer = replay(Structured(), recording.graph, recording.constants, recording.signature)(*args, **kwargs)
+    answer = replay(Structured(), recording)(*args, **kwargs)
     assert type(answer) is Answer
     assert answer.extra is None
     assert answer.parts["name"] == "a"
@@ -258,7 +260,7 @@ def test_flatten_can_be_compiled() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(InputError, match="cannot be called so"):
+    with pytest.raises(InputError, match="cannot be called with these arguments"):
         record(Residual(), (), {"y": torch.ones(1)})
 
 
@@ -352,6 +354,6 @@ def test_verify_sees_a_wrong_graph() -> None:
     with recording.graph.inserting_before(node):
         doubled = recording.graph.call_function(torch.mul, (node.args[0], 2))
     node.args = (doubled, node.args[1])
-    found = verify(model, recording.graph, recording.constants, recording.signature, (x,), {})
+    found = Comparison(model, recording).under_seeds((x,), {})
     assert any("output" in text for text in found)
     assert any("gradient of layers.0.weight" in text for text in found)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.passes.capture.record import close_to_line, functions
-from dnifx.passes.capture.record.leaves import Plan, ancestry, large_modules
+from dnifx.passes.capture.comparison import Outcome, compare, same
+from dnifx.passes.capture.record import functions
+from dnifx.passes.capture.record.hazards import error_line
+from dnifx.passes.capture.record.plan import Plan, ancestry, large_modules
 from dnifx.passes.capture.record.state import Snapshot, preserved, python_draws, seed
 from dnifx.passes.capture.record.structure import path_name, tensors_in, variables_in, walk
-from dnifx.passes.capture.record.verification import Outcome, compare, same
 from dnifx.runtime.emitted import ops
 
 
@@ -165,11 +166,11 @@ def test_guards_survive_dead_code_elimination() -> None:
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [ops.guard]
 
 
-def test_close_to_line_names_the_source() -> None:
+def test_error_line_names_the_source() -> None:
     with pytest.raises(ValueError, match="no") as caught:
         raise ValueError("no")
-    assert close_to_line(caught.value).startswith("test_recording_parts.py:")
-    assert 'raise ValueError("no")' in close_to_line(caught.value)
+    assert error_line(caught.value).startswith("test_recording_parts.py:")
+    assert 'raise ValueError("no")' in error_line(caught.value)
 
 
 def test_values_are_compared_bit_for_bit() -> None:

@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnifx.passes.capture.record import record, replay
+from dnifx.passes.capture.comparison import replay
+from dnifx.passes.capture.record.recording import record
 from dnifx.passes.capture.record.sizes import Number, SymbolicFloat, SymbolicInt, plain, symbolic
 from dnifx.runtime.emitted.ops import GuardError
 
@@ -123,7 +124,7 @@ def test_formulas_hold_for_other_sizes(
 ) -> None:
     model = Formula(steps)
     recording = record(model, (torch.zeros(4, 3),), {})
-    run = replay(model, recording.graph, recording.constants, recording.signature)
+    run = replay(model, recording)
     x = torch.zeros(rows, columns)
     assert torch.equal(run(x), model(x))
     assert recording.guards == 0
@@ -139,7 +140,7 @@ class Loop(nn.Module):
 
 def test_a_range_over_a_size_is_a_guard() -> None:
     recording = record(Loop(), (torch.zeros(5),), {})
-    run = replay(Loop(), recording.graph, recording.constants, recording.signature)
+    run = replay(Loop(), recording)
     assert float(run(torch.zeros(5))) == 4
     with pytest.raises(GuardError, match=r"range\(1, x.shape\[0\], 2\).*saw 5 when it was captured and now sees 6"):
         run(torch.zeros(6))

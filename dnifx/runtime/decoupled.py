@@ -1,0 +1,234 @@
+"""The decoupled module: the user's model with interfaces, to be used in anybody's training loop."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnifx.errors import ContextError, CutError, EstimatorError, InputError, LossError
+from dnifx.ir import Boundary
+from dnifx.runtime.emitted.interface import losses_of, tell_losses
+from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.net.input_kinds import InputKind, Undo
+from dnifx.runtime.net.net import Net
+from dnifx.runtime.net.states import refuse_without_trainer, with_own_tensors, without_episodes
+from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
+from dnifx.runtime.training.trainer import Trainer
+
+EXTRA_STATE = "_extra_state"
+"""The name under which torch saves what a module's ``get_extra_state`` gives."""
+
+
+class DecoupledModule(Net):
+    """A model with a Decoupled Neural Interface on every cut; call it as you call the model.
+
+    Outside ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
+    synthetic gradient and its estimator the target. Under ``torch.no_grad()`` the original model runs. It also runs in
+    evaluation mode where there are synthetic inputs, which serve training alone, or where (with a warning) other values
+    cross the cuts than in training.
+    """
+
+    def forward(
+        self, *args: Any, context: Any = None, target: Any = None, reset: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            *args: As the model takes them.
+            context: What estimators may see, such as labels [batch]; needed where gradients are recorded.
+            target: What the loss compares the output with, where estimators predict the loss (``Critic``, ``Sobolev``): the
+                module computes its own ``loss=`` once more for them, without a gradient.
+            reset: Where states are cut in time, which examples begin an episode, [batch] and boolean: they start from zero.
+            **kwargs: As the model takes them.
+
+        Raises:
+            ContextError: There is a context and it was not given, or the other way round.
+            InputError: The structure of the inputs is not that of the example.
+            EstimatorError: An estimator needs what only a training step sees.
+        """
+        if self.program.context is None and context is not None:
+            kwargs["context"] = context
+        if reset is not None and not self.recurrences:
+            kwargs["reset"] = reset
+        if target is not None and not self.foresees:
+            kwargs["target"] = target
+        blind = self.blind()
+        if not torch.is_grad_enabled() or ((self.imagines or self.foresees or blind) and not self.training):
+            args, kwargs = without_episodes(self.program, args, kwargs, reset)
+            return self.original(*args, **kwargs)
+        if blind is not None:
+            raise EstimatorError(
+                f"the estimator of boundary {blind.name!r} needs the loss or the output's error, which this forward does not see: train "
+                "with net.trainer(...).step(x, target=y), and evaluate in eval mode or under torch.no_grad()"
+            )
+        if self.foresees and (target is None or self.loss is None):
+            raise EstimatorError(
+                "an estimator of this module predicts the loss, which a forward sees where it knows the target: decouple with loss= and "
+                "call net(x, context=y, target=y), or train with net.trainer(...).step(x, target=y); evaluate in eval mode or under "
+                "torch.no_grad()"
+            )
+        seen: tuple[Any, ...] = ()
+        if self.program.context is not None:
+            if context is None:
+                raise ContextError(
+                    f"the estimators of this module see a context ({self.program.context.description}); call it as net(x, context=...), "
+                    "or under torch.no_grad() for evaluation"
+                )
+            seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
+        if self.recurrences:
+            refuse_without_trainer(self.program)
+            seen = (*seen, reset)
+            if not torch.compiler.is_compiling():
+                args, kwargs = with_own_tensors(self.program, args, kwargs)
+        if self.training or self.recurrences or torch.compiler.is_compiling():
+            return self.run(args, kwargs, seen, target)
+        return self.evaluate(args, kwargs, seen)
+
+    def evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
+        """Run in evaluation mode: the model itself, where other values cross its cuts than in training (auxiliary heads)."""
+        signature = self.program.signature
+        key = None if signature is None else signature.key(args, kwargs)
+        if key not in self.uncut:
+            try:
+                return self.run(args, kwargs, seen)
+            except (CutError, InputError) as error:
+                self.uncut.add(key)
+                warnings.warn(
+                    f"in this mode {type(self.original).__name__} runs without its interfaces, and gradients are backpropagation's; "
+                    f"to train it in evaluation mode, decouple it in that mode: {error}",
+                    stacklevel=4,
+                )
+        return self.original(*args, **kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], target: Any = None) -> Any:
+        """Run the fused graph of the input kind that a call is in; ``seen`` is what its estimators see beside the inputs.
+
+        Raises:
+            InputError: No graph holds for these inputs, and the cuts cannot be found again in a new one.
+            CutError: The same.
+        """
+        for input_kind in self.whole.matching(args, kwargs):
+            inputs = (*input_kind.signature.flatten(args, kwargs), *seen)
+            if not input_kind.guarded:
+                return self.answer(input_kind, inputs, target)
+            before = Undo(self.original)
+            try:
+                return self.answer(input_kind, inputs, target)
+            except GuardError:
+                before.restore()
+        raise InputError("no captured graph holds for these inputs")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save what the module itself holds, and the extra state of the model, whose place it takes."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if has_extra_state(self.original):
+            destination[prefix + EXTRA_STATE] = self.original.get_extra_state()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
+    ) -> None:
+        """Load what the module itself holds, and the extra state of the model."""
+        given = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(*given)
+        key = prefix + EXTRA_STATE
+        if not has_extra_state(self.original):
+            return
+        if key in state_dict:
+            self.original.set_extra_state(state_dict[key])
+            unexpected_keys[:] = [each for each in unexpected_keys if each != key]
+        elif strict:
+            missing_keys.append(key)
+
+    def answer(self, input_kind: InputKind, inputs: tuple[Any, ...], target: Any) -> Any:
+        """Run the fused graph; tell estimators that predict the loss what it is."""
+        if not self.foresees or self.loss is None:
+            return input_kind.signature.unflatten(input_kind.fused(*inputs))
+        outputs, predictions = input_kind.fused(*inputs)
+        with torch.no_grad():
+            loss = self.loss(input_kind.signature.unflatten(outputs), target)
+        losses = losses_of(loss, len(predictions[0]), self.mean)
+        return input_kind.signature.unflatten(tell_losses(outputs, predictions, losses))
+
+    @property
+    def foresees(self) -> bool:
+        """Whether an estimator predicts the loss, and a forward can be told it."""
+        return len(self.recurrences) == 0 and any(each.needs_loss for each in self.program.interfaces)
+
+    def blind(self) -> Boundary | None:
+        """Return the first boundary whose estimator needs what the fused graph does not see."""
+        interfaces, windows = self.program.interfaces, bool(self.recurrences)
+        return next((each for each in self.boundaries if interfaces[each.index].scheduled_only(windows)), None)
+
+    def train(self, mode: bool = True) -> "DecoupledModule":
+        """Set training mode here and on the original model, which shares all children."""
+        super().train(mode)
+        self.original.training = mode
+        return self
+
+    @property
+    def code(self) -> str:
+        """The program as readable Python: the fused forward, every partition, and one training step; so for each part."""
+        texts = [self.emitters.code(each.program, each.mean) for each in self.parts]
+        if len(texts) == 1:
+            return texts[0]
+        pairs = zip(self.parts, texts, strict=True)
+        return "\n\n".join(f"# every {each.part.every}: one firing\n{text}" for each, text in pairs)
+
+    def to_folder(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write a Python package that imports torch alone: model, interfaces, training step and weights.
+
+        Args:
+            path: The folder to make; written beside it first, and moved when it is whole.
+            overwrite: Replace a folder that is there.
+        """
+        self.emitters.folder(self, path, overwrite)
+
+    def trainer(
+        self,
+        optimizer: OptimizerSpec,
+        schedule: Any = "sequential",
+        *,
+        lr_scheduler: SchedulerSpec | None = None,
+        estimator_optimizer: OptimizerSpec | None = None,
+    ) -> Trainer:
+        """Return a trainer: one optimizer a partition, driven by an explicit schedule.
+
+        Args:
+            optimizer: From parameters to an optimizer, for all partitions, or a mapping from every partition's name.
+            schedule: A name, a text of actions, a Schedule or a source of schedules (``dnifx.schedules``). With several
+                rates: ``"sequential"``, a ``dnifx.schedules.Period``, or its text, the windows with bars between.
+            lr_scheduler: From an optimizer to a learning-rate scheduler, or a mapping. It is stepped whenever the part of
+                its optimizer fires: after every step, where the net has no rates.
+            estimator_optimizer: As ``optimizer``, for the estimators by boundary name; the same callable by default.
+
+        Raises:
+            LossError: The module was made without ``loss=``.
+            ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
+            OptimizerError: The mapping does not cover the partitions exactly.
+        """
+        if not self.losses:
+            raise LossError(
+                "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
+            )
+        return Trainer(self, optimizer, schedule, lr_scheduler, estimator_optimizer)
+
+    def __str__(self) -> str:
+        return self.emitters.report(self.program)
+
+    def __rich__(self) -> Any:
+        return self.emitters.rich(self.program)
+
+
+def has_extra_state(model: nn.Module) -> bool:
+    """Whether a model saves more than its parameters and buffers."""
+    return type(model).get_extra_state is not nn.Module.get_extra_state

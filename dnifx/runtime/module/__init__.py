@@ -1,1 +1,0 @@
-"""The decoupled module: the user's model with interfaces."""

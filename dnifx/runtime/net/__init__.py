@@ -1,0 +1,1 @@
+"""The net: a model with estimators on its cuts, its parts and their graphs."""

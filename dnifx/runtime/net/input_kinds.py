@@ -1,0 +1,137 @@
+"""What a decoupled module runs for one kind of inputs: a structure, fixed values, modes."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dnifx.ir import CONSTANTS, Program, Signature
+from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """One captured program and its graphs, attached to the modules that they run on.
+
+    Attributes:
+        program: The program.
+        signature: How it is called.
+        key: What its calls have in common.
+        fused: The fused graph.
+        submodules: The partitions' graphs.
+    """
+
+    program: Program
+    signature: Signature
+    key: Hashable
+    fused: fx.GraphModule
+    submodules: tuple[fx.GraphModule, ...]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the graph may find at run time that it does not hold for these inputs."""
+        return self.program.capture is not None and self.program.capture.guards > 0
+
+    @cached_property
+    def late_guards(self) -> tuple[fx.Node, ...]:
+        """The guards behind the first partition, which a schedule may have updated before they speak."""
+        return tuple(node for node in self.guards if self.program.partition_of[node.name] > 0)
+
+    @cached_property
+    def reads_late(self) -> bool:
+        """Whether a late guard reads values, and not sizes alone."""
+        return any(SIZES_ALONE not in node.meta for node in self.late_guards)
+
+    @cached_property
+    def held(self) -> set[tuple[torch.Size, ...]]:
+        """The sizes of the inputs for which all guards were seen to hold."""
+        return set()
+
+    def has_to_be_asked(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether a late guard may fire: always where one reads values, and for sizes that were not met before."""
+        return self.reads_late or (bool(self.late_guards) and sizes_of(inputs) not in self.held)
+
+    @cached_property
+    def guards(self) -> tuple[fx.Node, ...]:
+        """The nodes that look whether the graph holds; the last argument of each is the place in the model's source."""
+        nodes = self.program.graph.nodes if self.program.graph is not None else ()
+        return tuple(node for node in nodes if node.op == "call_function" and node.target in (guard, guard_length))
+
+    def holds(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.
+
+        It writes to buffers and draws random numbers as any forward pass does; see ``Undo``.
+        """
+        own = (value.clone() if isinstance(value, Tensor) else value for value in inputs)
+        values = dict(zip(self.signature.inputs, own, strict=True))
+        try:
+            with torch.no_grad():
+                for partition, module in zip(self.program.partitions, self.submodules, strict=True):
+                    made = module(*(values[name] for name in partition.inputs))
+                    values.update(zip(partition.outputs, made, strict=False))
+        except GuardError:
+            return False
+        self.held.add(sizes_of(inputs))
+        return True
+
+
+SIZES_ALONE = "sizes_alone"
+"""In the meta of a guard that sizes alone decide: for inputs of the same sizes it says the same."""
+
+
+def sizes_of(inputs: tuple[Any, ...]) -> tuple[torch.Size, ...]:
+    """Return the sizes of the tensors among inputs."""
+    return tuple(value.shape for value in inputs if isinstance(value, Tensor))
+
+
+class Undo:
+    """Buffers and random state before a run that a guard may stop."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self.random = torch.get_rng_state()
+        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self) -> None:
+        """Put them back."""
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        torch.set_rng_state(self.random)
+        if self.devices:
+            torch.cuda.set_rng_state_all(self.devices)
+
+
+def share_state(holder: nn.Module, model: nn.Module) -> None:
+    """Give a module the parameters, buffers, children and mode of another: the same objects, under the same names."""
+    for registry in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        holder.__dict__[registry] = model.__dict__[registry]
+    holder._modules.update(model._modules)
+    holder.training = model.training
+
+
+def hold_constants(holder: nn.Module, values: Mapping[str, Any]) -> None:
+    """Give a module the values that a graph reads; tensors become buffers, which move with it and are not saved."""
+    for path, value in values.items():
+        name = path.removeprefix(f"{CONSTANTS}.")
+        if isinstance(value, Tensor):
+            holder.register_buffer(name, value, persistent=False)
+        else:
+            setattr(holder, name, value)
+
+
+def owners(program: Program) -> dict[str, int]:
+    """Return the partition that updates each trainable parameter, by the parameter's path."""
+    return {name: partition.index for partition in program.partitions for name in partition.parameters}
+
+
+def what_is_read(input_kinds: Iterable[InputKind]) -> str:
+    """Return where Python reads what input kinds differ in, for an error text; nothing where no guard stands."""
+    places = dict.fromkeys(str(node.args[-1]) for input_kind in input_kinds for node in input_kind.guards)
+    if not places:
+        return ""
+    listed = "\n  ".join(list(places)[:3])
+    return f", and let Python see no more of them than it needs (`if x.sum() > 0`, not `if float(x.sum()) > 0`); it reads:\n  {listed}"

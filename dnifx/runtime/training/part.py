@@ -1,0 +1,189 @@
+"""One part of a net in training: what it carries from firing to firing, and how a step of it runs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dnifx.errors import ContextError, InputError
+from dnifx.ir import Program, Schedule
+from dnifx.runtime.emitted.interface import losses_of
+from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.net.captured import CapturedPart
+from dnifx.runtime.net.input_kinds import Undo
+from dnifx.runtime.net.losses import PartLoss, no_loss
+from dnifx.runtime.net.net import Net
+from dnifx.runtime.net.states import Window
+from dnifx.runtime.training.losses import TaskLoss
+from dnifx.runtime.training.optimizers import fitted_groups
+from dnifx.runtime.training.ownership import Ownership
+from dnifx.runtime.training.steps import Steps
+
+
+@dataclass(frozen=True)
+class Fired:
+    """What one step of a part gives.
+
+    Attributes:
+        loss: The loss, detached; None where the schedule left the last partition idle.
+        output: The part's output, or None likewise.
+        diagnostics: By boundary name, how synthetic gradients compare with their targets.
+    """
+
+    loss: Tensor | None
+    output: Any
+    diagnostics: Mapping[str, Mapping[str, Tensor]]
+
+
+class TrainedPart:
+    """One part of a net in training.
+
+    Args:
+        net: The net.
+        captured: The part and its graphs.
+        optimizers: Those of all partitions, by their names in the net.
+        estimator_optimizers: Those of all estimators, by boundary key.
+        lr_schedulers: By the name or key of the optimizer that each steers.
+
+    Attributes:
+        steps: How often it has fired.
+        own_loss: Its loss, or None.
+        window: What lies between its last firing and the next.
+        beside: From the output to what is added to the loss, where gradients come from elsewhere too, or None.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        captured: CapturedPart,
+        optimizers: Mapping[str, Optimizer],
+        estimator_optimizers: Mapping[str, Optimizer],
+        lr_schedulers: Mapping[str, LRScheduler],
+    ) -> None:
+        self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
+        self.program: Program = captured.program
+        self.own_loss: PartLoss | None = net.losses.get(self.part.index)
+        self.beside: Callable[[Any], Tensor] | None = None
+        names = {each.name: f"submod_{self.part.partitions[each.index]}" for each in self.program.partitions}
+        self.optimizers = {own: optimizers[name] for own, name in names.items() if name in optimizers}
+        fitted = fitted_groups(self.program, self.program.recurrences)
+        self.estimator_optimizers = {key: estimator_optimizers[key] for key in fitted}
+        steered = {*names.values(), *self.estimator_optimizers}
+        self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
+        self.window = Window(self.program)
+        teaches = self.program.partitions[-1].name in self.optimizers
+        self.task = TaskLoss(self.own_loss or no_loss, captured.mean, teaches, self.program.batch_dim == 0)
+        shared = {
+            "optimizers": self.optimizers,
+            "estimator_optimizers": self.estimator_optimizers,
+            "features": self.features,
+            "compute_loss": self.compute_loss,
+            "compute_losses": self.compute_losses,
+            "window": self.window,
+            "parameter": net.original.get_parameter,
+        }
+        self.ownership = Ownership(self.program, self.optimizers)
+        self.functions = Steps(captured, net.emitters, shared, self.ownership)
+
+    def fire(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        target: Any,
+        context: Any,
+        diagnose: bool,
+        schedule_of: Callable[[Program], Schedule],
+    ) -> Fired:
+        """Run one step, with the carried states in its inputs, and keep the states that it leaves.
+
+        Args:
+            args: Positional inputs of the part.
+            kwargs: Keyword inputs.
+            target: What the loss compares the output with.
+            context: What estimators see.
+            diagnose: Compare every synthetic gradient with its target.
+            schedule_of: From the program of an input kind to what the step runs.
+        """
+        args, kwargs = self.window.filled(args, kwargs)
+        loss, output, diagnostics = self.run(args, kwargs, target, context, diagnose, schedule_of)
+        if output is not None:
+            self.window.leave(output, args, kwargs)
+        return Fired(None if loss is None else loss.detach(), output, diagnostics)
+
+    def run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        target: Any,
+        context: Any,
+        diagnose: bool,
+        schedule_of: Callable[[Program], Schedule],
+    ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
+        """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
+        for input_kind in self.captured.matching(args, kwargs):
+            step = self.functions.training(input_kind, schedule_of(input_kind.program), diagnose)
+            inputs = input_kind.signature.flatten(args, kwargs)
+            before = Undo(self.net.original) if input_kind.guarded else None
+            if before is not None and not input_kind.program.recurrences and input_kind.has_to_be_asked(inputs):
+                holds = input_kind.holds(inputs)
+                before.restore()
+                if not holds:
+                    continue
+            try:
+                with torch.enable_grad():
+                    found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
+                        self.functions.names(input_kind), *inputs, target, context
+                    )
+                return found
+            except GuardError as error:
+                self.forget()
+                if before is None or input_kind.late_guards:
+                    raise InputError(f"a later partition met inputs that it was not captured for: {error}") from error
+                before.restore()
+            except BaseException:
+                self.forget()
+                raise
+        raise InputError("no captured graph holds for these inputs")
+
+    def forget(self) -> None:
+        """Drop the gradients that a step left behind where it was broken off, so that the next step does not add to them."""
+        for optimizer in (*self.optimizers.values(), *self.estimator_optimizers.values()):
+            optimizer.zero_grad()
+
+    def features(self, context: Any) -> Tensor:
+        """Return the context's features as the estimators take them."""
+        if self.program.context is None:
+            raise ContextError("this module has no context")
+        return self.program.context.features(context).to(self.program.boundaries[0].specs[0].dtype)
+
+    def compute_loss(self, output: Any, target: Any) -> Tensor:
+        """Return the scalar loss of an output, as far as the loss sees it, and what is added to it."""
+        loss = self.task.reduced(self.task.raw(self.window.visible(output), target, self.steps), self.steps)
+        return loss if self.beside is None else loss + self.beside(output)
+
+    def compute_losses(self, output: Any, target: Any, examples: int) -> tuple[Tensor, Tensor]:
+        """Return the scalar loss, and the loss of each example, [examples]: the batch mean where that is all there is."""
+        loss = self.task.raw(self.window.visible(output), target, self.steps)
+        return self.task.reduced(loss, self.steps), losses_of(loss, examples, self.task.mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it carries from firing to firing."""
+        return {
+            "steps": self.steps,
+            "adopted": self.ownership.state_dict(),
+            "window": self.window.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what was saved.
+
+        Raises:
+            StateError: It belongs to another part.
+        """
+        self.window.load_state_dict(state["window"])
+        self.ownership.load_state_dict(state["adopted"])
+        self.steps = state["steps"]

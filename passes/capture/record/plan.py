@@ -1,0 +1,101 @@
+"""Decides which modules are opened, so that their inside is recorded, and which stay one node."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+_OPENED = (
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
+"""The modules of torch that are opened; all others stay one node."""
+
+_MADE = "<made in forward>."
+
+
+def made_path(module: nn.Module) -> str:
+    """Return a path for a module that forward creates, since the model has none."""
+    return f"{_MADE}{type(module).__qualname__}"
+
+
+def is_made(path: str) -> bool:
+    """Whether a path is that of a module that forward creates."""
+    return path.startswith(_MADE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which modules a run opens. Each run may find that the plan has to be revised.
+
+    Attributes:
+        open_paths: The only modules to open, with their ancestors; None opens everything that can be opened.
+        whole: Modules to keep whole, and why.
+        leaking: Modules whose tensors are read by others without being their output. They have to be opened, and so have the
+            modules inside them.
+        large: Modules that hold so much of the model that keeping them whole would leave little to cut.
+    """
+
+    open_paths: frozenset[str] | None = None
+    whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    leaking: frozenset[str] = frozenset()
+    large: frozenset[str] = frozenset()
+
+    @classmethod
+    def start(cls, model: nn.Module, open_paths: Collection[str] | None, keep_whole: Collection[str]) -> "Plan":
+        """Return the plan of the first run."""
+        opened = None if open_paths is None else frozenset(part for path in open_paths for part in ancestry(path))
+        asked = dict.fromkeys(keep_whole, "asked for by keep_whole")
+        return cls(opened, MappingProxyType(asked), large=frozenset(large_modules(model)))
+
+    def is_leaf(self, path: str, module: nn.Module) -> bool:
+        """Whether a module stays one node."""
+        if path == "" or path in self.leaking:
+            return False
+        if path in self.whole or isinstance(module, torch.jit.ScriptModule) or parametrize.is_parametrized(module):
+            return True
+        if is_made(path):
+            return False
+        if type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _OPENED):
+            return True
+        below_leak = any(path.startswith(f"{leak}.") for leak in self.leaking)
+        return self.open_paths is not None and path not in self.open_paths and not below_leak
+
+    def may_open(self, path: str, module: nn.Module) -> bool:
+        """Whether a module of torch that is usually one node can be opened: autocast has to stand around each of its calls."""
+        closed = isinstance(module, torch.jit.ScriptModule) or parametrize.is_parametrized(module) or is_made(path)
+        return path not in self.whole and not closed and type(module).__module__.startswith("torch.nn.")
+
+    def must_open(self, path: str) -> bool:
+        """Whether a module has to be opened, whatever its forward does."""
+        wanted = self.large if self.open_paths is None else self.open_paths
+        return path == "" or path in self.leaking or path in wanted
+
+    def revised(self, whole: Mapping[str, str], leaking: Collection[str]) -> "Plan":
+        """Return the plan with more modules kept whole and more opened."""
+        leaks = self.leaking | frozenset(leaking)
+        kept = {path: reason for path, reason in {**self.whole, **whole}.items() if path not in leaks}
+        return replace(self, whole=MappingProxyType(kept), leaking=leaks)
+
+
+def ancestry(path: str) -> list[str]:
+    """Return the path and the paths of all modules around it, the root first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:length]) for length in range(len(parts) + 1)]
+
+
+def large_modules(model: nn.Module, parameters: float = 0.5, modules: float = 0.3) -> list[str]:
+    """Return the paths of modules that hold more than these shares of the model's parameters and of its modules."""
+    weights: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for path, module in model.named_modules():
+        own = sum(parameter.numel() for parameter in module._parameters.values() if parameter is not None)
+        for ancestor in ancestry(path):
+            weights[ancestor] += own
+            counts[ancestor] += 1
+    least = parameters * (weights[""] or 1), modules * counts[""]
+    return [path for path in counts if weights[path] > least[0] and counts[path] > least[1]]

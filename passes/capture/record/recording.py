@@ -1,0 +1,151 @@
+"""Records a model: runs it, and runs it again where a run finds that other modules have to be opened or kept whole."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dnifx.errors import CaptureError
+from dnifx.ir import Kept
+from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.record.hazards import error_line
+from dnifx.passes.capture.record.interpose import interposed
+from dnifx.passes.capture.record.plan import Plan, is_made
+from dnifx.passes.capture.record.recorder import Recorder
+from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.capture.record.structure import copied_arguments
+from dnifx.passes.capture.signature import CapturedSignature
+from dnifx.runtime.emitted import ops
+
+_MOST_RUNS = 12
+
+fx.node.has_side_effect(ops.guard)
+fx.node.has_side_effect(ops.guard_length)
+fx.node.has_side_effect(ops.set_item)
+fx.node.has_side_effect(ops.set_attribute)
+
+
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    open_paths: Collection[str] | None = None,
+    keep_whole: Collection[str] = (),
+) -> CapturedGraph:
+    """Run a model on example inputs and return the graph of what it did; the model is left as it was.
+
+    Args:
+        model: Any module.
+        args: Example positional arguments.
+        kwargs: Example keyword arguments.
+        open_paths: The only modules to look into, with their ancestors; all others stay one node. None looks into all.
+        keep_whole: Modules that stay one node.
+
+    Raises:
+        CaptureError: The model fails on the example inputs, or a module that has to be opened does something that no
+            graph repeats.
+        InputError: The model's forward does not take these arguments.
+    """
+    signature = CapturedSignature.of(model, tuple(args), kwargs)
+    _refuse_lazy(model)
+    plan = Plan.start(model, open_paths, keep_whole)
+    imports: set[str] = set()
+    for _ in range(_MOST_RUNS):
+        recorder, result = _run(model, tuple(args), kwargs, plan, signature, imports)
+        revised = plan.revised(recorder.modules.whole, recorder.leaking)
+        if revised != plan or recorder.interrupted:
+            plan = revised
+        elif isinstance(result, CapturedGraph):
+            _refuse_hazards(model, recorder)
+            return result
+        else:
+            raise _failure(model, args, kwargs, result) from result
+    raise CaptureError(
+        f"{type(model).__name__} cannot be recorded: after {_MOST_RUNS} runs there are still other modules to keep whole: "
+        f"{dict(plan.whole)}"
+    )
+
+
+def _run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    plan: Plan,
+    signature: CapturedSignature,
+    imports: set[str],
+) -> tuple[Recorder, CapturedGraph | Exception]:
+    """Record one run; return the recorder with the graph, or with what the run raised."""
+    own_args, own_kwargs = copied_arguments(args, kwargs)
+    with preserved(model) as snapshot:
+        recorder = Recorder(model, plan, snapshot, imports)
+        writer = recorder.writer
+        inputs = [writer.placeholder(name, tensor) for name, tensor in signature.tensors(own_args, own_kwargs)]
+        try:
+            with torch.enable_grad(), interposed(recorder), recorder.unseen, recorder:
+                recorder.active = True
+                result = model(*own_args, **own_kwargs)
+                recorder.active = False
+            outputs = writer.variables(result)
+            writer.graph.output(tuple(node for _, node in outputs))
+            output = ops.Template(result, [part for part, _ in outputs]).build
+        except Exception as error:  # noqa: BLE001 - whatever the model raises is reported with its place
+            recorder.active = False
+            return recorder, error
+    modules = tuple(module for path, module in recorder.modules.opened.items() if not is_made(path))
+    signature = replace(signature, inputs=tuple(inputs), output=output, modules=modules)
+    return recorder, _captured(recorder, plan, signature)
+
+
+def _captured(recorder: Recorder, plan: Plan, signature: CapturedSignature) -> CapturedGraph:
+    """Return the recorded graph without reads that nothing uses."""
+    graph = recorder.writer.graph
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+    used = {op: {node.target for node in graph.nodes if node.op == op} for op in ("get_attr", "call_module")}
+    constants = {name: value for name, value in recorder.writer.constants.items() if name in used["get_attr"]}
+    kept = tuple(Kept(path, why) for path, why in plan.whole.items() if path in used["call_module"] or is_made(path))
+    return CapturedGraph(graph, signature, constants, kept, recorder.guards.count, tuple(recorder.notes))
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for path, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise CaptureError(
+                f"{type(model).__name__}: the parameter {path!r} has no shape before the first call; run the model once, then decouple it"
+            )
+
+
+def _refuse_hazards(model: nn.Module, recorder: Recorder) -> None:
+    """Raise CaptureError where a module that has to be opened does something that a graph does not repeat."""
+    if recorder.modules.failures:
+        path, hazard = recorder.modules.failures[0]
+        raise CaptureError(
+            f"{type(model).__name__} cannot be recorded as a graph: {hazard.construct} in module {path or '<root>'!r}\n"
+            f"  at {hazard.line}\nmove this code into a submodule, which can then be kept whole, or cut outside of it"
+        )
+    if recorder.modules.volatile:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be recorded as a graph: its forward depends on Python's random numbers or on attributes that "
+            f"it changes, so that every call may run another graph: {recorder.modules.volatile}; switch that off, or move this code "
+            "into a small submodule, which is then kept whole"
+        )
+
+
+def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> CaptureError:
+    """Return the error for a run that raised: the fault is the model's own, or the recorder's."""
+    own_args, own_kwargs = copied_arguments(args, kwargs)
+    try:
+        with preserved(model):
+            model(*own_args, **own_kwargs)
+    except Exception as own:  # noqa: BLE001 - the model's own error is what the user has to see
+        return CaptureError(
+            f"{type(model).__name__} fails on the example inputs: {type(own).__name__}: {own}\n  at {error_line(own)}"
+        )
+    return CaptureError(
+        f"{type(model).__name__} runs, but cannot be recorded: {type(error).__name__}: {error}\n  at {error_line(error)}\n"
+        "keep the module that holds this line whole, or cut outside of it"
+    )

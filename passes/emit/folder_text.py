@@ -1,0 +1,266 @@
+"""The text of an emitted folder: ``model.py``, with the model, its interfaces and a training step."""
+
+import importlib.metadata
+import pathlib
+import pprint
+import textwrap
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from dnifx.errors import CaptureError, DnifxError, PassError
+from dnifx.ir import Program, TensorSpec
+from dnifx.passes.capture.symbolic import PathTracer
+from dnifx.passes.emit.code import function_code, import_block, partition_code
+from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
+from dnifx.passes.emit.step import StepWriter
+from dnifx.passes.graph import flat_output
+from dnifx.passes.measure import data_inputs
+from dnifx.runtime.emitted import interface as interface_file
+from dnifx.runtime.emitted import windows as windows_file
+from dnifx.runtime.emitted.gradients import own_gradients, predicted_gradients
+from dnifx.runtime.training.optimizers import fitted_in_time, fitted_parameters
+
+if TYPE_CHECKING:
+    from dnifx.runtime.net.net import Net
+
+RUNTIME = "dnifx.runtime.emitted."
+
+WINDOW = """self.window = types.SimpleNamespace(mask=None)  # mask: which examples begin an episode, [batch]
+        """
+
+HEAD = '''"""{title}
+
+Written by dnifx {version}; imports torch and nothing of dnifx. ``Net`` is the model with its interfaces. Train it in any
+loop: ``net({inputs}{context})``, then ``loss.backward()``. Or let ``Trainer`` run a training step action by action, with one
+optimizer for each partition.
+
+{summary}
+"""
+'''
+
+BODY = '''
+
+class Net(torch.nn.Module):
+    """The model as one graph, with its interfaces; its modules and weights come from ``modules.pt``."""
+
+    def __init__(self):
+        super().__init__()
+        stored = torch.load(pathlib.Path(__file__).parent / "modules.pt", weights_only=False)
+        self.__dict__.update(stored.__dict__)
+
+    def forward(self, {inputs}{context}):
+        """Return the model's output; takes its tensors by position."""
+        return unflatten({fused})
+
+{methods}
+
+def unflatten(values):
+    """Return the model's output in its own structure."""
+    leaves = [values[leaf] if kind == "value" else leaf for kind, leaf in LEAVES]
+    return pytree.tree_unflatten(leaves, pytree.treespec_loads(OUTPUT))
+
+
+class Trainer:
+    """Runs training steps; ``optimizer`` makes an optimizer from parameters, ``loss`` compares (output, target)."""
+
+    def __init__(self, net, optimizer, loss, estimator_optimizer=None):
+        self.net = net
+        self.loss = loss
+        self.unflatten = unflatten
+        self.parameter = net.get_parameter
+        {window}for name in (*PARTITIONS, *MODELS):
+            setattr(self, name, getattr(net, name))
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        self.optimizers = {{
+            name: optimizer([parameters[path] for path in paths]) for name, paths in PARTITIONS.items() if paths
+        }}
+        make = estimator_optimizer or optimizer
+        self.estimator_optimizers = {{
+            key: make([parameters[path] for path in paths]) for key, paths in ESTIMATORS.items() if paths
+        }}
+
+    def features(self, context):
+        """Return the context as the estimators see it."""
+        return {features}
+
+    def compute_loss(self, output, target):
+        """Return the scalar loss."""
+        return example_losses(self.loss(output, target), mean={mean})
+
+    def compute_losses(self, output, target, examples):
+        """Return the scalar loss, and the loss of each example."""
+        loss = self.loss(output, target)
+        return example_losses(loss, mean={mean}), losses_of(loss, examples, mean={mean})
+
+{step}'''
+
+
+def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
+    """Return the text of model.py; ``models`` are what ``written_models`` returns."""
+    program = net.program
+    if program.fused is None or program.schedule is None or program.signature is None:
+        raise PassError("the program was not emitted; run all passes first")
+    called = [*vars(interface_file).items(), *vars(windows_file).items()]
+    imports = {name: value for name, value in called if getattr(value, "__module__", "").startswith(RUNTIME)}
+    imports |= {"pathlib": pathlib, "pytree": pytree, "types": types}
+    root, imagined = (f"self.{path}." for path in model_roots(program))
+    fused = function_code(program.fused, "fused", "the fused program", program, imports)
+    methods = [fused.replace(root, "self.estimate_").replace(imagined, "self.imagine_")]
+    methods += partition_code(program, imports)
+    methods += [interface_code(program, name, graph, imports) for name, graph in models.items()]
+    body = BODY.format(
+        inputs=", ".join(program.signature.inputs),
+        context=(", context" if program.context else "") + (", reset=None" if program.recurrences else ""),
+        fused=fused_call(program, models),
+        window=WINDOW if program.recurrences else "",
+        methods=textwrap.indent("\n\n".join(methods), "    "),
+        features=features_text(program),
+        mean=net.mean,
+        step=textwrap.indent(StepWriter(program, program.schedule, net.mean).source(), "    "),
+    )
+    head = HEAD.format(
+        title=f"{type(program.model).__name__}, decoupled into {len(program.partitions)} partitions.",
+        version=importlib.metadata.version("dnifx"),
+        inputs=", ".join(program.signature.inputs),
+        context=", context" if program.context else "",
+        summary="\n".join(provenance(b, i) for b, i in zip(program.boundaries, program.interfaces, strict=True)),
+    )
+    block = import_block(imports, body).replace(f"from {RUNTIME}", "from .")
+    return f"{head}\n{block}\n\n\n{tables(net, models)}{body}"
+
+
+def model_roots(program: Program) -> tuple[str, str]:
+    """Return the paths below which estimators and input models lie in the decoupled module."""
+    return interface_root(program.model), interface_root(program.model, INPUT_MODELS)
+
+
+def fused_call(program: Program, models: Mapping[str, fx.Graph]) -> str:
+    """Return the expression of the fused program's flat outputs. If the loss is predicted, a forward refuses to train."""
+    inputs = program.signature.inputs if program.signature is not None else ()
+    context = ("context",) if program.context is not None else ()
+    reset = ("reset",) if program.recurrences else ()
+    asks = {own_gradients, predicted_gradients}
+    inside = any(node.target in asks for graph in models.values() for node in graph.nodes)
+    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*inputs, *context, *reset))})"
+    critic = next((each.boundary for each in program.interfaces if each.needs_loss), None)
+    if critic is None or program.recurrences:
+        return call
+    return f"scheduled_alone({call}[0], {program.boundaries[critic].name!r})"
+
+
+def tables(net: "Net", models: Mapping[str, fx.Graph]) -> str:
+    """Return the constants of the package: output structure, and who owns which parameter."""
+    paths = {id(parameter): path for path, parameter in net.named_parameters()}
+    fitted = [(b.key, fitted_parameters(i)) for b, i in zip(net.boundaries, net.program.interfaces, strict=True)]
+    fitted += [(each.key, fitted_in_time(each)) for each in net.program.recurrences]
+    spec, leaves = output_structure(net.program)
+    shown = {
+        "OUTPUT": spec,
+        "LEAVES": leaves,
+        "PARTITIONS": {partition.name: list(partition.parameters) for partition in net.partitions},
+        "ESTIMATORS": {key: [paths[id(each)] for each in parameters] for key, parameters in fitted if parameters},
+        "MODELS": tuple(models),
+    }
+    return "".join(f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}\n" for name, value in shown.items())
+
+
+def output_structure(program: Program) -> tuple[str, list[Any]]:
+    """Return the output's pytree structure as text, and for each leaf the place of its value, or its constant value.
+
+    Raises:
+        DnifxError: Plain torch does not know a type in the output.
+    """
+    if program.signature is None:
+        raise PassError("the program has no signature; run all passes first")
+    places = [torch.empty(0) for _ in flat_output(program.submodules[-1])]
+    leaves, spec = pytree.tree_flatten(program.signature.unflatten(tuple(places)))
+    order = {id(place): index for index, place in enumerate(places)}
+    found = [("value", order[id(leaf)]) if id(leaf) in order else ("always", leaf) for leaf in leaves]
+    wrong = [leaf for kind, leaf in found if kind == "always" and not isinstance(leaf, bool | int | float | str | None)]
+    named = pytree.treespec_dumps(spec) if not wrong else ""
+    known = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.items()
+    own = ("builtins", "collections", "torch")
+    foreign = [name for name, kind in known if kind.__module__.partition(".")[0] not in own]
+    if wrong or any(f'"{name}"' in named for name in foreign):
+        raise DnifxError(
+            f"the output of {type(program.model).__name__} has a type that torch does not know, and a folder, which imports torch "
+            "alone, cannot build it; return tensors in tuples, lists or dicts"
+        )
+    return named, found
+
+
+def features_text(program: Program) -> str:
+    """Return the expression of the context's features."""
+    if program.context is None or not program.boundaries:
+        return "None"
+    dtype = program.boundaries[0].specs[0].dtype
+    if program.context.classes is not None:
+        return f"torch.nn.functional.one_hot(context, {program.context.classes}).to({dtype})"
+    return f"context.to({dtype})"
+
+
+def written_models(net: "Net") -> dict[str, fx.Graph]:
+    """Return estimators and input models as graphs, by the name of the method that they become."""
+    program = net.program
+    root, imagined = model_roots(program)
+    inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
+    context, models = program.context is not None, {}
+    for boundary, each in zip(program.boundaries, program.interfaces, strict=True):
+        key, sees = boundary.key, context or each.needs_error
+        if each.blends or not each.locked:
+            masked = each.needs_mask and program.mask is not None
+            models[f"estimate_{key}"] = traced_model(each.estimator, f"{root}.{key}", boundary.specs, sees, masked)
+        if each.input_model is not None:
+            models[f"imagine_{key}"] = traced_model(each.input_model, f"{imagined}.{key}", inputs, context)
+    for state in program.recurrences:
+        if state.interface is not None and not state.interface.locked:
+            path = f"{root}.{state.key}"
+            models[f"estimate_{state.key}"] = traced_model(state.interface.estimator, path, state.specs, False)
+    return models
+
+
+def traced_model(
+    model: nn.Module, path: str, specs: tuple[TensorSpec, ...], sees: bool, masked: bool = False
+) -> fx.Graph:
+    """Return an estimator or input model as a graph over the paths that it has in the decoupled module.
+
+    Args:
+        model: The estimator or input model.
+        path: Where it lies in the decoupled module.
+        specs: The values that it takes.
+        sees: Whether it sees a context.
+        masked: Whether it takes the mask.
+
+    Raises:
+        CaptureError: torch.fx cannot trace it.
+    """
+    values = tuple(torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in specs)
+    features = torch.empty(1, device="meta") if sees else None
+    given = (values, features, torch.empty(1, device="meta")) if masked else (values, features)
+    try:
+        graph = PathTracer(model, given, {}, {}).trace(model)
+    except Exception as error:
+        raise CaptureError(
+            f"{path} ({type(model).__name__}) cannot be written to a folder, since torch.fx cannot trace its forward: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"{path}.{node.target}"
+    return graph
+
+
+def interface_code(program: Program, name: str, graph: fx.Graph, imports: dict[str, Any]) -> str:
+    """Return an estimator or input model as a method of (values, context), and of the mask if it takes one."""
+    estimates = name.startswith("estimate")
+    title = "return one gradient for each value" if estimates else "predict the values from the inputs"
+    _, docstring, *body = function_code(graph, name, title, program, imports).splitlines()
+    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    values = "".join(f"{each}, " for each in inputs if each not in ("context", "mask")).rstrip()
+    head = f"def {name}(self, values, context=None{', mask=None' if 'mask' in inputs else ''}):"
+    return "\n".join([head, docstring, f"    {values} = values", *body]) + "\n"

@@ -1,0 +1,138 @@
+"""Interfaces in a training step: the lines that ask an estimator or an input model, take its target and fit it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from dnifx.ir import Action, Boundary, Kind
+from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, local, tuple_of
+from dnifx.passes.emit.fused import provenance
+from dnifx.passes.measure import data_inputs
+from dnifx.schedules import Answer, answers
+from dnifx.schedules.language import unplaced
+
+
+@dataclass(frozen=True)
+class InterfaceLines(StepPlan):
+    """Writes what a step does with the interfaces inside the model."""
+
+    def synthesise(self, action: Action) -> Block:
+        """Ask the estimator; the graph of its answer is kept for the fit."""
+        boundary = self.program.boundaries[action.index]
+        interface, key = self.program.interfaces[action.index], boundary.key
+        detached = ".detach().requires_grad_()" if interface.prop else ".detach()"
+        seen = tuple_of(f"{local(name)}{detached}" for name in boundary.values)
+        lines, defines = [], [f"estimate_{key}"]
+        if interface.prop:
+            lines.append(f"seen_{key} = {seen}")
+            defines.append(f"seen_{key}")
+            seen = f"seen_{key}"
+        asked = [self.counted(seen), "error" if interface.needs_error else "features"]
+        if self.program.mask is not None and interface.needs_mask:
+            asked.append(local(self.program.mask))
+        made = f"estimate_{key}"
+        if interface.needs_loss:
+            made = f"*estimate_{key}, predicted_{key}"
+            defines.append(f"predicted_{key}")
+        lines.append(f"{made} = self.estimate_{key}({', '.join(asked)})")
+        if self.program.mask is not None:
+            lines.append(f"estimate_{key} = {self.counted(f'estimate_{key}', 'estimate')}")
+        compared, compared_defines = self.with_target(action)
+        title = f"{action}: {provenance(boundary, interface)}"
+        return Block(title, (*lines, *compared), (*defines, *compared_defines))
+
+    def counted(self, tensors: str, each: str = "value") -> str:
+        """Return the expression of a tuple of tensors. Where there is a mask, padding is zero in them."""
+        if self.program.mask is None:
+            return tensors
+        return f"tuple(count_only({each}, {local(self.program.mask)}) for {each} in {tensors})"
+
+    def imagine(self, action: Action) -> Block:
+        """Predict from the data what a partition takes from earlier ones. A model that has run does not run again."""
+        lines: list[str] = []
+        defines: list[str] = []
+        inputs = self.counted(tuple_of(map(local, data_inputs(self.program))))
+        before = self.actions[: self.actions.index(unplaced(action))]
+        answered = {each.index for each in before if each.kind is Kind.INPUT}
+        for boundary in self.program.boundaries:
+            wanted = self.imagines(boundary) and action.index in boundary.consumers
+            if wanted and not answered & set(boundary.consumers):
+                made = f"imagined_{boundary.key}"
+                lines.append(f"{made} = {self.counted(f'self.imagine_{boundary.key}({inputs}, features)')}")
+                defines.append(made)
+                for position, name in enumerate(boundary.values):
+                    defines.append(f"leaf_imagined_{name}")
+                    lines.append(f"leaf_imagined_{name} = {made}[{position}].detach().requires_grad_()")
+        title = f"{action}: synthetic inputs of {self.program.partitions[action.index].name}"
+        return Block(title, tuple(lines) or ("pass",), tuple(defines))
+
+    def arrive(self, action: Action) -> Block:
+        """Take the gradients that all consumers sent, per example."""
+        boundary = self.program.boundaries[action.index]
+        senders = ", ".join(self.program.partitions[index].name for index in boundary.consumers)
+        title = f"{action}: the target of {boundary.name} has arrived from {senders}"
+        if not self.runs(Kind.SYNTHESISE, action.index):
+            return Block(title, ("pass",))
+        items = [f"per_example({self.arrived(boundary, name)}, scale)" for name in boundary.values]
+        if self.program.mask is not None:
+            items = [f"count_only({item}, {local(self.program.mask)})" for item in items]
+        compared, defines = self.with_target(action)
+        lines = (f"target_{boundary.key} = {tuple_of(items)}", *compared)
+        return Block(title, lines, (f"target_{boundary.key}", *defines))
+
+    def arrived(self, boundary: Boundary, name: str) -> str:
+        """Return the expression of the gradient that consumers sent to a boundary value."""
+        return f"arrived({'leaf_imagined_' if self.imagined(boundary) else 'leaf_'}{name})"
+
+    def with_target(self, action: Action) -> tuple[list[str], list[str]]:
+        """Write what takes an estimate and its target, after the later of the two; return the lines and new names."""
+        both = [Action(kind, action.index) for kind in (Kind.SYNTHESISE, Kind.TARGET)]
+        if not self.action_set.issuperset(both) or max(both, key=self.actions.index).kind is not action.kind:
+            return [], []
+        boundary = self.program.boundaries[action.index]
+        key, pair = boundary.key, f"estimate_{boundary.key}, target_{boundary.key}"
+        lines = [f"diagnostics[{boundary.name!r}] = compare({pair})"] if self.diagnose else []
+        if not self.program.interfaces[action.index].prop or self.answers.get(boundary.index) is not Answer.BOTH:
+            return lines, []
+        return [*lines, f"propagated_{key} = propagated({pair}, seen_{key}, examples)"], [f"propagated_{key}"]
+
+    @cached_property
+    def answers(self) -> Mapping[int, Answer]:
+        """Where the producer of each boundary takes its gradient from, if it runs backward."""
+        return answers(self.schedule, self.program)
+
+    def gradient(self, boundary: Boundary, position: int) -> str:
+        """Return the expression of the gradient that a boundary value receives."""
+        name, interface = boundary.values[position], self.program.interfaces[boundary.index]
+        arriving = self.arrived(boundary, name)
+        if self.answers[boundary.index] is Answer.TARGET or interface.mix == 1:
+            return arriving
+        synthetic = f"estimate_{boundary.key}[{position}].detach() * scale"
+        if interface.prop:
+            synthetic = f"({synthetic} + {interface.prop} * scale * propagated_{boundary.key}[{position}])"
+        if interface.mix:
+            synthetic = f"{1 - interface.mix} * {synthetic} + {interface.mix} * {arriving}"
+        return f"({synthetic}).to({local(name)}.dtype)"
+
+    def fit(self, action: Action) -> Block:
+        """Fit the estimator to the target, to the losses that it predicts, to both, or to what it knows itself."""
+        boundary = self.program.boundaries[action.index]
+        interface, key = self.program.interfaces[action.index], boundary.key
+        needed = [(Kind.SYNTHESISE, action.index)]
+        needed += [(Kind.TARGET, action.index)] if interface.needs_target else []
+        needed += [(Kind.FORWARD, self.last)] if interface.needs_loss else []
+        lines: list[str] = []
+        if interface.fits and all(self.runs(*each) for each in needed):
+            pairs = []
+            if interface.needs_target:
+                pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}")))
+            elif not interface.needs_loss:
+                pairs.append((f"*estimate_{key}", f"*(torch.zeros_like(made) for made in estimate_{key})"))
+            if interface.needs_loss:
+                pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), losses, examples)"))
+            lines += fit_lines(*pairs)
+        if self.imagined(boundary):
+            values = tuple_of(f"leaf_{name}.detach()" for name in boundary.values)
+            lines += fit_lines((f"*imagined_{key}", fit_gradients(f"imagined_{key}", values)))
+        lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
+        return Block(f"{action}: fit the interface of {boundary.name}", tuple(lines))
