@@ -28,6 +28,10 @@ class ContextError(DnifxError):
     """A context is missing, or has the wrong shape or type."""
 
 
+class DerivativeError(DnifxError):
+    """A gradient that passed an interface was differentiated once more."""
+
+
 class InputError(DnifxError):
     """A module was called with inputs of another structure than those it was compiled for."""
 
@@ -66,6 +70,14 @@ class PassError(DnifxError):
 
 class DnifxWarning(UserWarning):
     """The root of every warning of dnifx. Its text says what is wrong, where, and what to do."""
+
+
+class InputKindWarning(DnifxWarning):
+    """Something changes from call to call that is fixed by a capture, so that the model is captured again and again."""
+
+
+class CostWarning(DnifxWarning):
+    """Estimators cost many times what the model costs."""
 
 
 class HarmWarning(DnifxWarning):

@@ -1,12 +1,12 @@
 """The compiler: all passes in order, from a model and cuts to a program that can run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from dnifx.errors import CutError, InputError, LegalizeError, PassError
+from dnifx.errors import CutError, DnifxError, InputError, LegalizeError, PassError
 from dnifx.ir import Program, Recurrent
 from dnifx.passes.capture.capture import CaptureGraph
 from dnifx.passes.cuts.partition import FormPartitions
@@ -107,7 +107,25 @@ class Compiler:
             return self.with_rates(self.every).fused(first, args, kwargs, number, self.mean)
         opened = modules_to_open(first.model, self.inside)
         kept = tuple(each.path for each in first.capture.kept if each.path) if first.capture is not None else ()
-        capture = CaptureGraph(verify=self.verify, open_paths=opened, keep_whole=kept, input_kind=number)
+        varying = first.signature.varying if first.signature is not None else ()
+        capture = CaptureGraph(
+            verify=self.verify, open_paths=opened, keep_whole=kept, input_kind=number, varying=varying
+        )
+        try:
+            return self.captured_again(first, args, kwargs, capture)
+        except DnifxError:
+            if not varying:
+                raise
+        return self.captured_again(first, args, kwargs, replace(capture, varying=()))
+
+    def captured_again(
+        self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], capture: CaptureGraph
+    ) -> Program:
+        """Compile the model again with a capture of its own.
+
+        Raises:
+            InputError: The cuts fall elsewhere there.
+        """
         given = Program(first.model, args, dict(kwargs))
         if not self.only_in_time:
             try:

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import PassError
-from dnifx.ir import Program
+from dnifx.ir import Program, module_path
 
 INSERTED = "inserted"
 """In the meta of a node that legalize adds: the name of the node that it stands for."""
@@ -41,18 +41,17 @@ def output_of(graph: fx.Graph) -> fx.Node:
     return graph.output_node()
 
 
+def left_positions(program: Program) -> frozenset[int]:
+    """Return the positions among the flat outputs of what forward leaves on the model: the last ones."""
+    left = program.signature.left if program.signature is not None else 0
+    size = len(flat_output(captured(program)))
+    return frozenset(range(size - left, size))
+
+
 def flat_output(graph: fx.Graph) -> tuple[Any, ...]:
     """Return the flat values that a graph returns."""
     values = output_of(graph).args[0]
     return tuple(values) if isinstance(values, tuple | list) else (values,)
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that a node lies in or calls; empty for the root."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    return next((entry[0] for entry in reversed(stack.values())), "")
 
 
 def described(node: fx.Node) -> str:

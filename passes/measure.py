@@ -1,6 +1,7 @@
 """Measure: shapes, dtypes, FLOPs, bytes, aliases and in-place writes of every node, by a run on fake tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
 from dnifx.passes.capture.record.state import preserved, seed, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, tensors_in
-from dnifx.passes.graph import captured, copied, described, input_names, is_on_meta, listed
+from dnifx.passes.graph import captured, copied, described, input_names, is_on_meta, listed, memory_written
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
 
@@ -31,6 +32,10 @@ NEEDS_VALUES = (
     UnsupportedOperatorException,
 )
 """Errors of a run on fake tensors which mean that a node needs the values of its tensors."""
+
+
+RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn, torch.ops.aten.miopen_rnn)
+"""Fused recurrent layers, for which torch has no formula; elsewhere they are made of operations that it counts."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,16 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **given, out_val=result)
+        elif func._overloadpacket in RECURRENT:
+            self.flops += recurrent_flops(*args)
         return result
+
+
+def recurrent_flops(values: Tensor, weights: Tensor | Sequence[Tensor], *others: Any) -> int:
+    """Return the FLOPs of a fused recurrent layer: each weight matrix multiplies a vector of each step of each example."""
+    given = [weights, others[0]] if isinstance(weights, Tensor) else weights
+    matrices = sum(weight.numel() for weight in given if weight.dim() == 2)
+    return 2 * (values.numel() // values.shape[-1]) * matrices
 
 
 class Meter(fx.Interpreter):
@@ -272,6 +286,38 @@ def node_parameters(model: nn.Module, node: fx.Node, constants: Mapping[str, Any
         value = getattr(model.get_submodule(path), name)
         return {str(node.target): value} if isinstance(value, nn.Parameter) else {}
     return {}
+
+
+def written_memory(program: Program) -> set[int]:
+    """Return the memory that some node writes to in place."""
+    return {s for node in captured(program).nodes if node.op.startswith("call") for s in memory_written(program, node)}
+
+
+def made_of_parameters(program: Program, written: AbstractSet[int]) -> set[fx.Node]:
+    """Return the nodes that can run anywhere in a step: made of parameters, buffers and sizes that no node writes to."""
+    measures = program.measures
+    found: set[fx.Node] = set()
+    for node in captured(program).nodes:
+        if node.op in ("placeholder", "output") or written & set(measures[node.name].storages):
+            continue
+        given = [source for source in node.all_input_nodes if measures[source.name].tensors]
+        if node.op == "get_attr" or (given and all(source in found for source in given) and is_pure(program, node)):
+            found.add(node)
+    return found
+
+
+def has_gradient(program: Program, node: fx.Node) -> bool:
+    """Whether a node computes a value with a gradient."""
+    return node.op.startswith("call") and program.measures[node.name].requires_grad
+
+
+def differentiable(program: Program) -> set[fx.Node]:
+    """Return the nodes from which a differentiable path leads to the output; only these receive a gradient."""
+    found: set[fx.Node] = set()
+    for node in reversed(captured(program).nodes):
+        if has_gradient(program, node) and any(user.op == "output" or user in found for user in node.users):
+            found.add(node)
+    return found
 
 
 def batch_input(program: Program) -> str | None:

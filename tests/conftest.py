@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, derandomised examples, reasons for what is left out, and a place for emitted packages."""
+"""Settings of all tests: one thread, the same examples each time, reasons for skips, a place for emitted packages."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The documents: their examples run and print what they say, their links and names of files lead somewhere."""
+"""The documents: their examples print what they say, and their links and names of files lead somewhere."""
 
 import re
 from pathlib import Path

@@ -58,13 +58,7 @@ class Critic:
 
 
 class CriticGradient(LabelledGradient):
-    """Differentiates a predicted loss.
-
-    Args:
-        head: As in ``LabelledGradient``.
-        loss: As in ``LabelledGradient``.
-        sobolev: Weight of the fit of the gradients to the target; 0 fits the loss alone.
-    """
+    """Differentiates a predicted loss; ``sobolev`` weighs the fit of the gradients to the target, 0 fits the loss alone."""
 
     needs_loss = True
 

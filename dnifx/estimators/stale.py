@@ -42,15 +42,13 @@ class StaleGradient(GradientEstimator):
     def __init__(self, spec: BoundarySpec, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self.count = len(spec.values)
         self.anchor = nn.Parameter(torch.zeros(()))
         for index, value in enumerate(spec.values):
             self.register_buffer(f"average_{index}", torch.zeros(1, *value.shape[1:]))
 
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the running average for each example."""
-        averages = [self.get_buffer(f"average_{index}") for index in range(self.count)]
         return tuple(
-            average_gradient(self.anchor, average, value, self.decay)
-            for average, value in zip(averages, values, strict=True)
+            average_gradient(self.anchor, self.get_buffer(f"average_{index}"), value, self.decay)
+            for index, value in enumerate(values)
         )

@@ -68,13 +68,11 @@ class Synthetic:
         batched = bool(shape) and (spec.batch is None or shape[0] == spec.batch)
         context = (spec.context or 0) if batched else 0
         ends = sum(sizes) + context, sum(sizes), self.hidden, self.width or sum(sizes)
+        norm = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(len(shape)) if self.batch_norm else None
         if len(shape) == 4:
             kernel = min(self.kernel, min(shape[2:]) - (min(shape[2:]) + 1) % 2) if min(shape[2:]) else 1
-            norm = nn.BatchNorm2d if self.batch_norm else None
-            return ConvolutionalGradient(sizes, context, network(convolution(kernel), *ends, norm))
-        normed = self.batch_norm and len(shape) == 2
-        layers = network(nn.Linear, *ends, nn.BatchNorm1d if normed else None)
-        return DenseGradient(sizes, context, Layout(len(shape)), layers)
+            return GroupGradient(sizes, context, len(shape), network(convolution(kernel), *ends, norm))
+        return GroupGradient(sizes, context, len(shape), network(nn.Linear, *ends, norm))
 
 
 def value_groups(spec: BoundarySpec) -> list[list[int]]:
@@ -104,25 +102,6 @@ def feature_size(value: TensorSpec) -> int:
     return value.shape[1] if len(value.shape) >= 4 else value.shape[-1]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Moves the features of a value with so many ``dimensions`` to the last dimension, and back."""
-
-    dimensions: int
-
-    def features_last(self, value: Tensor) -> Tensor:
-        """Return the value as [..., features]."""
-        if self.dimensions < 2:
-            return value.unsqueeze(-1)
-        return value.movedim(1, -1) if self.dimensions >= 4 else value
-
-    def back(self, answer: Tensor) -> Tensor:
-        """Return an answer [..., features] in the value's own layout."""
-        if self.dimensions < 2:
-            return answer.squeeze(-1)
-        return answer.movedim(-1, 1) if self.dimensions >= 4 else answer
-
-
 class SyntheticGradient(GradientEstimator):
     """Runs one network for each group of values."""
 
@@ -133,9 +112,6 @@ class SyntheticGradient(GradientEstimator):
 
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return one estimate for each value."""
-        if len(self.groups) == 1:
-            together: tuple[Tensor, ...] = self.networks[0](values, context)
-            return together
         answers: dict[int, Tensor] = {}
         for group, each in zip(self.groups, self.networks, strict=True):
             estimates = each([values[index] for index in group], context)
@@ -143,38 +119,37 @@ class SyntheticGradient(GradientEstimator):
         return tuple(answers[index] for index in range(len(values)))
 
 
-class DenseGradient(nn.Module):
-    """An MLP over the features of vectors, tokens or positions."""
+class GroupGradient(nn.Module):
+    """Predicts the gradients of values with one leading shape together.
 
-    def __init__(self, sizes: Sequence[int], context: int, layout: Layout, layers: nn.Sequential) -> None:
+    It is convolutions over images, which see the context as constant channels, or an MLP over the features of vectors,
+    tokens or positions.
+    """
+
+    def __init__(self, sizes: Sequence[int], context: int, dimensions: int, layers: nn.Sequential) -> None:
         super().__init__()
         self.sizes = list(sizes)
-        self.layout = layout
+        self.dimensions = dimensions
         self.sees_context = context > 0
         self.layers = layers
 
     def forward(self, values: list[Tensor], context: Tensor | None) -> tuple[Tensor, ...]:
-        """Predict the gradients of values with one leading shape together."""
-        seen = [self.layout.features_last(value) for value in values]
+        """Return one gradient for each value."""
+        features, spread = (1, planes) if self.dimensions == 4 else (-1, spread_context)
+        seen = [self.features_last(value) for value in values]
         if context is not None and self.sees_context:
-            seen.append(spread_context(context, seen[0]))
-        answer = self.layers(torch.cat(seen, -1) if len(seen) > 1 else seen[0])
-        return tuple(self.layout.back(part) for part in parted(answer, self.sizes, -1))
+            seen.append(spread(context, seen[0]))
+        answer = self.layers(torch.cat(seen, features) if len(seen) > 1 else seen[0])
+        return tuple(self.back(part) for part in parted(answer, self.sizes, features))
 
+    def features_last(self, value: Tensor) -> Tensor:
+        """Return a value as [..., features]; an image stays as it is."""
+        if self.dimensions < 2:
+            return value.unsqueeze(-1)
+        return value.movedim(1, -1) if self.dimensions > 4 else value
 
-class ConvolutionalGradient(nn.Module):
-    """Convolutions that keep the resolution."""
-
-    def __init__(self, sizes: Sequence[int], context: int, layers: nn.Sequential) -> None:
-        super().__init__()
-        self.sizes = list(sizes)
-        self.sees_context = context > 0
-        self.layers = layers
-
-    def forward(self, values: list[Tensor], context: Tensor | None) -> tuple[Tensor, ...]:
-        """Predict the gradients of images [batch, channels, height, width] together; the context is constant channels."""
-        seen = list(values)
-        if context is not None and self.sees_context:
-            seen.append(planes(context, values[0]))
-        answer = self.layers(torch.cat(seen, 1) if len(seen) > 1 else seen[0])
-        return parted(answer, self.sizes, 1)
+    def back(self, answer: Tensor) -> Tensor:
+        """Return a part of the answer in the value's own layout."""
+        if self.dimensions < 2:
+            return answer.squeeze(-1)
+        return answer.movedim(-1, 1) if self.dimensions > 4 else answer

@@ -6,7 +6,7 @@ from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partitio
 from dnifx.ir.parts import Message, Part, PartState, Take
 from dnifx.ir.program import Context, Program
 from dnifx.ir.time import Carry, Every, Recurrence, Recurrent
-from dnifx.ir.values import Holder, Measure, TensorSpec
+from dnifx.ir.values import Holder, Measure, TensorSpec, count_parameters, module_path
 
 __all__ = [
     "BAR",
@@ -37,6 +37,8 @@ __all__ = [
     "Signature",
     "Take",
     "TensorSpec",
+    "count_parameters",
     "free_name",
     "identifier",
+    "module_path",
 ]

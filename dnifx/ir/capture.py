@@ -18,11 +18,25 @@ class Signature(Protocol):
     def inputs(self) -> tuple[str, ...]:
         """Names of the graph's placeholders, in order."""
 
+    def differences(self, one: Hashable, other: Hashable) -> list[str]:
+        """Return the names of the arguments and attributes in which two keys differ."""
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The attributes whose numbers and tensors are inputs, or are others now than when the model was captured."""
+
+    @property
+    def left(self) -> int:
+        """How many of the flat outputs, the last ones, forward leaves on the model."""
+
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return one value for each of ``inputs``; raise InputError if the arguments have another structure."""
 
     def unflatten(self, values: tuple[Any, ...]) -> Any:
         """Return the model's output, in its own structure."""
+
+    def write_back(self, values: tuple[Any, ...]) -> None:
+        """Leave on the model what a run of the graph computed for its attributes."""
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         """Return a key of the call's input kind: calls with equal keys can run the same graph."""

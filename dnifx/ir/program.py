@@ -60,6 +60,7 @@ class Program:
         fused: The whole graph with interface nodes (emit).
         notes: What the passes changed or left out, in words for the user.
         recurrents: The cuts in time that were asked for.
+        zero_first: Those whose state was None in the example inputs: the model then begins with zeros (separate_states).
         carries: Every tensor that a window leaves to the next, differentiable or not (states).
         recurrences: The boundaries in time (recurrences, insert).
         batch_dim: The dimension of the inputs that counts examples, where no state says so.
@@ -89,6 +90,7 @@ class Program:
     fused: fx.Graph | None = None
     notes: tuple[str, ...] = ()
     recurrents: tuple[Recurrent, ...] = ()
+    zero_first: tuple[Recurrent, ...] = ()
     carries: tuple[Carry, ...] = ()
     recurrences: tuple[Recurrence, ...] = ()
     batch_dim: int = 0

@@ -1,9 +1,10 @@
-"""What is known of values and nodes before they are computed."""
+"""What is known of values, nodes and modules before they run."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx, nn
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,17 @@ class Measure:
     def cost(self) -> int:
         """Cost of the node for balancing: its FLOPs, and one for each element that it makes."""
         return self.flops + sum(tensor.elements for tensor in self.tensors)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node lies in or calls; empty for the root."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((entry[0] for entry in reversed(stack.values())), "")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the elements of a module's parameters, shared ones once, and those without a size as 0."""
+    sized = (each for each in module.parameters() if not isinstance(each, nn.parameter.UninitializedParameter))
+    return sum(parameter.numel() for parameter in sized)

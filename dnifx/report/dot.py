@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dnifx.ir import Program
-from dnifx.report.picture import INPUTS, Box, Gate, Picture, picture_of
+from dnifx.report.picture import INPUTS, Box, Net, Picture, picture_of
 
 HEAD = (
     "rankdir=TB",
@@ -57,7 +57,7 @@ def _box(box: Box, style: str = "") -> str:
     return f"{quote(box.key)} [label={quote(box.title, box.detail)}{', ' if style else ''}{style}];"
 
 
-def _gate(gate: Gate) -> Iterator[str]:
+def _gate(gate: Net) -> Iterator[str]:
     """Write a gate and the lines through it: into the estimator, and on to each consumer."""
     if gate.dashed:
         look, edge = f'{PLAIN}, fontcolor="#3b424c"', PLAIN

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from dnifx.ir import Boundary, Capture, Partition, Program, TensorSpec
+from dnifx.ir import Boundary, Capture, Partition, Program, TensorSpec, count_parameters, module_path
 from dnifx.schedules import sequential_period
 
 FORMAT = 2
@@ -23,6 +23,9 @@ class ValueFacts:
     dtypes: tuple[str, ...]
     bytes: int
     text: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
 
 
 @dataclass(frozen=True)
@@ -153,23 +156,6 @@ def common_path(paths: Iterable[str]) -> str:
     """Return the path of the innermost module that holds all the given ones, or ""."""
     levels = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that a node belongs to, or "" if that is the model itself."""
-    if node.op == "call_module":
-        return str(node.target)
-    paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-    return str(paths[-1]) if paths else ""
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Count the elements of a module's parameters, shared ones once, and those without a size as 0."""
-    return sum(
-        parameter.numel()
-        for parameter in module.parameters()
-        if not isinstance(parameter, nn.parameter.UninitializedParameter)
-    )
 
 
 def value_facts(program: Program, name: str) -> ValueFacts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
 from dnifx.report.grid import LANE, Grid, Point, Rect, grid_of, lanes, text_width
-from dnifx.report.picture import Gate, Picture
+from dnifx.report.picture import Net, Picture
 
 MARGIN = 20.0
 PAD = 14.0
@@ -29,27 +29,14 @@ class Route:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The picture with the place of everything; ``head`` is the width of the titles at the left of the bands."""
+    """The picture with the place of everything."""
 
     width: float
     height: float
-    head: float
     bands: Mapping[int, Rect]
     boxes: Mapping[str, Rect]
     gates: Mapping[str, Rect]
     routes: tuple[Route, ...]
-
-
-@dataclass(frozen=True)
-class Net:
-    """What one value (or boundary) joins across bands: boxes of one band, perhaps a gate, and boxes of later bands."""
-
-    key: str
-    band: int
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    kind: str
-    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +81,8 @@ def place(picture: Picture) -> Drawing:
     nets = nets_of(picture)
     band_of = {box.key: box.band for box in picture.boxes}
     indices = [band.index for band in picture.bands]
-    head = max(text_width(text) for band in picture.bands for text in (band.title, *band.detail.split(" · "))) + 24
-    left = MARGIN + head
+    titles = max(text_width(text) for band in picture.bands for text in (band.title, *band.detail.split(" · "))) + 24
+    left = MARGIN + titles
     grids = {
         index: grid_of(
             picture,
@@ -110,22 +97,18 @@ def place(picture: Picture) -> Drawing:
     ends += [left + grid.width for grid in grids.values()]
     right = max([*ends, MARGIN + text_width(picture.detail), MARGIN + 420.0]) + PAD
     gutter = lanes(_long_spans(nets, band_of))
-    return _assemble(_Frame(picture, nets, grids, gate_x, band_of, left, right, gutter), head)
+    return _assemble(_Frame(picture, nets, grids, gate_x, band_of, left, right, gutter))
 
 
 def nets_of(picture: Picture) -> list[Net]:
-    """Collect what runs from band to band: gates, inputs, and values that are outputs of the model."""
+    """Collect what runs from band to band: through gates, and inputs and outputs of the model without one."""
     band_of = {box.key: box.band for box in picture.boxes}
-    nets = []
-    for gate in picture.gates:
-        look = "plain" if gate.dashed else "locked" if gate.locked else "cut"
-        nets.append(Net(gate.key, gate.band, gate.sources, gate.targets, look, gate))
     free: dict[tuple[str, bool], list[str]] = {}
     for line in picture.lines:
         if band_of[line.source] != band_of[line.target]:
             free.setdefault((line.source, line.dashed), []).append(line.target)
-    return nets + [
-        Net(f"line {source}", band_of[source], (source,), tuple(targets), "plain" if dashed else "flow")
+    return list(picture.gates) + [
+        Net(f"line {source}", band_of[source], (), (source,), tuple(targets), dashed)
         for (source, dashed), targets in free.items()
     ]
 
@@ -134,13 +117,13 @@ def _gate_places(nets: Sequence[Net], band: int, grid: Grid, left: float) -> dic
     """Put the gates below a band side by side, each as near as possible to the boxes that it comes from."""
     wanted = []
     for net in nets:
-        if net.gate is not None and net.band == band:
+        if net.lines and net.band == band:
             middles = [left + grid.exits[net.key, box][-1][0] for box in net.sources]
-            wanted.append((sum(middles) / len(middles), net.key, net.gate))
+            wanted.append((sum(middles) / len(middles), net.key, net.lines))
     placed: dict[str, Rect] = {}
     free = left
-    for middle, key, gate in sorted(wanted, key=lambda item: item[:2]):
-        width, height = max(map(text_width, gate.lines)) + 24, len(gate.lines) * LINE + 12
+    for middle, key, lines in sorted(wanted):
+        width, height = max(map(text_width, lines)) + 24, len(lines) * LINE + 12
         x = max(free, middle - width / 2)
         placed[key] = Rect(x, 0.0, width, height)
         free = x + width + PAD
@@ -166,18 +149,13 @@ class _Frame:
     right: float
     gutter: Mapping[str, int]
 
-    @property
-    def last(self) -> int:
-        """Index of the band of the output."""
-        return self.picture.bands[-1].index
-
     def gutter_x(self, net: Net) -> float:
         """The x of a net in the gutter."""
         return self.right + PAD + self.gutter[net.key] * LANE
 
     def start_x(self, net: Net) -> float:
         """The x where a net's lower lane begins: under its gate, or under its only source."""
-        if net.gate is not None:
+        if net.lines:
             return self._free_x(net, self.gate_x[net.band][net.key])
         return self.left + self.grids[net.band].exits[net.key, net.sources[0]][-1][0]
 
@@ -201,7 +179,7 @@ class _Frame:
 
     def by_upper_lane(self, net: Net) -> bool:
         """Whether a net without a gate leaves by a lane above the gates, so that it does not cross one."""
-        return net.gate is None and bool(self.gate_x[net.band]) and net.key in self.gutter
+        return not net.lines and bool(self.gate_x[net.band]) and net.key in self.gutter
 
 
 def _gap(frame: _Frame, band: int) -> Gap:
@@ -225,7 +203,7 @@ def _upper_spans(frame: _Frame, net: Net) -> list[tuple[str, float, float]]:
     starts = [frame.left + frame.grids[net.band].exits[net.key, box][-1][0] for box in net.sources]
     if frame.by_upper_lane(net):
         return [(net.key, starts[0], frame.gutter_x(net))]
-    if net.gate is None:
+    if not net.lines:
         return []
     rect = frame.gate_x[net.band][net.key]
     ends = [_clamp(x, rect) for x in starts]
@@ -237,7 +215,7 @@ def _clamp(x: float, rect: Rect) -> float:
     return min(max(x, rect.x + 10), rect.right - 10)
 
 
-def _assemble(frame: _Frame, head: float) -> Drawing:
+def _assemble(frame: _Frame) -> Drawing:
     """Stack bands and gaps, and draw every line through them."""
     bands: dict[int, Rect] = {}
     gaps: dict[int, Gap] = {}
@@ -248,7 +226,7 @@ def _assemble(frame: _Frame, head: float) -> Drawing:
         height = max(frame.grids[band.index].height, text) + 2 * PAD
         bands[band.index] = Rect(MARGIN, y, width, height)
         gaps[band.index] = _gap(frame, band.index)
-        y += height + (gaps[band.index].height if band.index != frame.last else 0.0)
+        y += height + gaps[band.index].height
     boxes = {
         key: rect.moved(frame.left, bands[index].y + PAD)
         for index, grid in frame.grids.items()
@@ -269,7 +247,8 @@ def _assemble(frame: _Frame, head: float) -> Drawing:
         routes += stack.routes(net)
     lanes_used = max(frame.gutter.values(), default=-1) + 1
     total = frame.right + (PAD + lanes_used * LANE if lanes_used else 0.0) + MARGIN
-    return Drawing(total, y + MARGIN, head, bands, boxes, gates, tuple(routes))
+    bottom = max(rect.bottom for rect in bands.values())
+    return Drawing(total, bottom + MARGIN, bands, boxes, gates, tuple(routes))
 
 
 def _moved(points: Sequence[Point], x: float, y: float) -> tuple[Point, ...]:
@@ -291,7 +270,7 @@ class _Stack:
         band = self.bands[net.band]
         exits = self.frame.grids[net.band].exits
         starts = [_moved(exits[net.key, box], self.frame.left, band.y + PAD) for box in net.sources]
-        if net.gate is None:
+        if not net.lines:
             only = starts[0]
             ways = [_tidy((*only, *self.way(net, box, only[-1][0]))) for box in net.targets]
             return [Route(points, net.kind) for points in _branches(ways)]

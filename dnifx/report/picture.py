@@ -6,13 +6,12 @@ from itertools import groupby
 
 from torch import fx
 
-from dnifx.ir import Partition, Program
+from dnifx.ir import Partition, Program, module_path
 from dnifx.report.facts import (
     BoundaryFacts,
     ProgramFacts,
     ValueFacts,
     common_path,
-    module_path,
     operations,
     program_facts,
     value_facts,
@@ -55,13 +54,15 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What stands between partitions: a cut with its estimator, or values that cross without a gradient.
+class Net:
+    """Values that go from one band to later ones, through a gate or as plain lines.
+
+    A gate is a cut with its estimator, or stands where values cross between partitions without a gradient.
 
     Attributes:
         key: Unique name, usable as an identifier.
-        band: Index of the partition that makes the values.
-        lines: The text on it.
+        band: Index of the band that makes the values.
+        lines: The text on the gate; empty without one.
         sources: Keys of the boxes that make the values.
         targets: Keys of the boxes that take them.
         dashed: Whether the values carry no gradient, so that nothing is decoupled here.
@@ -75,6 +76,11 @@ class Gate:
     targets: tuple[str, ...]
     dashed: bool = False
     locked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Its look: ``plain``, ``locked``, ``cut`` or, without a gate, ``flow``."""
+        return "plain" if self.dashed else "locked" if self.locked else "cut" if self.lines else "flow"
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Picture:
     bands: tuple[Band, ...]
     boxes: tuple[Box, ...]
     lines: tuple[Line, ...]
-    gates: tuple[Gate, ...]
+    gates: tuple[Net, ...]
 
 
 def picture_of(program: Program) -> Picture:
@@ -105,7 +111,7 @@ def picture_of(program: Program) -> Picture:
     partitions = program.partitions or (Partition(0, tuple(nodes)),)
     boxes = (*_end_boxes(program, nodes, len(partitions)), *_partition_boxes(program, nodes, partitions))
     lines, gates = _connections(program, facts, nodes, boxes, len(partitions))
-    return Picture(facts.model, _summary(facts), _bands(facts, len(partitions)), boxes, lines, gates)
+    return Picture(facts.model, _summary(facts), _bands(facts), boxes, lines, gates)
 
 
 def box_limit(partitions: int) -> int:
@@ -158,10 +164,10 @@ def _partition_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions:
         groups, merged = elide(runs(own_paths, depth), limit)
         for place, group in enumerate(groups):
             members = [own[position] for position in group]
-            title = f"… {plural(len(members), 'operation')}" if place == merged else _title(members)
-            detail = "" if place == merged else _detail(program, members)
+            left_out = f"… {plural(len(members), 'operation')}"
+            texts = (left_out, "") if place == merged else _texts(program, members)
             names = tuple(node.name for node in members)
-            boxes.append(Box(f"box_{partition.index}_{place}", partition.index, title, detail, names))
+            boxes.append(Box(f"box_{partition.index}_{place}", partition.index, *texts, names))
     return boxes
 
 
@@ -176,16 +182,12 @@ def _end_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: int) 
     return boxes
 
 
-def _title(members: Sequence[fx.Node]) -> str:
-    """Name a box by the innermost module that holds all of it, or by its operation."""
-    return shorten(common_path(map(module_path, members)) or members[0].name, LONGEST)
-
-
-def _detail(program: Program, members: Sequence[fx.Node]) -> str:
-    """Give the class of a box's module, and what its last operation makes."""
+def _texts(program: Program, members: Sequence[fx.Node]) -> tuple[str, str]:
+    """Name a box by the innermost module that holds all of it, or by its operation; add the class and what it makes."""
     path = common_path(map(module_path, members))
     kind = type(program.model.get_submodule(path)).__name__ if path else ""
-    return " ".join(text for text in (kind, _made(program, members[-1])) if text)
+    detail = " ".join(text for text in (kind, _made(program, members[-1])) if text)
+    return shorten(path or members[0].name, LONGEST), detail
 
 
 def _made(program: Program, node: fx.Node) -> str:
@@ -204,11 +206,9 @@ def _summary(facts: ProgramFacts) -> str:
     return " · ".join([*sizes, "dashed: no gradient"])
 
 
-def _bands(facts: ProgramFacts, partitions: int) -> tuple[Band, ...]:
+def _bands(facts: ProgramFacts) -> tuple[Band, ...]:
     """Give the inputs, each partition and the output a heading."""
-    if not facts.partitions:
-        return (Band(INPUTS, "inputs", ""), Band(0, "not partitioned", ""), Band(1, "output", ""))
-    middle = (
+    middle = [
         Band(
             part.index,
             part.name,
@@ -216,13 +216,13 @@ def _bands(facts: ProgramFacts, partitions: int) -> tuple[Band, ...]:
             + (f" · every {part.every} windows" if part.every > 1 else ""),
         )
         for part in facts.partitions
-    )
-    return (Band(INPUTS, "inputs", ""), *middle, Band(partitions, "output", ""))
+    ] or [Band(0, "not partitioned", "")]
+    return (Band(INPUTS, "inputs", ""), *middle, Band(len(middle), "output", ""))
 
 
 def _connections(
     program: Program, facts: ProgramFacts, nodes: Mapping[str, fx.Node], boxes: Sequence[Box], last: int
-) -> tuple[tuple[Line, ...], tuple[Gate, ...]]:
+) -> tuple[tuple[Line, ...], tuple[Net, ...]]:
     """Sort the edges of the graph: inside a box (not drawn), drawn as a line, or through a gate."""
     places = {name: box for box in boxes for name in box.nodes}
     bounded = {
@@ -247,14 +247,14 @@ def _connections(
 
 def _gate(
     band: int, boundary: int | None, edges: Sequence[tuple[str, str, str]], program: Program, facts: ProgramFacts
-) -> Gate:
+) -> Net:
     """Make a gate of its edges (value, source, target). Its text names the values and, on a boundary, the estimator."""
     names, sources, targets = (tuple(dict.fromkeys(column)) for column in zip(*edges, strict=True))
     if boundary is None:
         values = [value_facts(program, name) for name in names]
-        return Gate(f"plain_{band}", band, ("no gradient", _few(values)), sources, targets, dashed=True)
+        return Net(f"plain_{band}", band, ("no gradient", _few(values)), sources, targets, dashed=True)
     line = next(line for line in facts.boundaries if line.index == boundary)
-    return Gate(f"cut_{boundary}", band, _gate_lines(line), sources, targets, locked=bool(line.locked))
+    return Net(f"cut_{boundary}", band, _gate_lines(line), sources, targets, locked=bool(line.locked))
 
 
 def _gate_lines(line: BoundaryFacts) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from html import escape
 from dnifx.ir import Program
 from dnifx.report.grid import Point, Rect
 from dnifx.report.layout import LINE, MARGIN, Drawing, Route, place
-from dnifx.report.picture import INPUTS, Band, Box, Gate, Picture, picture_of
+from dnifx.report.picture import INPUTS, Box, Net, Picture, picture_of
 
 TINTS = (("#e8f0fb", "#2f5d9b"), ("#e7f5ec", "#256b43"), ("#f4ecfa", "#6a3d93"), ("#fdf3dc", "#7d5a00"))
 """Fill and line of the partitions, in turn."""
@@ -59,7 +59,7 @@ def _bands(picture: Picture, drawing: Drawing) -> Iterator[str]:
     """Draw each partition as a tinted band with its title at the left."""
     for band in picture.bands:
         rect = drawing.bands[band.index]
-        fill, line = _tint(band, picture)
+        fill, line = _tint(band.index, picture)
         yield f"<g>{_rect(rect, fill, line, 8)}"
         yield _text(band.title, rect.x + 12, rect.y + 14 + LINE * 0.8, "name")
         for place_, text in enumerate(band.detail.split(" · ") if band.detail else []):
@@ -67,26 +67,24 @@ def _bands(picture: Picture, drawing: Drawing) -> Iterator[str]:
         yield "</g>"
 
 
-def _tint(band: Band, picture: Picture) -> tuple[str, str]:
+def _tint(band: int, picture: Picture) -> tuple[str, str]:
     """Choose the colours of a band; inputs and output are grey."""
-    return ("#f1f3f5", "#c3c9d0") if band.index in (INPUTS, picture.bands[-1].index) else TINTS[band.index % len(TINTS)]
+    return ("#f1f3f5", "#c3c9d0") if band in (INPUTS, picture.bands[-1].index) else TINTS[band % len(TINTS)]
 
 
 def _box(box: Box, rect: Rect, picture: Picture) -> Iterator[str]:
     """Draw one box with its two lines of text; the tooltip lists the graph's nodes."""
-    band = next(band for band in picture.bands if band.index == box.band)
-    yield f"<g><title>{escape(', '.join(box.nodes))}</title>{_rect(rect, '#ffffff', _tint(band, picture)[1], 5)}"
+    yield f"<g><title>{escape(', '.join(box.nodes))}</title>{_rect(rect, '#ffffff', _tint(box.band, picture)[1], 5)}"
     yield from _lines([text for text in (box.title, box.detail) if text], rect)
     yield "</g>"
 
 
-def _gate(gate: Gate, rect: Rect) -> Iterator[str]:
+def _gate(gate: Net, rect: Rect) -> Iterator[str]:
     """Draw a gate: filled where gradients are decoupled, dashed where there are none."""
     if gate.dashed:
-        yield "<g>" + _rect(rect, "#ffffff", STROKES["plain"], 3, 'stroke-dasharray="5 3"')
+        yield "<g>" + _rect(rect, "#ffffff", STROKES[gate.kind], 3, 'stroke-dasharray="5 3"')
     else:
-        color = STROKES["locked" if gate.locked else "cut"]
-        yield "<g>" + _rect(rect, "#fff1e0", color, 12, 'stroke-width="2"')
+        yield "<g>" + _rect(rect, "#fff1e0", STROKES[gate.kind], 12, 'stroke-width="2"')
     yield from _lines(gate.lines, rect)
     yield "</g>"
 

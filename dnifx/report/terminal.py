@@ -1,5 +1,6 @@
 """A program as a person reads it in a terminal: partitions and their costs, boundaries and their estimators."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
 
@@ -54,7 +55,7 @@ def headline(facts: ProgramFacts) -> RenderableType:
     sizes += [quantity(facts.flops, "FLOP")] if facts.flops else []
     checked = "verified against the original" if facts.capture and facts.capture.verified else "not verified"
     lines = {
-        "inputs": _listed([_value(value) for value in facts.inputs]),
+        "inputs": _listed(facts.inputs),
         "capture": f"{facts.capture.method}, {checked}" if facts.capture else None,
         "context": facts.context,
         "schedule": facts.schedule_name,
@@ -99,7 +100,7 @@ def boundary_table(boundaries: tuple[BoundaryFacts, ...]) -> Table:
     for line in boundaries:
         table.add_row(
             line.name,
-            _listed([_value(value) for value in line.values], "\n"),
+            _listed(line.values, "\n"),
             f"{line.producer.removeprefix('submod_')} -> {_numbers(line.consumers)}",
             estimator_text(line),
             "" if line.estimator_parameters is None else quantity(line.estimator_parameters),
@@ -138,7 +139,7 @@ def estimator_text(line: BoundaryFacts) -> str:
 def sections(facts: ProgramFacts) -> list[RenderableType]:
     """List the values without an interface, what capture kept whole or failed with, and the notes of the passes."""
     crossing = [
-        f"{_value(item.value)}, {item.producer.removeprefix('submod_')} -> {_numbers(item.consumers)}"
+        f"{item.value}, {item.producer.removeprefix('submod_')} -> {_numbers(item.consumers)}"
         for item in facts.without_gradient
     ]
     kept, tried = (facts.capture.kept, facts.capture.tried) if facts.capture else ((), ())
@@ -163,19 +164,14 @@ def _table() -> Table:
     )
 
 
-def _value(value: ValueFacts) -> str:
-    """Name a value with its shape."""
-    return f"{value.name} {value.text}"
-
-
 def _numbers(names: tuple[str, ...]) -> str:
     """Write partitions by their numbers."""
     return ", ".join(name.removeprefix("submod_") for name in names)
 
 
-def _listed(items: list[str], separator: str = ", ") -> str:
-    """Join the first items, and count the others."""
-    return separator.join(_first(items, SHOWN))
+def _listed(values: Iterable[ValueFacts], separator: str = ", ") -> str:
+    """Join the first values, and count the others."""
+    return separator.join(_first(list(map(str, values)), SHOWN))
 
 
 def _first(items: list[str], limit: int) -> list[str]:

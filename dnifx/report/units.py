@@ -23,9 +23,7 @@ def percent(share: float) -> str:
 
 def share_bar(share: float, width: int) -> str:
     """Return a bar of at most ``width`` characters, in eighths of a character. Any share above zero shows."""
-    eighths = round(share * width * 8)
-    if share > 0:
-        eighths = max(1, eighths)
+    eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     full, rest = divmod(eighths, 8)
     return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 

@@ -2,19 +2,20 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dnifx.errors import ContextError, CutError, EstimatorError, InputError, LossError
+from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError
 from dnifx.ir import Boundary
 from dnifx.runtime.emitted.interface import losses_of, tell_losses
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.input_kinds import InputKind, Undo
 from dnifx.runtime.net.net import Net
-from dnifx.runtime.net.states import refuse_without_trainer, with_own_tensors, without_episodes
+from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.training.trainer import Trainer
 
@@ -26,10 +27,26 @@ class DecoupledModule(Net):
     """A model with a Decoupled Neural Interface on every cut; call it as you call the model.
 
     Outside ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
-    synthetic gradient and its estimator the target. Under ``torch.no_grad()`` the original model runs. It also runs in
-    evaluation mode where there are synthetic inputs, which serve training alone, or where (with a warning) other values
-    cross the cuts than in training.
+    synthetic gradient and its estimator the target. Under ``torch.no_grad()`` and in ``backprop()`` the original model runs.
+    It also runs in evaluation mode where there are synthetic inputs, which serve training alone, or where (with a warning)
+    the evaluation cannot be captured or cut.
     """
+
+    straight: bool = False
+    """Whether gradients are those of backpropagation, as ``backprop`` says."""
+
+    @contextmanager
+    def backprop(self) -> Iterator[None]:
+        """Let calls of the module run the original model, so that the true gradient passes all cuts.
+
+        It can be differentiated again, as a gradient penalty or a model of forces does with ``create_graph=True``. Estimators
+        learn nothing from these calls. Training steps of a trainer are as ever.
+        """
+        before, self.straight = self.straight, True
+        try:
+            yield
+        finally:
+            self.straight = before
 
     def forward(
         self, *args: Any, context: Any = None, target: Any = None, reset: Tensor | None = None, **kwargs: Any
@@ -56,7 +73,8 @@ class DecoupledModule(Net):
         if target is not None and not self.foresees:
             kwargs["target"] = target
         blind = self.blind()
-        if not torch.is_grad_enabled() or ((self.imagines or self.foresees or blind) and not self.training):
+        bare = self.straight or not torch.is_grad_enabled()
+        if bare or ((self.imagines or self.foresees or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
         if blind is not None:
@@ -82,25 +100,30 @@ class DecoupledModule(Net):
             refuse_without_trainer(self.program)
             seen = (*seen, reset)
             if not torch.compiler.is_compiling():
+                args, kwargs = with_first_states(self.program, args, kwargs)
                 args, kwargs = with_own_tensors(self.program, args, kwargs)
-        if self.training or self.recurrences or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling():
             return self.run(args, kwargs, seen, target)
-        return self.evaluate(args, kwargs, seen)
+        return self.evaluate(args, kwargs, seen, reset)
 
-    def evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...]) -> Any:
-        """Run in evaluation mode: the model itself, where other values cross its cuts than in training (auxiliary heads)."""
+    def evaluate(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], reset: Tensor | None
+    ) -> Any:
+        """Run in evaluation mode: the model itself, where its evaluation cannot be captured, or not be cut as in training."""
         signature = self.program.signature
         key = None if signature is None else signature.key(args, kwargs)
         if key not in self.uncut:
             try:
                 return self.run(args, kwargs, seen)
-            except (CutError, InputError) as error:
+            except DnifxError as error:
                 self.uncut.add(key)
                 warnings.warn(
                     f"in this mode {type(self.original).__name__} runs without its interfaces, and gradients are backpropagation's; "
                     f"to train it in evaluation mode, decouple it in that mode: {error}",
+                    DnifxWarning,
                     stacklevel=4,
                 )
+        args, kwargs = without_episodes(self.program, args, kwargs, reset)
         return self.original(*args, **kwargs)
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], target: Any = None) -> Any:
@@ -152,12 +175,12 @@ class DecoupledModule(Net):
     def answer(self, input_kind: InputKind, inputs: tuple[Any, ...], target: Any) -> Any:
         """Run the fused graph; tell estimators that predict the loss what it is."""
         if not self.foresees or self.loss is None:
-            return input_kind.signature.unflatten(input_kind.fused(*inputs))
+            return input_kind.finish(input_kind.fused(*inputs))
         outputs, predictions = input_kind.fused(*inputs)
         with torch.no_grad():
             loss = self.loss(input_kind.signature.unflatten(outputs), target)
         losses = losses_of(loss, len(predictions[0]), self.mean)
-        return input_kind.signature.unflatten(tell_losses(outputs, predictions, losses))
+        return input_kind.finish(tell_losses(outputs, predictions, losses))
 
     @property
     def foresees(self) -> bool:

@@ -1,6 +1,7 @@
 """Schedules that are drawn at random: which partitions take part, and in which order."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,17 +16,42 @@ _ORDER = {Kind.INPUT: 0, Kind.FORWARD: 1, Kind.SYNTHESISE: 2, Kind.BACKWARD: 3}
 
 
 @dataclass
-class RandomOrder(Resumable):
-    """Every partition runs forward; each then runs backward and is updated with probability ``p``, in random order."""
+class _Drawn(Resumable):
+    """A source that draws which partitions take part, and in which order."""
 
     p: float
     seed: int = 0
     partial = True
+    word: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise ScheduleError(f"p={self.p!r} is not an update probability; give a number above 0 and at most 1.")
+        at_least(0, seed=self.seed)
+        self.p = float(self.p)
 
     @property
     def name(self) -> str:
         """What reports call it."""
-        return f"random_order(p={self.p}, seed={self.seed})"
+        return f"{self.word}(p={self.p}, seed={self.seed})"
+
+
+class RandomOrder(_Drawn):
+    """Sparse updates: after the forward pass each partition runs backward and is updated with probability ``p``.
+
+    A partition that does not fire keeps its weights, and the targets of the boundaries that it consumes do not arrive.
+    The producer of a locked boundary fires only together with all its consumers; in plain backpropagation these are all
+    partitions behind it. Partitions that share a parameter fire together.
+
+    Args:
+        p: Probability for each partition, above 0 and at most 1.
+        seed: Seed of the draws. The draws of a step depend on the seed and the step alone.
+
+    References:
+        Jaderberg et al. 2017, section 3.1 and figure 7 (left).
+    """
+
+    word = "random_order"
 
     def at(self, step: int, program: Program) -> Schedule:
         """Return the schedule that is drawn for a step."""
@@ -43,18 +69,22 @@ class RandomOrder(Resumable):
         return arranged(self.name, chosen_actions(choice, wiring), wiring, key)
 
 
-@dataclass
-class Unlocked(Resumable):
-    """Each partition is busy with probability ``1 - p``; the others run forward and backward, in random order."""
+class Unlocked(_Drawn):
+    """Complete unlock: partitions run on synthetic inputs and gradients, and with probability ``1 - p`` not at all.
 
-    p: float
-    seed: int = 0
-    partial = True
+    A partition that is busy runs neither forward nor backward. If the last one is busy, the step has no loss and no
+    output. An estimator is fitted if its producer and all its consumers took part, an input model if its producer and
+    one consumer did.
 
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        return f"unlocked(p={self.p}, seed={self.seed})"
+    Args:
+        p: Probability that a partition takes part, above 0 and at most 1.
+        seed: Seed of the draws. The draws of a step depend on the seed and the step alone.
+
+    References:
+        Jaderberg et al. 2017, section 3.1 and figure 7 (right).
+    """
+
+    word = "unlocked"
 
     def at(self, step: int, program: Program) -> Schedule:
         """Return the schedule that is drawn for a step.
@@ -74,38 +104,7 @@ class Unlocked(Resumable):
         return arranged(self.name, chosen_actions(_taking_part(fires, wiring), wiring), wiring, key)
 
 
-def random_order(p: float, seed: int = 0) -> RandomOrder:
-    """Sparse updates: after the forward pass each partition runs backward and is updated with probability ``p``.
-
-    A partition that does not fire keeps its weights, and the targets of the boundaries that it consumes do not arrive.
-    The producer of a locked boundary fires only together with all its consumers; in plain backpropagation these are all
-    partitions behind it. Partitions that share a parameter fire together.
-
-    Args:
-        p: Probability for each partition, above 0 and at most 1.
-        seed: Seed of the draws. The draws of a step depend on the seed and the step alone.
-
-    References:
-        Jaderberg et al. 2017, section 3.1 and figure 7 (left).
-    """
-    return RandomOrder(_probability(p), at_least(0, seed=seed))
-
-
-def unlocked(p: float, seed: int = 0) -> Unlocked:
-    """Complete unlock: partitions run on synthetic inputs and gradients, and with probability ``1 - p`` not at all.
-
-    A partition that is busy runs neither forward nor backward. If the last one is busy, the step has no loss and no
-    output. An estimator is fitted if its producer and all its consumers took part, an input model if its producer and
-    one consumer did.
-
-    Args:
-        p: Probability that a partition takes part, above 0 and at most 1.
-        seed: Seed of the draws. The draws of a step depend on the seed and the step alone.
-
-    References:
-        Jaderberg et al. 2017, section 3.1 and figure 7 (right).
-    """
-    return Unlocked(_probability(p), at_least(0, seed=seed))
+random_order, unlocked = RandomOrder, Unlocked
 
 
 def drawn(p: float, seed: int, step: int, wiring: Links) -> tuple[list[int], frozenset[int]]:
@@ -123,13 +122,10 @@ def drawn(p: float, seed: int, step: int, wiring: Links) -> tuple[list[int], fro
 
 def _sharing(index: int, wiring: Links) -> frozenset[int]:
     """The partitions that share parameters with one, directly or through others; they fire together."""
-    found, reached = {index}, [index]
-    while reached:
-        each = reached.pop()
-        new = (wiring.owners[each] | wiring.users[each]) - found
-        found |= new
-        reached.extend(new)
-    return frozenset(found)
+    found = frozenset({index})
+    while more := found.union(*(wiring.owners[each] | wiring.users[each] for each in found)) - found:
+        found |= more
+    return found
 
 
 def _able(fires: frozenset[int], wiring: Links, ends: bool) -> frozenset[int]:
@@ -175,9 +171,3 @@ def _demand_inputs(wiring: Links) -> None:
             f"The schedule 'unlocked' needs a synthetic input model on every boundary; there is none on {bare}. "
             'Decouple with inputs="synthetic", or use random_order, which keeps the forward pass in order.'
         )
-
-
-def _probability(p: float) -> float:
-    if not 0 < p <= 1:
-        raise ScheduleError(f"{p=} is not an update probability; give a number above 0 and at most 1.")
-    return float(p)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from dnifx.errors import ScheduleError, nearest
-from dnifx.ir import Action, Interface, Kind, Program, TensorSpec
+from dnifx.ir import Action, Interface, Kind, Program, TensorSpec, count_parameters
 from dnifx.schedules.dependencies import links, timed
 from dnifx.schedules.language import on_partition, unplaced
 from dnifx.schedules.orders import chosen_actions, whole_step
@@ -57,22 +57,18 @@ def _interface_cost(kind: Kind, specs: tuple[TensorSpec, ...], interface: Interf
     learners = [interface.estimator] if interface.fits else []
     learners += [] if interface.input_model is None else [interface.input_model]
     passes = BACKWARD_TO_FORWARD if messages == 1 else messages * (1 + BACKWARD_TO_FORWARD)
-    return sum(passes * _run(learner, specs) + UPDATE_FLOPS * _parameters(learner) for learner in learners)
+    return sum(passes * _run(learner, specs) + UPDATE_FLOPS * count_parameters(learner) for learner in learners)
 
 
 def _run(model: nn.Module, specs: tuple[TensorSpec, ...]) -> float:
     """FLOPs of one run over the boundary's values: one for each element if the model has no parameters."""
     positions = max((spec.elements // _features(spec) for spec in specs), default=1)
-    return 2.0 * _parameters(model) * positions or float(sum(spec.elements for spec in specs))
+    return 2.0 * count_parameters(model) * positions or float(sum(spec.elements for spec in specs))
 
 
 def _features(spec: TensorSpec) -> int:
     """Number of elements that the model takes at once: the channels of an image, else the last dimension."""
     return max(1, spec.shape[1] if spec.is_image else spec.shape[-1] if spec.shape else 1)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def given_costs(costs: Mapping[str, float], actions: Iterable[Action]) -> dict[Action, float]:

@@ -49,16 +49,6 @@ class Gate:
     fit_reaches_core: bool = False
 
     @property
-    def fit_needs_target(self) -> bool:
-        """Whether the target has to be computed for the fit."""
-        return self.fits and self.needs_target
-
-    @property
-    def needs_end(self) -> bool:
-        """Whether it needs what the last partition computes: the loss, or the error of the output."""
-        return self.needs_loss or self.needs_error
-
-    @property
     def mixes(self) -> bool:
         """Whether the producer takes both the estimate and the target."""
         return self.locked and (self.fits or self.blends)
@@ -212,12 +202,12 @@ def answers(schedule: Schedule, program: Program) -> Answers:
     target where ``T`` stands before its ``B`` and ``S`` does not. A locked interface that also estimates, such as
     BP(lambda), gives both.
     """
-    return answers_by_order(tuple(map(unplaced, schedule.actions)), links(program))
+    return answers_by_order(schedule.actions, links(program))
 
 
-def answers_by_order(actions: tuple[Action, ...], wiring: Links) -> Answers:
-    """Return the answers by boundary; the actions have no places."""
-    position = {action: place for place, action in enumerate(actions)}
+def answers_by_order(actions: Iterable[Action], wiring: Links) -> Answers:
+    """Return the answers by boundary."""
+    position = {unplaced(action): place for place, action in enumerate(actions)}
     found = {}
     for boundary, gate in enumerate(wiring.gates):
         backward = position.get(Action(Kind.BACKWARD, gate.producer))
@@ -263,10 +253,11 @@ def needs(action: Action, actions: Set[Action], wiring: Links, answered: Answers
             return ()
 
 
-def needs_in_order(actions: tuple[Action, ...], wiring: Links) -> dict[Action, tuple[Action, ...]]:
-    """Return the needs of each action of a schedule; the actions have no places."""
-    present, answered = frozenset(actions), answers_by_order(actions, wiring)
-    return {action: needs(action, present, wiring, answered) for action in actions}
+def needs_in_order(actions: Iterable[Action], wiring: Links) -> dict[Action, tuple[Action, ...]]:
+    """Return the needs of each action of a schedule; they and the keys have no device and stream."""
+    bare = tuple(map(unplaced, actions))
+    present, answered = frozenset(bare), answers_by_order(bare, wiring)
+    return {action: needs(action, present, wiring, answered) for action in bare}
 
 
 def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:
@@ -301,20 +292,15 @@ def _fit(index: int, actions: Set[Action], wiring: Links) -> tuple[Action, ...]:
     if gate.in_time:
         asked = Action(Kind.SYNTHESISE, index)
         return (Action(Kind.TARGET, index), *((asked,) if asked in actions else ()))
-    of_estimator = (Action(Kind.SYNTHESISE, index), *_learned_from(index, wiring)) if gate.fits else ()
+    target = (Action(Kind.TARGET, index),) if gate.needs_target else ()
+    loss = (Action(Kind.FORWARD, wiring.last),) if gate.needs_loss else ()
+    of_estimator = (Action(Kind.SYNTHESISE, index), *target, *loss) if gate.fits else ()
     if not gate.has_input_model:
         return of_estimator
     inputs = _each(Kind.INPUT, gate.consumers)
     of_model = (Action(Kind.FORWARD, gate.producer), *(tuple(each for each in inputs if each in actions) or inputs))
     held = [each for each in (of_estimator, of_model) if each and actions >= frozenset(each)]
     return tuple(action for each in held or (of_estimator, of_model) for action in each)
-
-
-def _learned_from(index: int, wiring: Links) -> tuple[Action, ...]:
-    """The actions that give what an estimator learns from."""
-    gate = wiring.gates[index]
-    target = (Action(Kind.TARGET, index),) if gate.needs_target else ()
-    return (*target, Action(Kind.FORWARD, wiring.last)) if gate.needs_loss else target
 
 
 def mentions(actions: Set[Action], boundary: int) -> bool:

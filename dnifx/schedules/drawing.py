@@ -161,7 +161,7 @@ def device_of(action: Action, program: Program, wiring: Links) -> str:
 
 def _columns(schedule: Schedule, program: Program, wiring: Links) -> list[int]:
     """Give each action the first column that is free on its device and stream and stands after all that it needs."""
-    needed = needs_in_order(tuple(unplaced(each) for each in schedule.actions if exists(each, wiring)), wiring)
+    needed = needs_in_order((each for each in schedule.actions if exists(each, wiring)), wiring)
     free: dict[tuple[str, int], int] = {}
     done: dict[Action, int] = {}
     columns = []

@@ -5,7 +5,6 @@ from enum import StrEnum
 
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.schedules.dependencies import Links, links, needs_in_order
-from dnifx.schedules.language import unplaced
 
 
 class Lock(StrEnum):
@@ -44,7 +43,7 @@ def _locks(index: int, before: Mapping[Action, frozenset[Action]], behind: froze
 def _all_needs(schedule: Schedule, wiring: Links) -> dict[Action, frozenset[Action]]:
     """Everything each action needs, directly or through others. In a valid schedule, needs stand before the action."""
     found: dict[Action, frozenset[Action]] = {}
-    for action, direct in needs_in_order(tuple(map(unplaced, schedule.actions)), wiring).items():
+    for action, direct in needs_in_order(schedule.actions, wiring).items():
         found[action] = frozenset(direct).union(*(found[need] for need in direct))
     return found
 

@@ -1,10 +1,11 @@
 """The deterministic schedules: what a step does, and the order in which it does it."""
 
-import heapq
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from graphlib import TopologicalSorter
+from heapq import heappop, heappush
 from math import lcm
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def trained(wiring: Links, diagnose: bool = False) -> frozenset[int]:
     live, found = differentiable(wiring), set[int]()
     for partition in wiring.partitions:
         gates = [wiring.gates[boundary] for boundary in wiring.consumed[partition]]
-        learned = any(gate.producer in live and (gate.fit_needs_target or diagnose) for gate in gates)
+        learned = any(gate.producer in live and (diagnose or (gate.fits and gate.needs_target)) for gate in gates)
         awaited = any(gate.producer in found and gate.locked for gate in gates)
         if wiring.owners[partition] or learned or awaited:
             found.add(partition)
@@ -87,7 +88,7 @@ def _at_boundary(boundary: int, gate: Gate, choice: Choice, live: frozenset[int]
     arrives = produced and gate.producer in live and gate.consumers <= choice.backward
     asked = gate.producer in choice.backward
     waits = gate.locked or boundary in choice.true
-    fitted = choice.fit and gate.fits and (ends or not gate.needs_end)
+    fitted = choice.fit and gate.fits and (ends or not (gate.needs_loss or gate.needs_error))
     fitted = fitted and (arrives if gate.needs_target else produced and gate.producer in live)
     mixed = gate.mixes and boundary not in choice.true
     if fitted or (asked and (mixed or not waits)):
@@ -118,24 +119,19 @@ def arranged(
     Raises:
         ScheduleError: An action needs one that is not among them.
     """
-    waiting = {action: set(needs(action, actions, wiring, answered or {})) for action in actions}
-    missing = sorted(set().union(*waiting.values()) - actions, key=str)
+    waiting = {action: needs(action, actions, wiring, answered or {}) for action in actions}
+    missing = set[Action]().union(*waiting.values()) - actions
     if missing:
         raise ScheduleError(f"A step of {listed(actions)} lacks {listed(missing)}, which other actions of it need.")
-    behind: dict[Action, list[Action]] = {action: [] for action in actions}
-    for action, needed in waiting.items():
-        for earlier in needed:
-            behind[earlier].append(action)
-    ready = [(key(action), str(action), action) for action, needed in waiting.items() if not needed]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        action = heapq.heappop(ready)[2]
-        order.append(action)
-        for later in behind[action]:
-            waiting[later].discard(action)
-            if not waiting[later]:
-                heapq.heappush(ready, (key(later), str(later), later))
+    sorter = TopologicalSorter(waiting)
+    sorter.prepare()
+    ready: list[tuple[tuple[Any, ...], str, Action]] = []
+    order: list[Action] = []
+    while sorter.is_active():
+        for action in sorter.get_ready():
+            heappush(ready, (key(action), str(action), action))
+        order.append(heappop(ready)[2])
+        sorter.done(order[-1])
     return Schedule(name, tuple(order))
 
 
@@ -201,13 +197,10 @@ def without_fits(schedule: Schedule, program: Program) -> Schedule:
 
 @lru_cache(maxsize=64)
 def _without_fits(schedule: Schedule, wiring: Links) -> Schedule:
-    needed = needs_in_order(tuple(map(unplaced, schedule.actions)), wiring)
+    needed = needs_in_order(schedule.actions, wiring)
     kept = {action for action in needed if action.kind in (Kind.FORWARD, Kind.UPDATE)}
-    reached = list(kept)
-    while reached:
-        found = set(needed[reached.pop()]) & needed.keys() - kept
+    while found := {need for action in kept for need in needed[action]} & needed.keys() - kept:
         kept |= found
-        reached.extend(found)
     return replace(schedule, actions=tuple(action for action in schedule.actions if unplaced(action) in kept))
 
 
@@ -218,20 +211,13 @@ def diagnosed(schedule: Schedule, program: Program) -> Schedule:
 
 @lru_cache(maxsize=64)
 def _diagnosed(schedule: Schedule, wiring: Links) -> Schedule:
-    actions = {unplaced(action) for action in schedule.actions}
+    actions, order = {unplaced(action) for action in schedule.actions}, list(schedule.actions)
     live = differentiable(wiring)
-    absent = {
-        boundary: set(gate.consumers)
-        for boundary, gate in enumerate(wiring.gates)
-        if Action(Kind.TARGET, boundary) not in actions and gate.producer in live and not gate.in_time
-    }
-    order = []
-    for action in schedule.actions:
-        order.append(action)
-        for boundary, awaited in absent.items():
-            if action.kind is Kind.BACKWARD and action.index in awaited:
-                awaited.discard(action.index)
-                order += [] if awaited else [replace(action, kind=Kind.TARGET, index=boundary)]
+    for boundary, gate in reversed([*enumerate(wiring.gates)]):  # targets that follow one action keep their order
+        absent = Action(Kind.TARGET, boundary) not in actions and gate.producer in live and not gate.in_time
+        passes = _backward_passes(order, gate.consumers)
+        if absent and passes and len(passes) == len(gate.consumers):
+            order.insert(order.index(passes[-1]) + 1, replace(passes[-1], kind=Kind.TARGET, index=boundary))
     return replace(schedule, actions=tuple(order))
 
 
@@ -246,26 +232,22 @@ def with_time(schedule: Schedule, program: Program) -> Schedule:
 
 @lru_cache(maxsize=64)
 def _with_time(schedule: Schedule, wiring: Links) -> Schedule:
-    actions = {unplaced(action) for action in schedule.actions}
-    order = list(schedule.actions)
+    actions, order = {unplaced(action) for action in schedule.actions}, list(schedule.actions)
     for boundary, gate in enumerate(wiring.gates):
         if gate.in_time and not mentions(actions, boundary):
-            order = _placed_in_time(order, boundary, gate)
+            passes = _backward_passes(order, gate.consumers | {gate.producer})
+            for action in _backward_passes(order, {gate.producer}):
+                order.insert(order.index(action), replace(action, kind=Kind.SYNTHESISE, index=boundary))
+            if passes and gate.fits and gate.consumers <= {action.index for action in passes}:
+                learned = [replace(passes[-1], kind=kind, index=boundary) for kind in (Kind.TARGET, Kind.FIT)]
+                after = order.index(passes[-1]) + 1
+                order[after:after] = learned
     return replace(schedule, actions=tuple(order))
 
 
-def _placed_in_time(order: list[Action], boundary: int, gate: Gate) -> list[Action]:
-    ends = {gate.producer, *gate.consumers}
-    passes = [action for action in order if action.kind is Kind.BACKWARD and action.index in ends]
-    fits = gate.fits and gate.consumers <= {action.index for action in passes}
-    found = []
-    for action in order:
-        if action in passes and action.index == gate.producer:
-            found.append(replace(action, kind=Kind.SYNTHESISE, index=boundary))
-        found.append(action)
-        if passes and action is passes[-1] and fits:
-            found += [replace(action, kind=kind, index=boundary) for kind in (Kind.TARGET, Kind.FIT)]
-    return found
+def _backward_passes(order: Iterable[Action], partitions: AbstractSet[int]) -> list[Action]:
+    """The backward passes of some partitions, in order."""
+    return [action for action in order if action.kind is Kind.BACKWARD and action.index in partitions]
 
 
 def placed(schedule: AnySchedule, program: Program, devices: Iterable[str]) -> AnySchedule:

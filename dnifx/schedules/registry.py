@@ -3,24 +3,25 @@
 import ast
 import re
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from dnifx.errors import ScheduleError, nearest
 from dnifx.ir import BAR, Period, Program, Schedule
-from dnifx.schedules.chance import random_order, unlocked
+from dnifx.schedules.chance import RandomOrder, Unlocked
 from dnifx.schedules.language import looks_like_actions, read
 from dnifx.schedules.orders import sequential_period
-from dnifx.schedules.sources import Backprop, Fixed, ScheduleSource, Sequential, alternate, fit_every, fixed, warm_up
+from dnifx.schedules.sources import Alternate, Backprop, FitEvery, Fixed, ScheduleSource, Sequential, WarmUp
 from dnifx.schedules.validation import validate
 
 NAMED: Mapping[str, Callable[..., ScheduleSource]] = {
     "sequential": Sequential,
     "backprop": Backprop,
-    "random_order": random_order,
-    "unlocked": unlocked,
-    "warm_up": warm_up,
-    "fit_every": fit_every,
-    "alternate": alternate,
+    "random_order": RandomOrder,
+    "unlocked": Unlocked,
+    "warm_up": WarmUp,
+    "fit_every": FitEvery,
+    "alternate": Alternate,
 }
 _SPELLED = re.compile(r"(?P<name>\w+)\s*(?:\{(?P<options>[^{}]*)\})?")
 
@@ -72,8 +73,8 @@ def _source(spec: Spec) -> ScheduleSource:
     if isinstance(spec, str):
         return _source(read(spec)) if looks_like_actions(spec) else _named(spec.strip())
     if isinstance(spec, Schedule | Period):
-        return fixed(spec, partial=isinstance(spec, Period))
-    if isinstance(spec, ScheduleSource):
+        return Fixed(spec, partial=isinstance(spec, Period))
+    if isinstance(spec, ScheduleSource) and not isinstance(spec, type):
         return spec
     raise ScheduleError(
         f"{type(spec).__name__} is not a schedule. Give a name ({', '.join(NAMED)}), a Schedule, a Period, the text of one, "
@@ -89,9 +90,9 @@ def _named(text: str) -> ScheduleSource:
             f"There is no schedule {name!r}; nearest: {nearest(name, NAMED)}. "
             "Write a name, name{option=value,...}, or actions: F0 S0 B0 U0."
         )
-    options = _options(spelled["options"] or "", text)
+    options, make = _options(spelled["options"] or "", text), NAMED[spelled["name"]]
     try:
-        return NAMED[spelled["name"]](**options)
+        return make(**signature(make).bind(**options).arguments)
     except TypeError as error:
         raise ScheduleError(f"The options of {text!r} are not those of {spelled['name']}: {error}.") from error
 

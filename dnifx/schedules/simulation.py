@@ -12,7 +12,6 @@ from dnifx.ir import Action, Kind, Period, Program, Schedule
 from dnifx.schedules.costs import given_costs, measured_costs
 from dnifx.schedules.dependencies import Links, links, needs_in_order
 from dnifx.schedules.drawing import device_of
-from dnifx.schedules.language import unplaced
 from dnifx.schedules.locking import Lock
 from dnifx.schedules.validation import validate
 
@@ -149,29 +148,21 @@ class _Clock:
     spans: list[Span] = field(default_factory=list)
     _last: dict[Action, int] = field(default_factory=dict)
     _streams: dict[tuple[str, int], int] = field(default_factory=dict)
-    _needs: dict[Action, tuple[Action, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._links = links(self.program)
 
     def run(self, step: int, schedule: Schedule) -> None:
         """Issue one step."""
-        before = dict(self._last)
-        self._needs = needs_in_order(tuple(map(unplaced, schedule.actions)), self._links)
-        for action in schedule.actions:
-            self._issue(action, step, before)
-
-    def _issue(self, action: Action, step: int, before: Mapping[Action, int]) -> None:
-        bare = unplaced(action)
-        resource = (device_of(action, self.program, self._links), action.stream or 0)
-        earlier = [before[need] for need in _needs_of_last_step(bare, self._links) if need in before]
-        earlier += [self._last[need] for need in self._needs[bare]]
-        needed, previous = max(earlier, key=self._end, default=None), self._streams.get(resource)
-        ready, free = self._end(needed), self._end(previous)
-        cause = needed if ready > free else previous
-        end = max(ready, free) + self.costs[bare]
-        self._last[bare] = self._streams[resource] = len(self.spans)
-        self.spans.append(Span(action, step, self._links.place(bare), *resource, ready, free, end, cause))
+        wiring, before = links(self.program), dict(self._last)
+        needed = needs_in_order(schedule.actions, wiring)
+        for action, bare in zip(schedule.actions, needed, strict=True):
+            resource = (device_of(action, self.program, wiring), action.stream or 0)
+            earlier = [before[need] for need in _needs_of_last_step(bare, wiring) if need in before]
+            earlier += [self._last[need] for need in needed[bare]]
+            latest, previous = max(earlier, key=self._end, default=None), self._streams.get(resource)
+            ready, free = self._end(latest), self._end(previous)
+            cause = latest if ready > free else previous
+            end = max(ready, free) + self.costs[bare]
+            self._last[bare] = self._streams[resource] = len(self.spans)
+            self.spans.append(Span(action, step, wiring.place(bare), *resource, ready, free, end, cause))
 
     def _end(self, place: int | None) -> float:
         return 0.0 if place is None else self.spans[place].end

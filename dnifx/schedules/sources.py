@@ -1,7 +1,7 @@
 """Sources: a trainer asks its source for the schedule of each step, which may depend on the step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 from dnifx.errors import ScheduleError, StateError
@@ -42,11 +42,7 @@ class Resumable:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the name of the class and the fields."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        saved = {
-            key: value.state_dict() if isinstance(value, ScheduleSource) else _plain(value)
-            for key, value in values.items()
-        }
+        saved = {each.name: _saved(getattr(self, each.name)) for each in fields(self)}
         return {"source": type(self).__name__, **saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -63,19 +59,19 @@ class Resumable:
                 "Make the trainer with the schedule that was saved."
             )
         for name in names:
-            own = getattr(self, name)
+            own, saved = getattr(self, name), state[name]
             if isinstance(own, ScheduleSource):
-                own.load_state_dict(state[name])
+                own.load_state_dict(saved)
+            elif isinstance(own, Schedule | Period):
+                setattr(self, name, read(saved["actions"], saved["name"]))
             else:
-                setattr(self, name, _read(own, state[name]))
+                setattr(self, name, saved)
 
 
-def _plain(value: Any) -> Any:
+def _saved(value: Any) -> Any:
+    if isinstance(value, ScheduleSource):
+        return value.state_dict()
     return {"name": value.name, "actions": str(value)} if isinstance(value, Schedule | Period) else value
-
-
-def _read(own: Any, saved: Any) -> Any:
-    return read(saved["actions"], saved["name"]) if isinstance(own, Schedule | Period) else saved
 
 
 @dataclass
@@ -105,7 +101,12 @@ class Backprop(Resumable):
 
 @dataclass
 class Fixed(Resumable):
-    """Every step runs the same schedule, or the next window of the same period."""
+    """Every step runs the same schedule.
+
+    Args:
+        schedule: The schedule, or a period whose windows take turns.
+        partial: Whether the schedule leaves partitions idle or estimators unfitted on purpose.
+    """
 
     schedule: Schedule | Period
     partial: bool = False
@@ -120,23 +121,21 @@ class Fixed(Resumable):
         return self.schedule.windows[step % len(self.schedule.windows)]
 
 
-def fixed(schedule: Schedule | Period, partial: bool = False) -> Fixed:
-    """Return a source that gives every step the same schedule.
-
-    Args:
-        schedule: The schedule, or a period whose windows take turns.
-        partial: Whether the schedule leaves partitions idle or estimators unfitted on purpose.
-    """
-    return Fixed(schedule, partial)
-
-
 @dataclass
 class WarmUp(Resumable):
-    """Estimators are fitted for some steps before their first use; until then, producers take the true gradients."""
+    """Estimators are fitted for some steps before their first use; until then every producer waits for the true gradient.
+
+    Args:
+        steps: Number of these steps, 0 or more.
+        then: What follows; sequential by default.
+    """
 
     steps: int
-    then: ScheduleSource
+    then: ScheduleSource = field(default_factory=Sequential)
     partial = True
+
+    def __post_init__(self) -> None:
+        at_least(0, steps=self.steps)
 
     @property
     def name(self) -> str:
@@ -150,11 +149,19 @@ class WarmUp(Resumable):
 
 @dataclass
 class FitEvery(Resumable):
-    """Estimators and input models are fitted in one of ``every`` steps; the others compute no target for them."""
+    """Estimators and input models are fitted in the first of every ``every`` steps; the others compute no target for them.
+
+    Args:
+        every: Number of steps from one fit to the next, 1 or more.
+        then: The schedule, whose fits the other steps leave out; sequential by default.
+    """
 
     every: int
-    then: ScheduleSource
+    then: ScheduleSource = field(default_factory=Sequential)
     partial = True
+
+    def __post_init__(self) -> None:
+        at_least(1, every=self.every)
 
     @property
     def name(self) -> str:
@@ -169,13 +176,23 @@ class FitEvery(Resumable):
 
 @dataclass
 class Alternate(Resumable):
-    """Phases of true gradients, to which the estimators are fitted, and phases of synthetic gradients take turns."""
+    """Phases of true gradients, to which the estimators are fitted, and phases of synthetic gradients take turns.
+
+    Args:
+        true: Steps of each true phase, 1 or more; a true phase comes first.
+        synthetic: Steps of each synthetic phase, 1 or more.
+        then: The schedule of the synthetic phases; sequential by default.
+        bootstrap: Fit in the synthetic phases too; targets there contain estimates from further behind.
+    """
 
     true: int
     synthetic: int
-    then: ScheduleSource
+    then: ScheduleSource = field(default_factory=Sequential)
     bootstrap: bool = True
     partial = True
+
+    def __post_init__(self) -> None:
+        at_least(1, true=self.true, synthetic=self.synthetic)
 
     @property
     def name(self) -> str:
@@ -190,41 +207,11 @@ class Alternate(Resumable):
         return schedule if self.bootstrap else orders.without_fits(schedule, program)
 
 
-def warm_up(steps: int, then: ScheduleSource | None = None) -> WarmUp:
-    """Fit the estimators for some steps before their first use; until then every producer waits for the true gradient.
-
-    Args:
-        steps: Number of these steps, 0 or more.
-        then: What follows; sequential by default.
-    """
-    return WarmUp(at_least(0, steps=steps), then or Sequential())
+def at_least(least: int, **given: int) -> None:
+    """Raise ScheduleError if a value, given by name, is less than ``least``."""
+    for name, value in given.items():
+        if value < least:
+            raise ScheduleError(f"{name}={value} is too small for a schedule; give {least} or more.")
 
 
-def fit_every(every: int, then: ScheduleSource | None = None) -> FitEvery:
-    """Fit estimators and input models in the first of every ``every`` steps.
-
-    Args:
-        every: Number of steps from one fit to the next, 1 or more.
-        then: The schedule, whose fits the other steps leave out; sequential by default.
-    """
-    return FitEvery(at_least(1, every=every), then or Sequential())
-
-
-def alternate(true: int, synthetic: int, then: ScheduleSource | None = None, bootstrap: bool = True) -> Alternate:
-    """Alternate phases of true gradients, to which the estimators are fitted, with phases of synthetic gradients.
-
-    Args:
-        true: Steps of each true phase, 1 or more; a true phase comes first.
-        synthetic: Steps of each synthetic phase, 1 or more.
-        then: The schedule of the synthetic phases; sequential by default.
-        bootstrap: Fit in the synthetic phases too; targets there contain estimates from further behind.
-    """
-    return Alternate(at_least(1, true=true), at_least(1, synthetic=synthetic), then or Sequential(), bootstrap)
-
-
-def at_least(least: int, **given: int) -> int:
-    """Return the one value given by name; raise ScheduleError if it is less than ``least``."""
-    ((name, value),) = given.items()
-    if value < least:
-        raise ScheduleError(f"{name}={value} is too small for a schedule; give {least} or more.")
-    return value
+fixed, warm_up, fit_every, alternate = Fixed, WarmUp, FitEvery, Alternate

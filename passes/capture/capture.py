@@ -24,6 +24,7 @@ class CaptureGraph(Pass):
         open_paths: The modules to open for ``record_cuts``; without them that method is skipped.
         keep_whole: Modules that recording keeps as one node in any case.
         input_kind: Number of this capture among those of one decoupled module; it keeps their constants apart.
+        varying: Attributes whose numbers become inputs, since they change from call to call: ``self.gate.alpha``.
     """
 
     methods: tuple[str, ...] = ("record", "record_cuts", "export", "symbolic")
@@ -31,6 +32,7 @@ class CaptureGraph(Pass):
     open_paths: tuple[str, ...] | None = None
     keep_whole: tuple[str, ...] = ()
     input_kind: int = 0
+    varying: tuple[str, ...] = ()
     name: ClassVar[str] = "capture"
     requires: ClassVar[tuple[str, ...]] = ("model",)
     ensures: ClassVar[tuple[str, ...]] = ("graph", "signature", "capture")
@@ -41,7 +43,7 @@ class CaptureGraph(Pass):
         Raises:
             CaptureError: No method captures the model; the text says what was wrong with each.
         """
-        found, capture = try_methods(program, self.methods, self.open_paths, self.verify, self.keep_whole)
+        found, capture = try_methods(program, self.methods, self.open_paths, self.verify, self.keep_whole, self.varying)
         found = with_constant_paths(found, self.input_kind)
         notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
         return replace(

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.model_state import Missing, Read, fixed
 from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.state import Snapshot, generators, seed
-from dnifx.passes.capture.record.structure import copied_arguments, path_name, tensors_in
+from dnifx.passes.capture.record.structure import copied_arguments, path_name, tensors_in, walk
 from dnifx.runtime.emitted.checkpoints import with_checkpoints
 from dnifx.runtime.emitted.ops import GuardError
 
@@ -28,7 +30,13 @@ def runnable(model: nn.Module, captured: CapturedGraph) -> fx.GraphModule:
 def replay(model: nn.Module, captured: CapturedGraph) -> Callable[..., Any]:
     """Return a function that is called as the model is and runs the graph."""
     module, signature = runnable(model, captured), captured.signature
-    return lambda *args, **kwargs: signature.unflatten(module(*signature.flatten(args, kwargs)))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        values = module(*signature.flatten(args, kwargs))
+        signature.write_back(values)
+        return signature.unflatten(values)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -48,13 +56,20 @@ class Comparison:
     Args:
         model: The model.
         captured: The graph.
+
+    Attributes:
+        changed: The attributes that a run changed.
+        hooks: The modules on which a run installed hooks.
     """
 
     def __init__(self, model: nn.Module, captured: CapturedGraph) -> None:
         self._model = model
         self._replay = replay(model, captured)
+        self._signature = captured.signature
         self._parameters = dict(model.named_parameters())
         self._snapshot = Snapshot(model)
+        self.changed: dict[str, None] = {}
+        self.hooks: dict[str, None] = {}
 
     def expected(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Outcome:
         """Return what the model does under a seed; errors of the model are raised."""
@@ -91,6 +106,70 @@ class Comparison:
                 fired.append(f"seed {number}: a guard fires: {error}")
         return found + (fired if len(fired) == len(chosen) else [])
 
+    def with_other_numbers(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """Return the differences where an attribute whose number is an input holds another one.
+
+        Python may take a number in a way that nothing shows, and the graph would then hold it fixed.
+        """
+        found = []
+        for each in self._signature.numbers:
+            other = each.value + 1
+            runs = [partial(self._with_number, each, other, run) for run in (self._model, self._replay)]
+            try:
+                expected = self._outcome(runs[0], args, kwargs, 0)
+            except Exception:  # noqa: BLE001 - any failure of the model means that it does not take this number
+                continue
+            try:
+                found += [
+                    f"with {each.path} = {other}: {text}"
+                    for text in compare(expected, self._outcome(runs[1], args, kwargs, 0))
+                ]
+            except GuardError:
+                continue
+        return found
+
+    def _with_number(self, each: Read, number: Any, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        setattr(each.holder, each.name, number)
+        return run(*args, **kwargs)
+
+    def in_sequence(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], calls: int = 3) -> list[str]:
+        """Return the differences over several calls, in which attributes stay as the call before left them.
+
+        A call that is of another input kind than the first, or for which a guard fires, ends the comparison.
+        """
+        key = self._signature.key(args, kwargs)
+        got = self._sequence(self._replay, args, kwargs, calls, lambda: self._signature.key(args, kwargs) == key)
+        expected = self._sequence(self._model, args, kwargs, len(got), lambda: True)
+        return [
+            f"call {number + 1} in a row: {text}"
+            for number, pair in enumerate(zip(expected, got, strict=True))
+            for text in compare(*pair)
+        ]
+
+    def _sequence(
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        calls: int,
+        holds: Callable[[], bool],
+    ) -> list[Outcome]:
+        """Run forward passes, one after the other, as long as they hold."""
+        outcomes: list[Outcome] = []
+        with self._snapshot.watching():
+            try:
+                while len(outcomes) < calls and holds():
+                    arguments = copied_arguments(args, kwargs)
+                    seed(len(outcomes))
+                    with torch.enable_grad():
+                        result = run(*arguments[0], **arguments[1])
+                    outcomes.append(Outcome(self._values(arguments, result), _structure(result)))
+            except GuardError:
+                pass
+            finally:
+                self._snapshot.restore()
+        return outcomes
+
     def _outcome(
         self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
     ) -> Outcome:
@@ -120,11 +199,26 @@ class Comparison:
             **{f"gradient of {path}": parameter.grad for path, parameter in self._parameters.items()},
             **{f"gradient of input {index}": tensor.grad for index, tensor in inputs if tensor.is_leaf},
             **{f"buffer {path}": buffer.detach().clone() for path, buffer in self._model.named_buffers()},
+            **self._attributes(),
             "torch's random state": cpu,
             **{f"random state of cuda:{index}": state for index, state in enumerate(cuda)},
             "Python's random state": python,
             "NumPy's random state": (numpy_state[1].tobytes(), *numpy_state[2:]),
         }
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return what the attributes that changed hold now, by name."""
+        found: dict[str, Any] = {}
+        hooks = self._snapshot.new_hooks()
+        self.hooks.update(dict.fromkeys(hooks))
+        for (holder, name), text in self._snapshot.changes().items():
+            self.changed[text] = None
+            for path, leaf in walk(vars(holder).get(name, Missing), whole=True):
+                if hooks and not isinstance(leaf, Tensor):
+                    continue  # a flag that says that the hooks are installed
+                place = f"attribute {text}" + (f" {path_name(path)}" if path else "")
+                found[place] = leaf.detach().clone() if isinstance(leaf, Tensor) else fixed(leaf)
+        return found
 
 
 def _backward(result: Any) -> None:

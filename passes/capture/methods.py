@@ -10,6 +10,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import CONSTANTS, Capture, Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.export import export_model
+from dnifx.passes.capture.record.attributes import reads_of
 from dnifx.passes.capture.record.recording import record
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.symbolic import trace_symbolically
@@ -21,22 +22,37 @@ GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozense
 
 
 def recorded(
-    program: Program, open_paths: Sequence[str] | None = None, keep_whole: Sequence[str] = ()
+    program: Program,
+    open_paths: Sequence[str] | None = None,
+    keep_whole: Sequence[str] = (),
+    varying: Sequence[str] = (),
 ) -> CapturedGraph:
     """Run the model once on the example inputs and write down what it does."""
-    return record(program.model, program.args, program.kwargs, open_paths=open_paths, keep_whole=keep_whole)
+    return record(
+        program.model, program.args, program.kwargs, open_paths=open_paths, keep_whole=keep_whole, varying=varying
+    )
 
 
 def traced(program: Program) -> CapturedGraph:
     """Trace the model symbolically by torch.fx."""
     with preserved(program.model):
-        return trace_symbolically(program.model, program.args, program.kwargs)
+        return with_reads(trace_symbolically(program.model, program.args, program.kwargs), program)
 
 
 def exported(program: Program) -> CapturedGraph:
     """Export the model by torch.export."""
     with preserved(program.model):
-        return export_model(program.model, program.args, program.kwargs)
+        return with_reads(export_model(program.model, program.args, program.kwargs), program)
+
+
+def with_reads(found: CapturedGraph, program: Program) -> CapturedGraph:
+    """Let what the model's Python reads be part of the input kind, since the graph holds it fixed."""
+    try:
+        reads = reads_of(program.model, program.args, program.kwargs)
+    except Exception as error:
+        model = type(program.model).__name__
+        raise CaptureError(f"{model} fails on the example inputs: {type(error).__name__}: {error}") from error
+    return replace(found, signature=replace(found.signature, fixed=reads))
 
 
 METHODS: Mapping[str, Callable[[Program], CapturedGraph]] = {"export": exported, "symbolic": traced}
@@ -49,6 +65,7 @@ def try_methods(
     open_paths: Sequence[str] | None,
     check: bool,
     keep_whole: Sequence[str] = (),
+    varying: Sequence[str] = (),
 ) -> tuple[CapturedGraph, Capture]:
     """Return the first graph that does what the model does, and how it was captured.
 
@@ -63,7 +80,7 @@ def try_methods(
             continue
         try:
             opened = open_paths if method == "record_cuts" else None
-            found = METHODS[method](program) if method in METHODS else recorded(program, opened, keep_whole)
+            found = METHODS[method](program) if method in METHODS else recorded(program, opened, keep_whole, varying)
         except CaptureError as error:
             tried.append((method, str(error)))
             continue

@@ -3,17 +3,15 @@
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dnifx.errors import InputError
+from dnifx.passes.capture.model_state import Read, Write, fixed
 from dnifx.passes.capture.record.node_values import Path
-from dnifx.passes.capture.record.sizes import plain_number
-from dnifx.passes.capture.record.structure import EmptyContainer, SameTensor, follow, path_name, walk
+from dnifx.passes.capture.record.structure import follow, path_name, walk
 from dnifx.passes.graph import listed
 
 
@@ -84,32 +82,26 @@ def leaves_of(named: Mapping[str, Any]) -> tuple[Leaf, ...]:
     )
 
 
-def fixed(leaf: Any) -> Hashable:
-    """Return what identifies an argument that is not a tensor."""
-    leaf = plain_number(leaf)
-    if isinstance(leaf, SameTensor | EmptyContainer):
-        return leaf
-    if isinstance(leaf, float | slice):
-        return repr(leaf)
-    if isinstance(leaf, bool | int | complex | str | bytes | type(None) | torch.dtype | torch.device | Enum):
-        return type(leaf).__name__, leaf
-    if isinstance(leaf, np.ndarray):
-        return leaf.shape, str(leaf.dtype), leaf.tobytes()
-    return getattr(leaf, "__qualname__", type(leaf).__qualname__)
-
-
 @dataclass(frozen=True)
 class CapturedSignature:
-    """The tensors among the arguments are the graph's inputs; everything else is fixed by the capture.
+    """The tensors among the arguments and among what the model's attributes hold are the graph's inputs.
+
+    Everything else is fixed by the capture. What forward leaves on the model follows the output among the graph's outputs.
 
     Attributes:
-        inputs: Names of the graph's placeholders, in order.
+        inputs: Names of the graph's placeholders, in order: tensors of arguments, tensors of attributes, numbers of attributes.
         call: How the forward method binds its arguments.
         leaves: The leaves of the example's arguments.
         output: Builds the model's output from the graph's flat outputs.
         plain: Whether the example gave nothing but tensors, by position.
         probe: A parameter of the model: its dtype is part of the input kind.
         modules: Modules whose training flags are part of the input kind.
+        fixed: Attributes whose values are part of the input kind.
+        held: Attributes that hold tensors, which are inputs; their structure is part of the input kind.
+        numbers: Attributes whose numbers are inputs.
+        writes: What forward leaves on the model.
+        asked: What Python asked of tensors, ``requires_grad`` and ``is_contiguous``: of the inputs it is part of the input kind.
+        learners: The parameters, where Python asked what requires a gradient.
     """
 
     inputs: tuple[str, ...]
@@ -119,6 +111,41 @@ class CapturedSignature:
     plain: bool
     probe: Tensor | None = None
     modules: tuple[nn.Module, ...] = ()
+    fixed: tuple[Read, ...] = ()
+    held: tuple[Read, ...] = ()
+    numbers: tuple[Read, ...] = ()
+    writes: tuple[Write, ...] = ()
+    asked: tuple[str, ...] = ()
+    learners: tuple[Tensor, ...] = ()
+
+    def differences(self, one: Any, other: Any) -> list[str]:
+        """Return the names of the arguments and attributes in which two keys of this kind of signature differ."""
+        leaves = set(one[0]) ^ set(other[0])
+        values = zip(self.fixed, one[3], other[3], strict=False)
+        changed = [each.path for each, before, now in values if before != now]
+        return [*dict.fromkeys(path_name(leaf.path) for leaf in leaves), *changed]
+
+    def facts(self, tensor: Tensor) -> Hashable:
+        """Return what of an input, beside its sizes, is part of the input kind."""
+        if not self.asked:
+            return tensor.dtype
+        contiguous = "is_contiguous" in self.asked and tensor.is_contiguous()
+        return tensor.dtype, "requires_grad" in self.asked and tensor.requires_grad, contiguous
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The attributes whose numbers and tensors are inputs, or are others now than when the model was captured."""
+        moved = [each for each in self.fixed if each.moved]
+        return tuple(each.path for each in (*self.numbers, *self.held, *moved))
+
+    @property
+    def left(self) -> int:
+        """How many of the flat outputs, the last ones, forward leaves on the model."""
+        return sum(each.count for each in self.writes)
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments and the attributes that hold tensors, by name."""
+        return {**self.call.named(args, kwargs), **{each.path: each.value for each in self.held}}
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "CapturedSignature":
@@ -139,8 +166,9 @@ class CapturedSignature:
         """Whether the arguments are the inputs as they are, each a tensor of its own, so that nothing has to be bound."""
         return (
             self.plain
+            and not self.held
             and not kwargs
-            and len(args) == len(self.inputs) == len(set(map(id, args)))
+            and len(args) == len(self.leaves) == len(set(map(id, args)))
             and all(
                 isinstance(arg, Tensor) and arg.dim() == leaf.dimensions
                 for arg, leaf in zip(args, self.leaves, strict=False)
@@ -153,35 +181,45 @@ class CapturedSignature:
         Raises:
             InputError: The arguments have another structure than the example's, or other values that are not tensors.
         """
+        numbers = tuple(each.value for each in self.numbers)
         if self.is_direct(args, kwargs):
-            return args
-        named = self.call.named(args, kwargs)
+            return (*args, *numbers) if numbers else args
+        named = self.named(args, kwargs)
         leaves = leaves_of(named)
         if leaves != self.leaves:
             raise InputError(difference(self.call.model, self.leaves, leaves))
-        return tuple(follow(named, leaf.path) for leaf in leaves if leaf.dimensions is not None)
+        return (*(follow(named, leaf.path) for leaf in leaves if leaf.dimensions is not None), *numbers)
 
     def unflatten(self, values: tuple[Any, ...]) -> Any:
         """Return the model's output, in its own structure."""
         return self.output(values)
 
+    def write_back(self, values: Sequence[Any]) -> None:
+        """Leave on the model what a run of the graph computed for its attributes."""
+        place = len(values) - self.left
+        for each in self.writes:
+            setattr(each.holder, each.name, each.build(values[place : place + each.count]))
+            place += each.count
+
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         """Identify the input kind of a call: all that the model's Python code may branch on.
 
         The key holds the structure of the arguments, the dtypes of the tensors, the values of everything else, the
-        training flags of ``modules``, the model's dtype and the autocast state.
+        training flags of ``modules``, the values of ``fixed``, the model's dtype and the autocast state.
         """
         if self.is_direct(args, kwargs):
-            leaves, dtypes = self.leaves, tuple(arg.dtype for arg in args)
+            leaves, dtypes = self.leaves, tuple(self.facts(arg) for arg in args)
         else:
-            named = self.call.named(args, kwargs)
+            named = self.named(args, kwargs)
             leaves = leaves_of(named)
-            dtypes = tuple(follow(named, leaf.path).dtype for leaf in leaves if leaf.dimensions is not None)
-        flags = tuple(module.training for module in self.modules)
+            dtypes = tuple(self.facts(follow(named, leaf.path)) for leaf in leaves if leaf.dimensions is not None)
+        flags = (*(module.training for module in self.modules), *(each.requires_grad for each in self.learners))
+        values = tuple(each.key for each in self.fixed)
+        kinds = tuple(type(each.value) for each in self.numbers)
         device = "cpu" if self.probe is None else self.probe.device.type
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         cast = torch.get_autocast_dtype(device) if casts else None
-        return leaves, dtypes, flags, None if self.probe is None else self.probe.dtype, cast
+        return leaves, dtypes, flags, values, kinds, None if self.probe is None else self.probe.dtype, cast
 
 
 def difference(model: str, expected: tuple[Leaf, ...], found: tuple[Leaf, ...]) -> str:

@@ -12,7 +12,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.comparison import Comparison
-from dnifx.passes.graph import example_tensors
+from dnifx.passes.graph import example_tensors, listed
 from dnifx.runtime.emitted.ops import GuardError, guard
 from dnifx.runtime.net.input_kinds import SIZES_ALONE
 
@@ -58,6 +58,11 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
             "give args= and kwargs= that it trains on"
         ) from error
     differences = differences or at_twice_the_batch(both, program, guarded)
+    differences = differences or both.with_other_numbers(args, kwargs)
+    if both.changed and not differences:
+        differences = both.in_sequence(args, kwargs)
+    if differences and both.hooks:
+        differences.insert(0, f"forward installs hooks on {listed(list(both.hooks))}, which the graph does not repeat")
     if differences:
         return Verification(differences)
     inputs = dict(zip(captured.signature.inputs, captured.signature.flatten(args, kwargs), strict=True))

@@ -9,6 +9,8 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
 from typing import ClassVar
 
 import networkx as nx
@@ -18,7 +20,9 @@ from torch import fx
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Cut, Edge, Program
 from dnifx.passes.cuts.balance import execution_order
-from dnifx.passes.graph import captured, memory_read, memory_written, output_of
+from dnifx.passes.cuts.drawing import way_round
+from dnifx.passes.graph import captured, described, memory_read, memory_written, output_of
+from dnifx.passes.measure import differentiable, has_gradient
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.checkpoints import regions_of
 
@@ -149,15 +153,20 @@ def cut_levels(program: Program) -> dict[str, int]:
     sources = {name for cut in program.cuts for name in (*cut.nodes, *(edge.source for edge in cut.edges))}
     live = ancestors([output_of(graph)])
     levels: dict[str, int] = {}
+    latest: dict[fx.Node, float] = {}
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node not in early or node not in live:
+        if node not in early:
             continue
-        users = [user for user in (*node.users, *after.get(node, ())) if user in early and user in live]
-        if node.name in sources or any(user in needed and early[user] == early[node] for user in users):
+        followers = [user for user in (*node.users, *after.get(node, ())) if user in early]
+        latest[node] = min((latest[user] for user in followers), default=inf)
+        if node not in live:
+            continue
+        if node.name in sources or any(user in needed and early[user] == early[node] for user in followers):
             needed.add(node)
-        stays = node in needed or not users or not program.measures[node.name].requires_grad
-        levels[node.name] = early[node] if stays else min(levels[user.name] for user in users)
+        stays = node in needed or latest[node] == inf or not program.measures[node.name].requires_grad
+        levels[node.name] = early[node] if stays else int(latest[node])
+        latest[node] = levels[node.name]
     for node in early:
         if node not in live:
             earlier = [*node.all_input_nodes, *before.get(node, ())]
@@ -213,7 +222,7 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
     for first, second in pairs:
         if second not in live and not beside.get(second) and levels[first.name] == levels[second.name]:
             joined.union(first.name, second.name)
-    join_without_gradient(program, levels, joined, live, neighbours(pairs))
+    join_without_gradient(program, levels, joined, live, pairs)
     return without_cycles(program, joined)
 
 
@@ -222,32 +231,52 @@ def join_without_gradient(
     levels: Mapping[str, int],
     joined: UnionFind,
     live: AbstractSet[fx.Node],
-    after: Mapping[fx.Node, Sequence[fx.Node]],
+    pairs: Sequence[tuple[fx.Node, fx.Node]],
 ) -> None:
-    """Join each component without gradient to those of its users, or of the nodes that have to follow it, at the lowest level."""
-    graph = captured(program)
-    flowing = {joined[node.name] for node in live if node.op == "output" or has_gradient(program, node)}
+    """Join each component without gradient to those of its users, or of the nodes that have to follow it, at the lowest level.
+
+    One that nothing follows joins the last component that it is computed from, or has to follow. One that reads inputs alone,
+    such as a guard on their sizes, joins the first component with a gradient, so that it fires early.
+    """
+    nodes, after = partitioned(captured(program)), neighbours(pairs)
+    flowing = [node for node in nodes if node in live and (node.op == "output" or has_gradient(program, node))]
+    level_of = {joined[node.name]: levels[node.name] for node in flowing}
     members: dict[str, list[fx.Node]] = {}
-    for node in partitioned(graph):
+    for node in nodes:
         members.setdefault(joined[node.name], []).append(node)
-    for node in reversed(graph.nodes):
-        if node.op == "placeholder" or joined[node.name] in flowing:
-            continue
-        later = [user for member in members[joined[node.name]] for user in (*member.users, *after.get(member, ()))]
-        users = [user for user in later if joined[user.name] != joined[node.name]]
-        first_level = min((levels[user.name] for user in users), default=-1)
-        followers = [user for user in users if levels[user.name] == first_level]
-        for user in followers or [host_of_unused(program, node, joined)]:
-            joined.union(user.name, node.name)
-        flowing.add(joined[node.name])
+    for followed in (True, False):
+        hosts = {} if followed else latest_sources(nodes, joined, level_of, neighbours(pairs, reverse=True))
+        for node in reversed(nodes):
+            root = joined[node.name]
+            if root in level_of:
+                continue
+            later = [user for member in members[root] for user in (*member.users, *after.get(member, ()))]
+            others = [user for user in later if joined[user.name] in level_of]
+            if not followed and all(joined[user.name] == root for user in later):
+                others = [hosts.get(root) or min(flowing, key=lambda each: levels[each.name])]
+            level = min((level_of[joined[other.name]] for other in others), default=0)
+            for other in [other for other in others if level_of[joined[other.name]] == level]:
+                joined.union(other.name, node.name)
+                level_of[joined[node.name]] = level
 
 
-def host_of_unused(program: Program, node: fx.Node, joined: UnionFind) -> fx.Node:
-    """Return the node whose partition takes an unused node: for a guard on the inputs the first one, so that it fires early."""
-    graph = captured(program)
-    sources = [s for s in node.all_input_nodes if s.op.startswith("call") and joined[s.name] != joined[node.name]]
-    first = next((each for each in graph.nodes if has_gradient(program, each)), None)
-    return output_of(graph) if sources or first is None else first
+def latest_sources(
+    nodes: Sequence[fx.Node],
+    joined: UnionFind,
+    level_of: Mapping[str, int],
+    before: Mapping[fx.Node, Sequence[fx.Node]],
+) -> dict[str, fx.Node]:
+    """Return, for each component without a level, the node of the highest level that it is computed from or has to follow."""
+    found: dict[str, fx.Node] = {}
+    for node in nodes:
+        root = joined[node.name]
+        if root not in level_of:
+            earlier = [each for each in (*node.all_input_nodes, *before.get(node, ())) if each.op != "placeholder"]
+            hosts = [each if joined[each.name] in level_of else found.get(joined[each.name]) for each in earlier]
+            placed = [each for each in (found.get(root), *hosts) if each is not None]
+            if placed:
+                found[root] = max(placed, key=lambda each: (level_of[joined[each.name]], each))
+    return found
 
 
 def region_neighbour(program: Program, node: fx.Node) -> fx.Node | None:
@@ -269,29 +298,54 @@ def region_around(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def has_gradient(program: Program, node: fx.Node) -> bool:
-    """Whether a node computes a value with a gradient."""
-    return node.op.startswith("call") and program.measures[node.name].requires_grad
-
-
 def without_cycles(program: Program, joined: UnionFind) -> UnionFind:
-    """Join components that would have to run before each other, and what would run after the output's to the output's."""
+    """Join components that would have to run before each other, and what would run after the output's to the output's.
+
+    Raises:
+        CutError: That would join the two sides of a cut.
+    """
+    crossing = [(cut, *edge) for cut in program.cuts for edge in gradient_edges(program, cut)]
     while True:
         order, last = component_graph(program, joined), joined[output_of(captured(program)).name]
         groups = [*nx.strongly_connected_components(order), {last, *nx.descendants(order, last)}]
+        group_of = {root: index for index, group in enumerate(groups) for root in group}
+        for cut, source, target in crossing:
+            if group_of[joined[source.name]] == group_of[joined[target.name]]:
+                raise CutError(lost_cut(program, cut, source, target, joined))
         if all(len(group) == 1 for group in groups):
             return joined
         for group in groups:
             joined.union(*group)
 
 
+def gradient_edges(program: Program, cut: Cut) -> list[tuple[fx.Node, fx.Node]]:
+    """Return the edges over which a gradient crosses a cut."""
+    graph, live = captured(program), differentiable(program)
+    crossed, sources = crossings(graph, (cut,)), {*cut.nodes, *(edge.source for edge in cut.edges)}
+    nodes = [node for node in graph.nodes if node.name in sources and node in live]
+    return [(node, user) for node in nodes for user in node.users if user in live and crossed(node, user)]
+
+
+def lost_cut(program: Program, cut: Cut, source: fx.Node, target: fx.Node, joined: UnionFind) -> str:
+    """Return the error text for a cut whose two sides have to be one partition: which nodes join them."""
+    order = component_graph(program, joined)
+    path = nx.shortest_path(order, joined[target.name], joined[source.name])
+    hops = [order.edges[pair]["nodes"] for pair in pairwise(path)]
+    steps = [f"{described(first)} runs before {described(second)}" for first, second in hops]
+    return (
+        f"the cut {cut.name} cannot be made: {described(target)} is behind it, and has to be in the partition of {described(source)}, "
+        f"which is before it{': ' if steps else ''}{', '.join(steps)}; cut elsewhere, or leave this cut out"
+    )
+
+
 def component_graph(program: Program, joined: UnionFind) -> nx.DiGraph:
-    """Return the graph of components, with an edge to each from those that have to run before it."""
+    """Return the graph of components, with an edge to each from those that have to run before it; it holds the nodes that do."""
     nodes = partitioned(captured(program))
-    flow = [(node, user) for node in nodes for user in node.users]
-    ends = [(joined[first.name], joined[second.name]) for first, second in (*flow, *ordered_pairs(program))]
-    found = nx.DiGraph((first, second) for first, second in ends if first != second)
+    found = nx.DiGraph()
     found.add_nodes_from(joined[node.name] for node in nodes)
+    for first, second in (*((node, user) for node in nodes for user in node.users), *ordered_pairs(program)):
+        if joined[first.name] != joined[second.name]:
+            found.add_edge(joined[first.name], joined[second.name], nodes=(first, second))
     return found
 
 
@@ -323,30 +377,3 @@ def check_exact_edges(program: Program, levels: Mapping[str, int]) -> None:
             exact = crossed and not any(level in after_nodes for level in crossed)
             if exact and user.op != "output" and has_gradient(program, node) and (node.name, user.name) not in named:
                 raise CutError(way_round(captured(program), Edge(node.name, user.name), list(named.values()), levels))
-
-
-def way_round(graph: fx.Graph, uncut: Edge, edges: Sequence[Edge], levels: Mapping[str, int]) -> str:
-    """Draw a cut edge and the uncut edge that goes round it."""
-    flow = nx.DiGraph((node.name, user.name) for node in graph.nodes for user in node.users)
-    behind = [edge for edge in edges if nx.has_path(flow, uncut.source, edge.source)]
-    cut = next((edge for edge in behind if levels[edge.source] == levels[uncut.source]), (behind or list(edges))[0])
-    meeting = uncut.target if nx.has_path(flow, cut.target, uncut.target) else output_of(graph).name
-    lines = [
-        f"  cut:    {draw(flow, uncut.source, cut.source)} ==X==> {draw(flow, cut.target, meeting)}",
-        f"  round:  {uncut.source} -----> {draw(flow, uncut.target, meeting)}",
-    ]
-    text = "\n".join(lines)
-    return (
-        f"the cut {cut} does not separate the model: a value goes round it\n{text}\n"
-        f"also cut dnifx.Edge({uncut.source!r}, {uncut.target!r}), or name the module {cut.source!r}: a cut after a module cuts every "
-        "value that crosses there"
-    )
-
-
-def draw(flow: nx.DiGraph, source: str, target: str) -> str:
-    """Draw a path between two nodes, or both ends where there is none."""
-    if source == target:
-        return source
-    if nx.has_path(flow, source, target):
-        return " -> ".join(nx.shortest_path(flow, source, target))
-    return target if flow.in_degree(target) else source

@@ -10,11 +10,13 @@ import torch
 from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
-from dnifx.ir import Cut, Edge, Program, Recurrent
+from dnifx.ir import Cut, Edge, Program, Recurrent, module_path
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.record.structure import copied_arguments
 from dnifx.passes.cuts.balance import balanced_cuts
-from dnifx.passes.graph import captured, module_path
+from dnifx.passes.cuts.calls import calls_by_path, outer_paths
+from dnifx.passes.cuts.places import price_of
+from dnifx.passes.graph import captured
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.interface import detached
@@ -41,7 +43,7 @@ class ResolveCuts(Pass):
     ensures: ClassVar[tuple[str, ...]] = ("cuts",)
 
     def run(self, program: Program) -> Program:
-        """Resolve every cut, and leave out those with nothing behind them."""
+        """Resolve every cut, and leave out those of a pattern with nothing behind them."""
         cuts = tuple(unpacked(program, cut) for cut in resolve(program, self.cuts, self.slack))
         return without_last_cuts(replace(program, cuts=cuts), self.cuts)
 
@@ -93,12 +95,14 @@ def unpacked(program: Program, cut: Cut) -> Cut:
     if cut.level is not None:
         return cut
     nodes = {node.name: node for node in captured(program).nodes}
-    names: dict[str, None] = {}
-    for node in (after_detach(nodes[name]) for name in cut.nodes):
-        items = [user.name for user in node.users if is_item(user)]
+
+    def parts(node: fx.Node) -> list[str]:
+        node = after_detach(node)
+        items = [user for user in node.users if is_item(user)]
         packed = bool(items) and not program.measures[node.name].is_tensor and len(items) == len(node.users)
-        names.update(dict.fromkeys(items if packed else [node.name]))
-    return replace(cut, nodes=tuple(names))
+        return [name for item in items for name in parts(item)] if packed else [node.name]
+
+    return replace(cut, nodes=tuple(dict.fromkeys(name for each in cut.nodes for name in parts(nodes[each]))))
 
 
 def after_detach(node: fx.Node) -> fx.Node:
@@ -189,13 +193,10 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
 def is_called(program: Program, module: nn.Module) -> bool:
     """Run the model on its example inputs to see whether it calls a module; the model is restored."""
     calls: list[nn.Module] = []
-    handle = module.register_forward_hook(lambda each, inputs, output: calls.append(each))
     args, kwargs = copied_arguments(program.args, program.kwargs)
-    try:
-        with preserved(program.model) as kept, kept.watching(), torch.no_grad():
-            program.model(*args, **kwargs)
-    finally:
-        handle.remove()
+    with preserved(program.model) as kept, kept.watching(), torch.no_grad():
+        module.register_forward_hook(lambda each, inputs, output: calls.append(each))
+        program.model(*args, **kwargs)
     return bool(calls)
 
 
@@ -220,35 +221,6 @@ def end_nodes(program: Program, name: str, calls: Mapping[str, list[fx.Node]]) -
     if name not in nodes:
         raise CutError(no_such_cut(program, name, [*calls, *nodes]))
     return [nodes[name]]
-
-
-def calls_by_path(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """Return the nodes of each call of each module: ``path`` for the first call, ``path@1`` for the second."""
-    calls: dict[str, list[fx.Node]] = {}
-    leaf_calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if not node.op.startswith("call"):
-            continue
-        keys = dict.fromkeys(str(key) for key, entry in (node.meta.get("nn_module_stack") or {}).items() if entry[0])
-        if node.op == "call_module":
-            number = leaf_calls.get(str(node.target), 0)
-            leaf_calls[str(node.target)] = number + 1
-            keys = {key: None for key in keys if key.partition("@")[0] != node.target}
-            keys[f"{node.target}@{number}" if number else str(node.target)] = None
-        for key in with_containers(keys):
-            calls.setdefault(key, []).append(node)
-    return calls
-
-
-def with_containers(keys: Iterable[str]) -> Iterable[str]:
-    """Add the paths of containers that are never called themselves (``blocks`` of ``blocks.0``)."""
-    return dict.fromkeys([*keys, *(outer for key in keys for outer in outer_paths(key))])
-
-
-def outer_paths(path: str) -> list[str]:
-    """Return the paths of the modules around a module, the root excluded, outermost first."""
-    parts = path.partition("@")[0].split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def exits(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
@@ -284,13 +256,18 @@ def is_block(path: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def end_of_block(program: Program, node: fx.Node) -> fx.Node:
-    """Return the last of the normalisations and operations without parameters that only this layer feeds, or the layer."""
+    """Return the last of the normalisations and operations without parameters that only this layer feeds, or the layer.
+
+    It ends before an operation, such as flattening a map, whose result has a gradient that costs more to estimate.
+    """
     while len(node.users) == 1:
         after = next(iter(node.users))
         alone = all(
             argument is node or argument.op in ("placeholder", "get_attr") for argument in after.all_input_nodes
         )
         if after.op == "output" or not alone or not continues_block(program, after):
+            break
+        if price_of(program.measures[after.name].tensors) > price_of(program.measures[node.name].tensors):
             break
         node = after
     return node
@@ -308,7 +285,7 @@ def without_last_cuts(program: Program, spec: Any) -> Program:
     """Leave out cuts at values that only the output takes.
 
     Raises:
-        CutError: No cut remains.
+        CutError: No cut remains, or one that is left out was asked for by its name.
     """
     nodes = {node.name: node for node in captured(program).nodes}
 
@@ -317,9 +294,13 @@ def without_last_cuts(program: Program, spec: Any) -> Program:
         return cut.level is not None or bool(cut.edges) or any(user.op != "output" for user in users)
 
     kept = tuple(cut for cut in program.cuts if goes_on(cut))
-    if not kept:
-        raise CutError(f"cuts={spec!r} leaves nothing behind the cut: its values are the model's output; cut earlier")
-    last = (cut.name for cut in program.cuts if cut not in kept)
+    last = [cut.name for cut in program.cuts if cut not in kept]
+    named = [name for name in last if isinstance(spec, Sequence) and name in spec]
+    if not kept or named:
+        where = f" {named[0]!r}" if kept else ""
+        raise CutError(
+            f"cuts={spec!r} leaves nothing behind the cut{where}: its values are the model's output; cut earlier"
+        )
     notes = tuple(f"no cut after {name}: only the model's output lies behind it" for name in last)
     return replace(program, cuts=kept, notes=program.notes + notes)
 

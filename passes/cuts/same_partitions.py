@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import fx
 
 from dnifx.errors import CutError
-from dnifx.ir import Cut, Edge, Program
+from dnifx.ir import Cut, Edge, Program, module_path
+from dnifx.passes.cuts.calls import calls_by_path
 from dnifx.passes.cuts.partition import neighbours, ordered_pairs, with_reads
-from dnifx.passes.cuts.resolve import calls_by_path
-from dnifx.passes.graph import INSERTED, captured, module_path, output_of
+from dnifx.passes.graph import INSERTED, captured, output_of
 from dnifx.passes.pipeline import Pass
 
 Place = tuple[str, str, str]

@@ -9,10 +9,9 @@ from typing import Any
 from torch import fx
 
 from dnifx.errors import PassError
-from dnifx.ir import Program
+from dnifx.ir import Program, module_path
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.emit.window_lines import without_step
-from dnifx.passes.graph import module_path
 from dnifx.runtime.emitted.checkpoints import with_checkpoints
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from dnifx import errors
 from dnifx.errors import DnifxError, PassError
 from dnifx.ir import CONSTANTS, Program
 from dnifx.passes.emit.folder_text import RUNTIME, model_text, written_models
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
 
 FILES = ("interface", "ops", "gradients", "messages", "windows")
-"""Modules of the runtime that generated code may call. They import torch and each other alone; a folder holds copies."""
+"""Modules of the runtime that generated code may call. They import torch, each other and the errors; a folder holds copies."""
 
 
 def write_folder(net: "Net", path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -51,9 +52,9 @@ def write_files(net: "Net", folder: Path) -> None:
     (folder / "__init__.py").write_text(
         '"""A decoupled model."""\n\nfrom .model import Net, Trainer\n\n__all__ = ["Net", "Trainer"]\n'
     )
-    for name in FILES:
-        text = Path(emitted.__file__).with_name(f"{name}.py").read_text()
-        (folder / f"{name}.py").write_text(text.replace(f"from {RUNTIME}", "from ."))
+    for source in (Path(errors.__file__), *(Path(emitted.__file__).with_name(f"{name}.py") for name in FILES)):
+        text = source.read_text().replace(f"from {RUNTIME}", "from .").replace("from dnifx.errors", "from .errors")
+        (folder / source.name).write_text(text)
     save_modules(net, [*(graph for graph in graphs if graph is not None), *models.values()], folder / "modules.pt")
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import fx, nn
 
 from dnifx.errors import ContextError, PassError
-from dnifx.ir import Boundary, Interface, Message, Program
+from dnifx.ir import Boundary, Interface, Message, Program, count_parameters
 from dnifx.passes.capture.signature import forward_signature
-from dnifx.passes.graph import captured
+from dnifx.passes.graph import captured, flat_output, left_positions
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.interface import (
@@ -72,6 +72,7 @@ def fuse(program: Program, mean: bool) -> fx.Graph:
     writer = FusedWriter(program, graph, mean, examples, features_node(graph, program, context))
     nodes = {node.name: node for node in source.nodes}
     crossing: dict[fx.Node, fx.Node] = {}
+    left = left_positions(program)
     sent = [name for each in program.messages for name in each.boundary.values]  # each part returns its own outputs
     for partition in program.partitions:
         seen = {**copies, **crossing}
@@ -79,7 +80,11 @@ def fuse(program: Program, mean: bool) -> fx.Graph:
             node = nodes[name]
             if node.op == "output":
                 returned = {**seen, **{nodes[name]: copies[nodes[name]] for name in sent}}
-                graph.output(writer.end(fx.node.map_arg(node.args[0], returned.__getitem__)))
+                flat = [
+                    fx.node.map_arg(value, (copies if position in left else returned).__getitem__)
+                    for position, value in enumerate(flat_output(source))
+                ]
+                graph.output(writer.end(tuple(flat)))
             else:
                 seen[node] = copies[node] = graph.node_copy(node, seen.__getitem__)
                 copies[node].meta[SOURCE] = node.name
@@ -178,10 +183,10 @@ class FusedWriter:
         given += (interface.mix,) if interface.mix else ()
         if interface.needs_loss:
             self.predictions.append(graph.create_node("call_function", operator.getitem, (estimates, count)))
-        imagined: dict[str, Any] = {}
+        named: dict[str, Any] = {"boundary": boundary.name}
         if interface.input_model is not None:
-            imagined["imagined"] = self.masked(items(graph, self.imagine(boundary), count))
-        swapped = graph.create_node("call_function", swap_gradients, given, imagined, name=f"swap_{boundary.key}")
+            named["imagined"] = self.masked(items(graph, self.imagine(boundary), count))
+        swapped = graph.create_node("call_function", swap_gradients, given, named, name=f"swap_{boundary.key}")
         return self.crossing(swapped, values)
 
     def message(self, message: Message, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
@@ -194,7 +199,8 @@ class FusedWriter:
         estimates = graph.create_node("call_module", self.path(boundary), (seen, None), name=f"estimate_{boundary.key}")
         estimates.meta["provenance"] = provenance(boundary, interface)
         given = (values, items(graph, estimates, len(values)), self.examples, self.mean, message.scale)
-        swapped = graph.create_node("call_function", swap_messages, given, name=f"swap_{boundary.key}")
+        named: dict[str, Any] = {"boundary": boundary.name}
+        swapped = graph.create_node("call_function", swap_messages, given, named, name=f"swap_{boundary.key}")
         return self.crossing(swapped, values)
 
     def crossing(self, swapped: fx.Node, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
@@ -212,7 +218,8 @@ class FusedWriter:
                 node.meta["provenance"] = provenance(boundary, self.program.interfaces[boundary.index])
             values = tuple(values for _, values in self.errors)
             given = (outputs[0], values, estimators, self.examples, self.mean, *self.mask)
-            outputs = (self.graph.create_node("call_function", feed_back, given),)
+            named: dict[str, Any] = {"boundary": ", ".join(boundary.name for boundary, _ in self.errors)}
+            outputs = (self.graph.create_node("call_function", feed_back, given, named),)
         return (outputs, tuple(self.predictions)) if self.predictions else outputs
 
     def path(self, boundary: Boundary, name: str = "interfaces") -> str:
@@ -252,5 +259,5 @@ class FusedWriter:
 
 def provenance(boundary: Boundary, interface: Interface) -> str:
     """Say where an interface comes from, as a comment in emitted code."""
-    count = sum(parameter.numel() for parameter in interface.estimator.parameters())
+    count = count_parameters(interface.estimator)
     return f"cut after {boundary.name}; estimator {interface.description}, {count:,} parameters"

@@ -106,7 +106,8 @@ class WindowWriter:
         left = tuple(map(self.detached, states))
         given = (states if waits(each) else left, self.estimates(each, left), reset, each.dims)
         back = (mix_of(each) * each.cut.scale,) if waits(each) else ()
-        started = self.function(start_window, *given, self.examples, self.mean, *back, name=f"start_{each.key}")
+        names = {"name": f"start_{each.key}", "boundary": each.name}
+        started = self.function(start_window, *given, self.examples, self.mean, *back, **names)
         for index, state in enumerate(states):
             self.take_place(state, self.function(operator.getitem, started, index), {*left, started})
 
@@ -141,7 +142,7 @@ class WindowWriter:
         values = tuple(self.nodes[name] for name in each.values)
         estimates = self.estimates(each, tuple(map(self.detached, values)))
         given = (outputs, values, estimates, each.dims, each.cut.scale, self.examples, self.mean)
-        ended = self.function(end_window, *given, name=f"end_{each.key}")
+        ended = self.function(end_window, *given, name=f"end_{each.key}", boundary=each.name)
         seen = dict(zip(outputs, items(self.graph, ended, len(outputs)), strict=True))
         return [node if place in alone else seen.get(node, node) for place, node in enumerate(flat)]
 
@@ -166,9 +167,9 @@ class WindowWriter:
         """Write the detached value of a node."""
         return self.graph.create_node("call_method", "detach", (value,), name=f"{value.name}_detached")
 
-    def function(self, target: object, *args: object, name: str | None = None) -> fx.Node:
+    def function(self, target: object, *args: object, name: str | None = None, **kwargs: object) -> fx.Node:
         """Write a function call."""
-        return self.graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
+        return self.graph.create_node("call_function", target, args, kwargs, name=name)  # type: ignore[arg-type]
 
 
 def waits(each: Recurrence) -> bool:

@@ -13,6 +13,8 @@ from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, 
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
 from dnifx.passes.graph import captured, flat_output, input_names
+from dnifx.passes.insert.unbatched import warn_without_batch
+from dnifx.passes.insert.weight import warn_of_weight
 from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
 
@@ -65,6 +67,11 @@ class InsertInterfaces(Pass):
             )
             for boundary in program.boundaries
         )
+        if not self.existing and (program.recurrences or not all(each.locked for each in interfaces)):
+            warn_without_batch(program)
+        if not self.existing:
+            named = [each for each in interfaces if isinstance(choices[program.boundaries[each.boundary].name], str)]
+            warn_of_weight(program, named)
         return replace(program, interfaces=interfaces)
 
 

@@ -1,7 +1,7 @@
 """Containers: what crosses a cut is a tensor or a plain value; a tuple, list or dict is taken apart where it is made."""
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,11 @@ from torch import fx
 from dnifx.errors import LegalizeError
 from dnifx.ir import Holder, Program
 from dnifx.passes.capture.record.functions import PIECES, name_of
+from dnifx.passes.cuts.places import READS, read_whole
 from dnifx.passes.graph import INSERTED, captured, described
 from dnifx.passes.measure import MeasureNodes
 from dnifx.runtime.emitted.ops import guard, guard_length, rebuild
 from dnifx.runtime.net.input_kinds import SIZES_ALONE
-
-READS = (operator.getitem, getattr, guard_length)
-"""Functions that read parts of a container, wherever they run."""
 
 
 def without_containers(program: Program) -> Program:
@@ -52,7 +50,11 @@ def unpack(graph: fx.Graph, program: Program, partition_of: dict[str, int], node
             move(user, partition_of, partition_of[node.name])
     if not whole:
         return 0
-    refuse_opaque(node, measure.holder, whole)
+    refusal = read_whole(node, measure.holder, whole)
+    if refusal:
+        raise LegalizeError(
+            f"{refusal}; cut where its tensors are taken out, give each reader a tuple of its own, or keep all in one partition"
+        )
     added: list[fx.Node] = []
     with graph.inserting_before(node.next):
         parts = taken_apart(graph, node, measure.holder, added)
@@ -65,31 +67,6 @@ def unpack(graph: fx.Graph, program: Program, partition_of: dict[str, int], node
     for each in guards if sizes_decide(program, node) else ():
         each.meta[SIZES_ALONE] = True
     return len(guards)
-
-
-def refuse_opaque(node: fx.Node, holder: Holder | None, whole: Sequence[fx.Node]) -> None:
-    """Raise LegalizeError where a container cannot be rebuilt from its items."""
-    held, reader = list(holders(holder)), whole[0].name
-    opaque = next((each.kind for each in held if not each.parts), None)
-    if opaque is not None or any(user.op == "output" for user in whole):
-        raise LegalizeError(
-            f"{described(node)} makes a {(opaque or held[0].kind).__name__} of tensors, which crosses the cut into {reader} as a whole; "
-            "cut where its tensors are taken out, or keep both in one partition"
-        )
-    filled = next((user.name for user in node.users if user.op == "call_module"), None)
-    if filled is not None and len(node.users) > 1 and any(each.kind is not tuple for each in held):
-        raise LegalizeError(
-            f"{described(node)} makes a {held[0].kind.__name__} that crosses the cut into {reader} as a whole, and {filled}, which is kept "
-            "whole, may change what it holds for its other readers; give each a tuple or a list of its own, or keep all in one partition"
-        )
-
-
-def holders(holder: Holder | None) -> Iterator[Holder]:
-    """Yield a container and those inside it."""
-    if holder is not None:
-        yield holder
-        for _, part in holder.parts:
-            yield from holders(part)
 
 
 def taken_apart(graph: fx.Graph, node: fx.Node, holder: Holder | None, added: list[fx.Node]) -> Any:

@@ -1,6 +1,6 @@
 """Legalize: repair or refuse what would make a cut wrong; then form partitions and boundaries."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import ClassVar
@@ -8,15 +8,16 @@ from typing import ClassVar
 import torch
 from torch import fx, nn
 
-from dnifx.errors import LegalizeError, PassError
-from dnifx.ir import Boundary, Cut, Partition, Program, free_name, identifier
-from dnifx.passes.cuts.partition import has_gradient, partitioned
-from dnifx.passes.graph import captured, copied, described, listed, module_path
+from dnifx.errors import CutError, LegalizeError, PassError
+from dnifx.ir import Boundary, Cut, Partition, Program, free_name, identifier, module_path
+from dnifx.passes.cuts.partition import gradient_edges, partitioned
+from dnifx.passes.graph import captured, copied, described, listed
 from dnifx.passes.legalize.checkpoints import settle_checkpoints
 from dnifx.passes.legalize.containers import without_containers
+from dnifx.passes.legalize.derivatives import refuse_cut_derivatives
 from dnifx.passes.legalize.repeats import repeat_parameters
 from dnifx.passes.legalize.writes import crossing_writes, shield_writes
-from dnifx.passes.measure import MeasureNodes, node_parameters
+from dnifx.passes.measure import MeasureNodes, differentiable, node_parameters
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.states import only_as_state
 
@@ -31,6 +32,7 @@ class Legalize(Pass):
 
     def run(self, program: Program) -> Program:
         """Rewrite a copy of the graph where a cut would change what it computes."""
+        given = program
         program, notes = with_repeats(program)
         program = without_containers(program)
         partition_of, graph = dict(program.partition_of), captured(program)
@@ -40,8 +42,9 @@ class Legalize(Pass):
             legal = MeasureNodes().run(legal)
             refuse_remaining(legal)
         boundaries = form_boundaries(legal)
+        refuse_cut_derivatives(legal, boundaries)
         partitions, owners = form_partitions(legal)
-        notes += owners + cuts_without_gradient(legal, boundaries) + settle_checkpoints(legal)
+        notes += owners + cuts_without_gradient(given, legal, boundaries) + settle_checkpoints(legal)
         return replace(legal, partitions=partitions, boundaries=boundaries, notes=program.notes + tuple(notes))
 
     def check(self, program: Program) -> None:
@@ -53,10 +56,10 @@ class Legalize(Pass):
 
 def with_repeats(program: Program) -> tuple[Program, list[str]]:
     """Let each partition compute what is made of parameters alone; the result's graph is always a copy."""
-    partition_of, graph = dict(program.partition_of), copied(captured(program))
-    notes = repeat_parameters(graph, program, partition_of)
-    found = replace(program, graph=graph, partition_of=partition_of)
-    return found if len(graph.nodes) == len(program.measures) + 1 else MeasureNodes().run(found), notes
+    partition_of = dict(program.partition_of)
+    found = replace(program, graph=copied(captured(program)), partition_of=partition_of)
+    notes = repeat_parameters(found, partition_of)
+    return found if len(captured(found).nodes) == len(program.measures) + 1 else MeasureNodes().run(found), notes
 
 
 def refuse_remaining(program: Program) -> None:
@@ -85,15 +88,6 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
         values = tuple(node.name for node in nodes)
         boundaries.append(Boundary(len(boundaries), title, producer, tuple(consumers), values, specs))
     return tuple(boundaries)
-
-
-def differentiable(program: Program) -> set[fx.Node]:
-    """Return the nodes from which a differentiable path leads to the output; only these receive a gradient."""
-    found: set[fx.Node] = set()
-    for node in reversed(captured(program).nodes):
-        if has_gradient(program, node) and any(user.op == "output" or user in found for user in node.users):
-            found.add(node)
-    return found
 
 
 def consumers_of(program: Program, node: fx.Node) -> set[int]:
@@ -211,12 +205,26 @@ def device_of(program: Program, parameters: Iterable[nn.Parameter]) -> torch.dev
     return next(chain(devices, elsewhere), torch.device("cpu"))
 
 
-def cuts_without_gradient(program: Program, boundaries: Iterable[Boundary]) -> list[str]:
-    """Return notes on the cuts that no gradient crosses: they need no interface."""
+def cuts_without_gradient(program: Program, legal: Program, boundaries: Sequence[Boundary]) -> list[str]:
+    """Return notes on the cuts that no gradient crosses: they need no interface.
+
+    Args:
+        program: The program as partitions were formed.
+        legal: The program after legalize.
+        boundaries: The boundaries of the legal program.
+
+    Raises:
+        CutError: A gradient crossed a cut, and what legalize moved left the cut without a boundary.
+    """
     named = {boundary.name.partition("@")[0] for boundary in boundaries} | {boundary.name for boundary in boundaries}
     values = {name for boundary in boundaries for name in boundary.values}
-    return [
-        f"no gradient crosses the cut {cut.name}: it has no interface"
-        for cut in program.cuts
-        if cut_sources(cut) and cut.name not in named and not values & cut_sources(cut)
-    ]
+    bare = [cut for cut in program.cuts if cut_sources(cut) and cut.name not in named and not values & cut_sources(cut)]
+    for cut in bare:
+        edges = [] if cut.level is not None else gradient_edges(program, cut)
+        if edges and all(legal.partition_of[source.name] == legal.partition_of[user.name] for source, user in edges):
+            source, user = edges[0]
+            raise CutError(
+                f"the cut {cut.name} cannot be made: {described(source)} and {described(user)}, which are on its two sides, have to be in "
+                "one partition; cut elsewhere, or leave this cut out"
+            )
+    return [f"no gradient crosses the cut {cut.name}: it has no interface" for cut in bare]

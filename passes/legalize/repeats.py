@@ -1,17 +1,15 @@
 """Repeats: a value made of parameters and sizes alone does not cross a cut; each partition that reads it computes it."""
 
-from collections.abc import Set as AbstractSet
-
 from torch import fx
 
 from dnifx.errors import LegalizeError
 from dnifx.ir import Program
-from dnifx.passes.graph import INSERTED, described, listed, memory_written
+from dnifx.passes.graph import INSERTED, captured, described, listed
 from dnifx.passes.legalize.writes import add_clone
-from dnifx.passes.measure import is_pure, node_parameters
+from dnifx.passes.measure import made_of_parameters, node_parameters, written_memory
 
 
-def repeat_parameters(graph: fx.Graph, program: Program, partition_of: dict[str, int]) -> list[str]:
+def repeat_parameters(program: Program, partition_of: dict[str, int]) -> list[str]:
     """Compute values made of parameters alone again in every partition that reads them.
 
     A reshaped weight or a slice of position embeddings belongs to no example, so no estimator can predict its gradient. As a
@@ -19,8 +17,7 @@ def repeat_parameters(graph: fx.Graph, program: Program, partition_of: dict[str,
     it is like any parameter that several partitions share: the parameter is updated once, with the gradients of all.
 
     Args:
-        graph: The graph, changed in place.
-        program: The program, for its measures.
+        program: The program; its graph is changed in place.
         partition_of: The partition of each node by name; those of the copies are added.
 
     Returns:
@@ -29,8 +26,9 @@ def repeat_parameters(graph: fx.Graph, program: Program, partition_of: dict[str,
     Raises:
         LegalizeError: A value that shares a trainable parameter's memory crosses, and can neither be repeated nor cloned.
     """
-    trained, written = trained_memory(graph, program), written_memory(graph, program)
-    repeatable = made_of_parameters(graph, program, written)
+    graph = captured(program)
+    trained, written = trained_memory(program), written_memory(program)
+    repeatable = made_of_parameters(program, written)
     repeated = []
     for node in reversed(list(graph.nodes)):
         if node.op in ("placeholder", "output"):
@@ -53,33 +51,15 @@ def repeat_parameters(graph: fx.Graph, program: Program, partition_of: dict[str,
     return [f"each partition that reads {listed(repeated[::-1])} computes it from its parameters"] if repeated else []
 
 
-def trained_memory(graph: fx.Graph, program: Program) -> set[int]:
+def trained_memory(program: Program) -> set[int]:
     """Return the memory of trainable parameters, which their owner's update changes."""
     return {
         storage
-        for node in graph.nodes
+        for node in captured(program).nodes
         if node.op == "get_attr"
         and any(each.requires_grad for each in node_parameters(program.model, node, program.constants).values())
         for storage in program.measures[node.name].storages
     }
-
-
-def written_memory(graph: fx.Graph, program: Program) -> set[int]:
-    """Return the memory that some node writes to in place."""
-    return {s for node in graph.nodes if node.op.startswith("call") for s in memory_written(program, node)}
-
-
-def made_of_parameters(graph: fx.Graph, program: Program, written: AbstractSet[int]) -> set[fx.Node]:
-    """Return the nodes that can run anywhere in a step: made of parameters, buffers and sizes that no node writes to."""
-    measures = program.measures
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op in ("placeholder", "output") or written & set(measures[node.name].storages):
-            continue
-        given = [source for source in node.all_input_nodes if measures[source.name].tensors]
-        if node.op == "get_attr" or (given and all(source in found for source in given) and is_pure(program, node)):
-            found.add(node)
-    return found
 
 
 def move_if_unread(node: fx.Node, partition_of: dict[str, int], away: list[int]) -> list[int]:

@@ -19,7 +19,7 @@ class Write:
         node: The node.
         entering: Values of other partitions, in this memory, that the node's partition reads.
         early: Values of the node's partition that another partition reads before the write, with the reader.
-        late: Readers in other partitions, of values of other partitions, after the write.
+        late: Readers in other partitions, after the write, of values of other partitions that were made before it.
     """
 
     node: fx.Node
@@ -62,19 +62,24 @@ def shield_writes(graph: fx.Graph, program: Program, partition_of: dict[str, int
 
 
 def crossing_writes(graph: fx.Graph, program: Program, partition_of: dict[str, int]) -> Iterator[Write]:
-    """Find the writes to memory that more than one partition reads."""
+    """Find the writes to memory that more than one partition reads.
+
+    Memory of inputs, parameters and buffers is left out: the write has to reach it, and its readers keep their turns.
+    """
     calls = [node for node in graph.nodes if node.op.startswith("call")]
+    sources = [node for node in graph.nodes if node.op in ("placeholder", "get_attr")]
+    outside = {storage for node in sources for storage in program.measures[node.name].storages}
     values: dict[int, list[fx.Node]] = {}
     for node in calls:
         for storage in program.measures[node.name].storages:
             values.setdefault(storage, []).append(node)
     for node in calls:
-        own, written = partition_of[node.name], memory_written(program, node)
+        own, written = partition_of[node.name], memory_written(program, node) - outside
         aliases = list(dict.fromkeys(alias for storage in written for alias in values.get(storage, ())))
         uses = [(alias, user) for alias in aliases for user in alias.users]
         entering = dict.fromkeys(a for a, u in uses if partition_of[a.name] != own and partition_of[u.name] == own)
         early = tuple((a, u) for a, u in uses if partition_of[a.name] == own != partition_of[u.name] and u < node)
-        late = tuple(u for a, u in uses if partition_of[u.name] != own and partition_of[a.name] != own and node < u)
+        late = tuple(u for a, u in uses if own not in (partition_of[a.name], partition_of[u.name]) and a < node < u)
         if entering or early:
             yield Write(node, tuple(entering), early, late)
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import fx
 
 from dnifx.errors import CutError, ScheduleError, nearest
-from dnifx.ir import Every, Partition, Program
-from dnifx.passes.graph import captured, module_path
+from dnifx.ir import Every, Partition, Program, module_path
+from dnifx.passes.graph import captured
 
 Rates = Mapping[str, int | Every]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from dnifx.errors import CutError, EstimatorError, PassError
 from dnifx.estimators import BoundarySpec, SyntheticState
-from dnifx.ir import Boundary, Carry, Interface, Program, Recurrence, Recurrent, free_name, identifier
+from dnifx.ir import Boundary, Carry, Interface, Program, Recurrence, Recurrent, count_parameters, free_name, identifier
 from dnifx.passes.graph import captured
 from dnifx.passes.insert.interfaces import Choice, Choices, assign, make_interface
 from dnifx.passes.pipeline import Pass
@@ -182,7 +182,7 @@ def described(each: Recurrence) -> str:
     """Describe the interface of a boundary in time, for notes and emitted code."""
     if each.interface is None:
         raise PassError("a boundary in time has no interface; run insert_recurrences first")
-    count = sum(parameter.numel() for parameter in each.interface.estimator.parameters())
+    count = count_parameters(each.interface.estimator)
     trace = f", trace {each.cut.trace}" if each.cut.trace is not None else ""
     return (
         f"cut in time at {each.name} ({', '.join(map(str, each.specs))}, submod_{each.producer} to the next window): estimator "

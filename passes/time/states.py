@@ -16,14 +16,17 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Carry, Cut, Program, Recurrent
 from dnifx.passes.cuts.resolve import CutSpec
-from dnifx.passes.graph import captured, flat_output
+from dnifx.passes.graph import captured, flat_output, left_positions
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.time.first_states import with_first_states
 from dnifx.runtime.net.states import bound_arguments, follow, model_name, state_in, state_out, with_state
 
 
 @dataclass(frozen=True)
 class SeparateStates(Pass):
     """Give every state of the example inputs tensors of its own: one tensor of zeros may be given for both h and c.
+
+    A state that is None becomes what None means to the model: zeros.
 
     Attributes:
         recurrents: The cuts in time.
@@ -38,9 +41,9 @@ class SeparateStates(Pass):
         """Copy the states.
 
         Raises:
-            CutError: A path leads to no tensors.
+            CutError: A path leads to no tensors, or the model does not begin with zeros where its state is None.
         """
-        return with_new_states(replace(program, recurrents=self.recurrents), requires_grad=False)
+        return with_new_states(with_first_states(replace(program, recurrents=self.recurrents)), requires_grad=False)
 
 
 def with_new_states(program: Program, requires_grad: bool) -> Program:
@@ -136,10 +139,10 @@ class WholeWindow(Pass):
 
 
 def only_as_state(program: Program, node: fx.Node, user: fx.Node) -> bool:
-    """Whether a node reaches the output as nothing but a next state."""
-    if user.op != "output" or not any(carry.value == node.name for carry in program.carries):
+    """Whether a node reaches the output as nothing but a next state, or a value that forward leaves on the model."""
+    if user.op != "output":
         return False
-    alone = state_positions(program)
+    alone = state_positions(program) | left_positions(program)
     return all(position in alone for position, value in enumerate(flat_output(user.graph)) if value is node)
 
 
@@ -151,7 +154,7 @@ def state_positions(program: Program) -> frozenset[int]:
     output = program.signature.unflatten(marks)
     uses = Counter(map(id, pytree.tree_leaves(output)))
     uses.subtract(id(leaf) for cut in program.recurrents for leaf in state_out(program.model, output, cut))
-    return frozenset(position for position, mark in enumerate(marks) if not uses[id(mark)])
+    return frozenset(position for position, mark in enumerate(marks) if not uses[id(mark)]) - left_positions(program)
 
 
 def split_cuts(cuts: CutSpec) -> tuple[CutSpec | None, tuple[Recurrent, ...]]:

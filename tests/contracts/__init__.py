@@ -1,1 +1,1 @@
-"""The contracts that every decoupled model holds to."""
+"""The contracts: what holds for every decoupled model."""

@@ -1,4 +1,4 @@
-"""What the contracts are tried on: a drawn model with cuts and a batch, and the net that comes of it."""
+"""Cases for the contracts: a random model with cuts and a batch, and its decoupled net."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

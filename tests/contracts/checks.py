@@ -1,4 +1,4 @@
-"""The contracts that every decoupled model holds to, each as a check that property tests and tests of the checks call."""
+"""One check for each contract. Property tests call them, and so do the tests that break the compiler."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -163,8 +163,8 @@ def check_cut(case: Case) -> None:
         for node in program.graph.nodes:
             crossing = [user for user in node.users if user.name not in cut.nodes and goes_on(user)]
             if node.name in cut.nodes and len(cut.nodes) == 1 and program.measures[node.name].requires_grad:
-                homes_of_users = {program.partition_of[user.name] for user in crossing if not is_item(user)}
-                assert program.partition_of[node.name] not in homes_of_users, f"{cut.name} was not cut"
+                partitions_of_users = {program.partition_of[user.name] for user in crossing if not is_item(user)}
+                assert program.partition_of[node.name] not in partitions_of_users, f"{cut.name} was not cut"
 
 
 def goes_on(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""What the oracle says of a net: the drawn model's values found in the net's graph, and a step by hand."""
+"""What a step of a net has to give: finds the drawn model's values in the net's graph, and asks the reference."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -72,8 +72,8 @@ def partition_of(case: Case, net: DecoupledModule) -> dict[str, int]:
     """Return the partition of each value of the drawn model, and of its output."""
     places = {value: net.program.partition_of[node] for value, node in locate(case, net).items()}
     for op in case.model.ops:
-        home = next((places[name] for name in op.outputs if name in places), reference.NOWHERE)
-        places |= {name: places.get(name, home) for name in op.outputs}
+        partition = next((places[name] for name in op.outputs if name in places), reference.NOWHERE)
+        places |= {name: places.get(name, partition) for name in op.outputs}
     return places | {"output": net.program.partition_of["output"]}
 
 

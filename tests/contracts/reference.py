@@ -61,13 +61,13 @@ class Run:
     renamed: dict[str, str] = field(default_factory=dict)
     crossings: dict[str, Crossing] = field(default_factory=dict)
 
-    def read(self, name: str, home: int) -> Tensor:
+    def read(self, name: str, partition: int) -> Tensor:
         """Return a value as a partition sees it; what was rewritten crosses by the name that the write gave it."""
         name = self.renamed.get(name, name)
         value = self.values[name]
         if (
-            home == NOWHERE
-            or self.partition_of[name] == home
+            partition == NOWHERE
+            or self.partition_of[name] == partition
             or not isinstance(value, Tensor)
             or not value.requires_grad
         ):
@@ -80,38 +80,38 @@ class Run:
     def evaluate(self, code: str, **values: object) -> object:
         return eval(code, {"torch": torch, "F": F, "self": self.module, **values})
 
-    def execute(self, op: Op, home: int) -> None:
-        seen = {name: self.read(name, home) for name in op.inputs}
+    def execute(self, op: Op, partition: int) -> None:
+        seen = {name: self.read(name, partition) for name in op.inputs}
         with torch.set_grad_enabled(not op.no_grad):
             result = self.evaluate(op.code, **seen)
         if op.writes:
-            self.write(op.inputs[0], result, home)
+            self.write(op.inputs[0], result, partition)
         outputs = result if len(op.outputs) > 1 else (result,)
         assert isinstance(outputs, tuple)
         self.values |= dict(zip(op.outputs, outputs, strict=True))
-        self.partition_of |= dict.fromkeys(op.outputs, home)
+        self.partition_of |= dict.fromkeys(op.outputs, partition)
         if op.views:
             self.views[op.outputs[0]] = op
         if op.writes:
             older = [name for name, newer in self.renamed.items() if newer == op.inputs[0]]
             self.renamed |= dict.fromkeys([*older, op.inputs[0]], op.outputs[0])
 
-    def write(self, name: str, new: object, home: int) -> None:
+    def write(self, name: str, new: object, partition: int) -> None:
         """Give a value, what it is a view of, and every view of that their new contents."""
         assert isinstance(new, Tensor)
         while name in self.views:
-            self.partition_of[name] = home
+            self.partition_of[name] = partition
             base = self.views[name].views
-            undone = self.evaluate(self.views[name].undo, new=new, base=self.read(base, home))
+            undone = self.evaluate(self.views[name].undo, new=new, base=self.read(base, partition))
             assert isinstance(undone, Tensor)
             name, new = base, undone
-        self.values[name], self.partition_of[name] = new, home
+        self.values[name], self.partition_of[name] = new, partition
         for view, op in self.views.items():
             if self.root(view) == name:
                 code = op.views if op.writes else op.code
                 fresh = self.evaluate(code, **{op.views: self.values[op.views]})
                 assert isinstance(fresh, Tensor)
-                self.values[view], self.partition_of[view] = fresh, home
+                self.values[view], self.partition_of[view] = fresh, partition
 
     def root(self, name: str) -> str:
         while name in self.views:

@@ -1,4 +1,4 @@
-"""Both ways to run a net, for one step and for several, with everything that they give."""
+"""Run a net in both targets, for one step or several, and keep all that it gives."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

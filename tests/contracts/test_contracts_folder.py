@@ -1,4 +1,4 @@
-"""Contract 8, its last third: the emitted folder trains as the scheduled target does, where dnifx cannot be imported."""
+"""The last third of contract 8: an emitted folder trains as the scheduled target does, in a process without dnifx."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every check of a contract fails on a build that breaks the contract: deliberately wrong builds, one fault each."""
+"""Each check of a contract fails where the compiler breaks the contract: wrong builds, with one fault each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -297,7 +297,7 @@ def partitions_merged(patch: Patch) -> None:
 
     def run(self: partition.FormPartitions, program: Program) -> Program:
         found = original(self, program)
-        return replace(found, partition_of={name: max(home - 1, 0) for name, home in found.partition_of.items()})
+        return replace(found, partition_of={name: max(index - 1, 0) for name, index in found.partition_of.items()})
 
     patch.setattr(partition.FormPartitions, "run", run)
 

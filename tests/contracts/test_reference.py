@@ -57,7 +57,7 @@ DIAMOND = Model(
     ),
     (Value("y", (4,)), Value("h", (4,))),
 )
-HOMES = {"h": 0, "b": 1, "c": 2, "y": 2, "output": 2}
+PARTITIONS = {"h": 0, "b": 1, "c": 2, "y": 2, "output": 2}
 INPUTS = DIAMOND.example(5)
 TARGET = torch.arange(5, dtype=torch.float64)
 
@@ -90,7 +90,7 @@ def test_synthetic_gradients_and_targets_are_those_written_out_by_hand() -> None
         name: torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) for name in ("h", "b")
     }
     for loss, mean in ((mean_loss, True), (sum_loss, False)):
-        found = step(DIAMOND, DIAMOND.build(), INPUTS, TARGET, loss, HOMES, lambda values: estimates, mean)
+        found = step(DIAMOND, DIAMOND.build(), INPUTS, TARGET, loss, PARTITIONS, lambda values: estimates, mean)
         parameters, targets = by_hand(1 / 5 if mean else 1.0, estimates)
         assert set(found.values) == {"h", "b"}
         for name, parameter in parameters.items():
@@ -103,7 +103,7 @@ def test_without_estimates_the_cut_is_a_detach() -> None:
     module = layers(DIAMOND.build())
     h = module["a"](INPUTS[0]).detach()
     torch.autograd.backward(mean_loss((module["b"](h).detach() * module["c"](h), h), TARGET))
-    found = step(DIAMOND, DIAMOND.build(), INPUTS, TARGET, mean_loss, HOMES)
+    found = step(DIAMOND, DIAMOND.build(), INPUTS, TARGET, mean_loss, PARTITIONS)
     assert found.gradients["a.weight"] is None
     assert found.gradients["b.weight"] is None
     close(found.gradients["c.weight"], module["c"].weight.grad)
@@ -111,7 +111,7 @@ def test_without_estimates_the_cut_is_a_detach() -> None:
 
 def test_a_value_that_the_loss_does_not_depend_on_gets_no_gradient() -> None:
     model = replace(DIAMOND, outputs=DIAMOND.outputs[1:])
-    found = step(model, model.build(), INPUTS, TARGET, mean_loss, HOMES, lambda values: values)
+    found = step(model, model.build(), INPUTS, TARGET, mean_loss, PARTITIONS, lambda values: values)
     assert set(found.targets) == {"h"}
     assert found.gradients["b.weight"] is None
 

@@ -1,4 +1,4 @@
-"""BP(lambda): backpropagation at one end, DNI at the other, a mixture with a lock between."""
+"""BP(lambda): backpropagation at one end, DNI at the other, and mixtures of both that wait for the next partition."""
 
 from typing import Any
 

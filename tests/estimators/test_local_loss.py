@@ -1,4 +1,4 @@
-"""Decoupled greedy learning: a head's own loss, and nothing asked of the partitions behind."""
+"""Decoupled greedy learning: each head has a loss of its own, and needs nothing from later partitions."""
 
 from typing import Any
 

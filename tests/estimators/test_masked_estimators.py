@@ -1,4 +1,4 @@
-"""Padding neither trains nor counts, whatever estimates the gradient: what is padded may be anything, and as long as it likes."""
+"""Padding may have any values and any length. It neither trains an estimator nor counts, for every kind of estimator."""
 
 import importlib
 from collections.abc import Iterable

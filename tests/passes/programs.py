@@ -1,4 +1,4 @@
-"""Small models and the programs that the passes make of them: what the tests of single passes look at."""
+"""Small models, and the programs that passes make of them, for the tests of single passes."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -52,8 +52,8 @@ def runnable(program: Program) -> fx.GraphModule:
 def members(partition_of: Mapping[str, int]) -> dict[int, set[str]]:
     """Return the nodes of each partition."""
     found: dict[int, set[str]] = {}
-    for name, home in partition_of.items():
-        found.setdefault(home, set()).add(name)
+    for name, partition in partition_of.items():
+        found.setdefault(partition, set()).add(name)
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.errors import CaptureError
 from dnifx.ir import Measure, Program, TensorSpec
+from dnifx.passes.measure import recurrent_flops
 from tests.passes.programs import compiled, mlp
 
 
@@ -240,3 +241,27 @@ def test_the_functional_form_of_a_loss_is_measured_too() -> None:
 
     program = measured(WithLoss(), torch.randn(5, 4), y=torch.zeros(5, dtype=torch.int64))
     assert only(program, "cross_entropy").tensors[0].shape == ()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bidirectional": True},
+        {"num_layers": 3},
+        {"batch_first": True, "bias": False},
+        {"num_layers": 2, "bidirectional": True},
+    ],
+)
+def test_recurrent_layers_cost_a_product_for_each_weight_and_step(kind: Any, options: Any) -> None:
+    layer = kind(6, 8, **options)
+    program = measured(nn.Sequential(layer), torch.randn(4, 5, 6))
+    matrices = sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
+    assert sum(measure.flops for measure in program.measures.values()) == 2 * 4 * 5 * matrices
+
+
+def test_the_fused_layers_of_gpus_are_counted_by_their_list_of_weights() -> None:
+    weights = [torch.zeros(32, 6), torch.zeros(32, 8), torch.zeros(32), torch.zeros(32)]
+    assert recurrent_flops(torch.zeros(4, 5, 6), weights, 4, None, torch.zeros(1, 4, 8)) == 2 * 20 * 32 * (6 + 8)
+    assert recurrent_flops(torch.zeros(20, 6), weights, 4) == 2 * 20 * 32 * (6 + 8)

@@ -1,4 +1,4 @@
-"""The random models reach what they are meant to reach, run, and shrink to something a person can read."""
+"""Random models: every feature is drawn, the models run, and failures shrink to something a person can read."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What has to hold of a real model that is decoupled: each check is a contract of the compiler, told against plain autograd."""
+"""Checks of decoupled real models: each is a contract of the compiler, compared with plain autograd."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The sweep: real models, each cut into four and at named blocks, against the contracts; what it counts may only grow.
+"""The sweep: real models, each cut into four and at named blocks, hold the contracts; the counts may only grow.
 
 ``pytest -m models`` runs all of them (extra ``models``); the default suite runs those of ``FAST``.
 """

@@ -1,4 +1,4 @@
-"""What estimators need of the end of a model, the loss or the output's error, reaches them in the fused target as in the scheduled."""
+"""The loss and the output's error reach the estimators that need them, in the fused target as in the scheduled one."""
 
 from collections.abc import Callable
 from typing import Any

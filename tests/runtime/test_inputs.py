@@ -1,4 +1,4 @@
-"""Synthetic inputs: what they are made of, what they are fitted to, and that evaluation does without them."""
+"""Synthetic inputs: what makes them, what they are fitted to, and that evaluation does not use them."""
 
 from typing import Any
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 from torch import Tensor
@@ -12,26 +11,27 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.runtime.test_training_loops import make_data, make_net
 
 
-class Classifier(lightning.LightningModule):
-    """A user's module around a decoupled net."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = make_net(context="label", num_classes=3)
-        self.losses: list[float] = []
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        inputs, labels = batch
-        loss = cross_entropy(self.net(inputs, context=labels), labels)
-        self.losses.append(loss.item())
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-2)
-
-
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_it_learns_in_a_lightning_trainer(tmp_path: Path) -> None:
+    import lightning  # here, because it takes seconds and every process that runs tests reads this file
+
+    class Classifier(lightning.LightningModule):
+        """A user's module around a decoupled net."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net(context="label", num_classes=3)
+            self.losses: list[float] = []
+
+        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+            inputs, labels = batch
+            loss = cross_entropy(self.net(inputs, context=labels), labels)
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
     module = Classifier()
     trainer = lightning.Trainer(
         max_epochs=20,

@@ -1,4 +1,4 @@
-"""What has to hold of a random program that is decoupled, told against plain autograd."""
+"""Checks of decoupled random programs, compared with plain autograd."""
 
 import copy
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ PASSING = 34
 """How many of those have to pass every check; the others are refused."""
 
 WIDE_PASSING = 6
-"""The same, of the first 12 of ``wild_wide.py``."""
+"""The same, of the first 12 of ``wide.py``."""
 
 WRITES = """
 class Drawn(nn.Module):

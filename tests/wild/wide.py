@@ -1,4 +1,4 @@
-"""More random programs: other containers of modules, guards, outputs of any kind, keyword-only inputs, and every kind of cuts.
+"""More random programs: other containers, guards, outputs of any kind, keyword-only inputs, every kind of cuts.
 
 They are numbered apart from those of ``drawing.py``, so that a number there stands for the same program as before.
 """

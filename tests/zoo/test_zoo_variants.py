@@ -1,4 +1,4 @@
-"""Variants train as their names say: every option reaches what it is the option of."""
+"""Variants train as their names say: every option has its effect."""
 
 import copy
 from collections.abc import Mapping

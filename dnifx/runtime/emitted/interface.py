@@ -1,12 +1,57 @@
-"""The interface nodes: what runs on a cut in the fused graph. Imports torch alone, so emitted packages can carry a copy."""
+"""The interface nodes: what runs on a cut in the fused graph. Emitted packages carry a copy, and one of the errors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
+
+from dnifx.errors import DerivativeError
+
+Backward = Callable[..., tuple[Any, ...]]
+
+
+class Once(torch.autograd.Function):
+    """Passes gradients on. Whoever differentiates them once more gets an error that names the boundary."""
+
+    @staticmethod
+    def forward(ctx: Any, boundary: str, anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients. The anchor only makes autograd come back here."""
+        ctx.boundary = boundary
+        return tuple(gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Refuse.
+
+        Raises:
+            DerivativeError: Always.
+        """
+        raise DerivativeError(
+            f"boundary {ctx.boundary!r}: an interface cannot be differentiated twice, since its synthetic gradient has no derivative, "
+            "and a gradient with create_graph=True (a gradient penalty, forces, a PINN) was differentiated through it. Call the net "
+            "under `with net.backprop():`, where gradients are those of the model, or give this boundary gradient='oracle'"
+        )
+
+
+def differentiable_once(backward: Backward) -> Backward:
+    """As torch's ``once_differentiable``; the error of a second derivative names the boundary, which is ``ctx.boundary``."""
+
+    @wraps(backward)
+    def marked(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *arriving)
+        if not torch.is_grad_enabled():
+            return found
+        places = [place for place, each in enumerate(found) if isinstance(each, Tensor)]
+        anchor = torch.zeros((), requires_grad=True)
+        passed = Once.apply(ctx.boundary, anchor, *(found[place] for place in places))  # type: ignore[no-untyped-call]
+        by_place = dict(zip(places, passed, strict=True))
+        return tuple(by_place.get(place) for place in range(len(found)))
+
+    return marked
 
 
 def loss_scale(examples: int, mean: bool = True) -> float:
@@ -26,15 +71,17 @@ class GradientSwap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, examples: int, mean: bool, mix: float, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, boundary: str, examples: int, mean: bool, mix: float, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Take ``count`` values, as many estimates, and none or as many synthetic inputs; return what passes forward."""
-        ctx.examples, ctx.mean, ctx.mix = examples, mean, mix
+        ctx.boundary, ctx.examples, ctx.mean, ctx.mix = boundary, examples, mean, mix
         values, imagined = tensors[:count], tensors[2 * count :]
         ctx.save_for_backward(*tensors[count:], *(values if imagined else ()))
         return tuple(each.view_as(each) for each in imagined or values)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Give the values the estimates; give estimates and synthetic inputs their fit gradients."""
         count, saved = len(arriving), ctx.saved_tensors
@@ -47,11 +94,11 @@ class GradientSwap(torch.autograd.Function):
         fits = [
             fit_gradient(estimate, per_example(gradient, scale), ctx.examples) if want else None
             for estimate, gradient, want in zip(
-                estimates, arriving, ctx.needs_input_grad[4 + count : 4 + 2 * count], strict=True
+                estimates, arriving, ctx.needs_input_grad[5 + count : 5 + 2 * count], strict=True
             )
         ]
         guesses = [fit_gradient(*pair, ctx.examples) for pair in zip(imagined, values, strict=True)]
-        return None, None, None, None, *synthetic, *fits, *guesses
+        return None, None, None, None, None, *synthetic, *fits, *guesses
 
 
 def swap_gradients(
@@ -61,6 +108,7 @@ def swap_gradients(
     mean: bool = True,
     mix: float = 0.0,
     imagined: Sequence[Tensor] = (),
+    boundary: str = "",
 ) -> tuple[Tensor, ...]:
     """Return the values, or synthetic inputs; backward, swap the arriving gradients for the estimates and fit the models.
 
@@ -71,8 +119,10 @@ def swap_gradients(
         mean: Whether the loss averages over examples.
         mix: Share of the arriving gradient in what the values receive; 0 where there are synthetic inputs.
         imagined: Synthetic inputs, which pass forward in place of the values.
+        boundary: The boundary's name, for the error of a second derivative.
     """
-    swapped: tuple[Tensor, ...] = GradientSwap.apply(examples, mean, mix, len(values), *values, *estimates, *imagined)  # type: ignore[no-untyped-call]
+    given = boundary, examples, mean, mix, len(values)
+    swapped: tuple[Tensor, ...] = GradientSwap.apply(*given, *values, *estimates, *imagined)  # type: ignore[no-untyped-call]
     return swapped
 
 
@@ -93,7 +143,6 @@ class GradientLeak(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         """Weight the gradient."""
         return gradient * ctx.weight, None
@@ -127,18 +176,19 @@ class OutputError(torch.autograd.Function):
     def forward(
         ctx: Any,
         estimators: Sequence[tuple[Any, int]],
+        boundary: str,
         examples: int,
         mean: bool,
         mask: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
         """Take the output, then the values of each estimator's boundary; return the output."""
-        ctx.estimators, ctx.scale, ctx.mask = estimators, loss_scale(examples, mean), mask
+        ctx.boundary, ctx.estimators, ctx.scale, ctx.mask = boundary, estimators, loss_scale(examples, mean), mask
         ctx.save_for_backward(*tensors[1:])
         return tensors[0].view_as(tensors[0])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Let the error through, and give every value its synthetic gradient."""
         error, values = per_example(arriving[0], ctx.scale), list(ctx.saved_tensors)
@@ -149,7 +199,7 @@ class OutputError(torch.autograd.Function):
             for estimate, value in zip(estimator(seen, error), given, strict=True):
                 counted = estimate if ctx.mask is None else count_only(estimate, ctx.mask)
                 synthetic.append((counted * ctx.scale).to(value.dtype))
-        return None, None, None, None, arriving[0], *synthetic
+        return None, None, None, None, None, arriving[0], *synthetic
 
 
 def feed_back(
@@ -159,6 +209,7 @@ def feed_back(
     examples: int,
     mean: bool = True,
     mask: Tensor | None = None,
+    boundary: str = "",
 ) -> Tensor:
     """Return the output; in the backward pass, estimators see its error and the values of boundaries receive their answers.
 
@@ -169,10 +220,11 @@ def feed_back(
         examples: Number of examples.
         mean: Whether the loss averages over examples.
         mask: Which tokens count, [batch, length].
+        boundary: The boundaries' names, for the error of a second derivative.
     """
     asked = [(estimator, len(values)) for estimator, values in zip(estimators, boundaries, strict=True)]
     tensors = [value for values in boundaries for value in values]
-    passed: Tensor = OutputError.apply(asked, examples, mean, mask, output, *tensors)  # type: ignore[no-untyped-call]
+    passed: Tensor = OutputError.apply(asked, boundary, examples, mean, mask, output, *tensors)  # type: ignore[no-untyped-call]
     return passed
 
 
@@ -186,11 +238,10 @@ class LossLesson(torch.autograd.Function):
         return tuple(output.view_as(output) for output in tensors[:count])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Let the gradients through, and turn the losses into the predictions' fit gradients."""
         losses, *predictions = ctx.saved_tensors
-        return None, None, *arriving, *(fit_gradient(each, losses, len(losses)) for each in predictions)
+        return None, None, *arriving, *(fit_gradient(each.detach(), losses, len(losses)) for each in predictions)
 
 
 def tell_losses(outputs: Sequence[Any], predictions: Sequence[Tensor], losses: Tensor) -> tuple[Any, ...]:
@@ -310,19 +361,29 @@ def example_losses(loss: Tensor, mean: bool = True) -> Tensor:
 def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
     """Compare synthetic with target gradients, all values of a boundary together.
 
+    Values with the same leading size are taken together, row by row; values of other sizes have rows of their own.
+
     Returns:
-        ``cosine``: mean over examples of the cosine between estimate and target; ``relative_error``: ||estimate - target|| /
-        ||target||; ``wrong_signs``: share of the target's non-zero entries whose sign the estimate does not have;
-        ``estimate_norm`` and ``target_norm``: root mean square over examples of the norm. Scalars, on the device.
+        ``cosine``: mean over rows (examples) of the cosine between estimate and target; ``relative_error``: ||estimate - target||
+        / ||target||; ``wrong_signs``: share of the target's non-zero entries whose sign the estimate does not have;
+        ``estimate_norm`` and ``target_norm``: root mean square over rows of the norm. Scalars, on the device.
     """
-    estimate = torch.cat([value.detach().reshape(len(value), -1) for value in estimates], 1)
-    target = torch.cat([value.detach().reshape(len(value), -1) for value in targets], 1)
-    known = target != 0
-    wrong = (estimate.sign() != target.sign()) & known
+    groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for estimate, target in zip(estimates, targets, strict=True):
+        rows = len(estimate) if estimate.dim() else 1
+        groups.setdefault(rows, []).append((estimate.detach().reshape(rows, -1), target.detach().reshape(rows, -1)))
+    pairs = [
+        (torch.cat(made, 1), torch.cat(true, 1))
+        for made, true in (zip(*group, strict=True) for group in groups.values())
+    ]
+    cosines = [torch.nn.functional.cosine_similarity(*pair, dim=1) for pair in pairs]
+    made, true = (torch.cat([each.flatten() for each in side]) for side in zip(*pairs, strict=True))
+    rows, known = sum(groups), true != 0
+    wrong = (made.sign() != true.sign()) & known
     return {
-        "cosine": torch.nn.functional.cosine_similarity(estimate, target, dim=1).mean(),
-        "relative_error": (estimate - target).norm() / target.norm(),
+        "cosine": torch.cat(cosines).mean(),
+        "relative_error": (made - true).norm() / true.norm(),
         "wrong_signs": wrong.sum() / known.sum(),
-        "estimate_norm": estimate.norm(dim=1).square().mean().sqrt(),
-        "target_norm": target.norm(dim=1).square().mean().sqrt(),
+        "estimate_norm": made.norm() / rows**0.5,
+        "target_norm": true.norm() / rows**0.5,
     }

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dnifx.runtime.emitted.interface import fit_gradient, loss_scale, per_example
+from dnifx.runtime.emitted.interface import differentiable_once, fit_gradient, loss_scale, per_example
 
 
 class MessageSwap(torch.autograd.Function):
@@ -17,15 +16,17 @@ class MessageSwap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, examples: int, mean: bool, factor: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, boundary: str, examples: int, mean: bool, factor: float, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Take the messages, then as many estimates; return the messages."""
         count = len(tensors) // 2
-        ctx.scale, ctx.factor = loss_scale(examples, mean), factor
+        ctx.boundary, ctx.scale, ctx.factor = boundary, loss_scale(examples, mean), factor
         ctx.save_for_backward(*tensors[count:])
         return tuple(value.view_as(value) for value in tensors[:count])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Give the messages the estimates, and the estimates their fit gradients."""
         estimates = ctx.saved_tensors
@@ -36,15 +37,20 @@ class MessageSwap(torch.autograd.Function):
         fits = [
             fit_gradient(estimate, per_example(gradient, ctx.scale).view_as(estimate), len(estimate)) if want else None
             for estimate, gradient, want in zip(
-                estimates, arriving, ctx.needs_input_grad[3 + len(estimates) :], strict=True
+                estimates, arriving, ctx.needs_input_grad[4 + len(estimates) :], strict=True
             )
         ]
-        return None, None, None, *synthetic, *fits
+        return None, None, None, None, *synthetic, *fits
 
 
 def swap_messages(
-    values: Sequence[Tensor], estimates: Sequence[Tensor], examples: int, mean: bool = True, factor: float = 1.0
+    values: Sequence[Tensor],
+    estimates: Sequence[Tensor],
+    examples: int,
+    mean: bool = True,
+    factor: float = 1.0,
+    boundary: str = "",
 ) -> tuple[Tensor, ...]:
     """Return messages; backward, swap the arriving gradients for ``factor`` times the estimates and fit the estimator."""
-    swapped: tuple[Tensor, ...] = MessageSwap.apply(examples, mean, factor, *values, *estimates)  # type: ignore[no-untyped-call]
+    swapped: tuple[Tensor, ...] = MessageSwap.apply(boundary, examples, mean, factor, *values, *estimates)  # type: ignore[no-untyped-call]
     return swapped

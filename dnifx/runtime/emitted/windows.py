@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dnifx.runtime.emitted.interface import fit_gradient, loss_scale, per_example
+from dnifx.runtime.emitted.interface import differentiable_once, fit_gradient, loss_scale, per_example
 
 
 class WindowStart(torch.autograd.Function):
@@ -23,22 +22,36 @@ class WindowStart(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, reset: Tensor | None, dims: tuple[int, ...], examples: int, mean: bool, back: float, *tensors: Tensor
+        ctx: Any,
+        boundary: str,
+        reset: Tensor | None,
+        dims: tuple[int, ...],
+        examples: int,
+        mean: bool,
+        back: float,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Take the state's values and as many estimates; return the values."""
         count = len(tensors) // 2
-        ctx.reset, ctx.dims, ctx.examples, ctx.mean, ctx.back = reset, dims, examples, mean, back
+        ctx.boundary, ctx.reset, ctx.dims, ctx.examples, ctx.mean, ctx.back = (
+            boundary,
+            reset,
+            dims,
+            examples,
+            mean,
+            back,
+        )
         ctx.save_for_backward(*tensors[count:])
         return tuple(
             without_rows(value, reset, dim).view_as(value) for value, dim in zip(tensors[:count], dims, strict=True)
         )
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Return the estimates' fit gradients, and what the gradient of the window before still lacks."""
         estimates = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[5 + len(estimates) :]
+        wanted = ctx.needs_input_grad[6 + len(estimates) :]
         scale = loss_scale(ctx.examples, ctx.mean)
         targets = window_targets(arriving, ctx.reset, ctx.dims, scale)
         fits = [
@@ -49,21 +62,23 @@ class WindowStart(torch.autograd.Function):
             like_state((target - estimate) * (ctx.back * scale), gradient, dim) if ctx.back else None
             for estimate, target, gradient, dim in zip(estimates, targets, arriving, ctx.dims, strict=True)
         ]
-        return None, None, None, None, None, *lacking, *fits
+        return None, None, None, None, None, None, *lacking, *fits
 
 
 class WindowEnd(torch.autograd.Function):
     """Passes a window's outputs forward; backward, gives the weighted estimates to the state that the window leaves."""
 
     @staticmethod
-    def forward(ctx: Any, outputs: int, dims: tuple[int, ...], weight: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, boundary: str, outputs: int, dims: tuple[int, ...], weight: float, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Take the outputs, the state's values and as many estimates; return the outputs."""
-        ctx.outputs, ctx.dims, ctx.weight = outputs, dims, weight
+        ctx.boundary, ctx.outputs, ctx.dims, ctx.weight = boundary, outputs, dims, weight
         ctx.save_for_backward(*tensors[outputs:])
         return tuple(output.view_as(output) for output in tensors[:outputs])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         """Let the outputs' gradients through, and give the state its synthetic gradient."""
         values, estimates = ctx.saved_tensors[: len(ctx.dims)], ctx.saved_tensors[len(ctx.dims) :]
@@ -71,7 +86,7 @@ class WindowEnd(torch.autograd.Function):
             like_state(estimate.detach() * ctx.weight, value, dim)
             for estimate, value, dim in zip(estimates, values, ctx.dims, strict=True)
         ]
-        return None, None, None, *arriving, *synthetic, *(None for _ in estimates)
+        return None, None, None, None, *arriving, *synthetic, *(None for _ in estimates)
 
 
 def start_window(
@@ -82,6 +97,7 @@ def start_window(
     examples: int,
     mean: bool = True,
     back: float = 0.0,
+    boundary: str = "",
 ) -> tuple[Tensor, ...]:
     """Return the state that a window starts from; in the backward pass, fit the estimator to what arrives there.
 
@@ -93,8 +109,11 @@ def start_window(
         examples: Number of examples.
         mean: Whether the loss averages over examples.
         back: Share of the estimate that what arrives replaces.
+        boundary: The boundary's name, for the error of a second derivative.
     """
-    started: tuple[Tensor, ...] = WindowStart.apply(reset, tuple(dims), examples, mean, back, *values, *estimates)  # type: ignore[no-untyped-call]
+    started: tuple[Tensor, ...] = WindowStart.apply(
+        boundary, reset, tuple(dims), examples, mean, back, *values, *estimates
+    )  # type: ignore[no-untyped-call]
     return started
 
 
@@ -106,10 +125,12 @@ def end_window(
     scale: float,
     examples: int,
     mean: bool = True,
+    boundary: str = "",
 ) -> tuple[Tensor, ...]:
     """Return a window's outputs; in the backward pass, the state that it leaves receives the estimates times ``scale``."""
     weight = scale * loss_scale(examples, mean)
-    ended: tuple[Tensor, ...] = WindowEnd.apply(len(outputs), tuple(dims), weight, *outputs, *values, *estimates)  # type: ignore[no-untyped-call]
+    given = boundary, len(outputs), tuple(dims), weight
+    ended: tuple[Tensor, ...] = WindowEnd.apply(*given, *outputs, *values, *estimates)  # type: ignore[no-untyped-call]
     return ended
 
 

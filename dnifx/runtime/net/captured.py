@@ -1,19 +1,20 @@
 """The graphs of one part of a net, captured for each input kind that it meets."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from dnifx.errors import InputError, PassError
+from dnifx.errors import InputKindWarning, PassError, StateError
 from dnifx.ir import CONSTANTS, Part, Program
 from dnifx.runtime.net.attach import attach
-from dnifx.runtime.net.input_kinds import InputKind, hold_constants, what_is_read
+from dnifx.runtime.net.input_kinds import InputKind, hold_constants, listed_changes, what_is_read
 
 Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
 MOST_INPUT_KINDS = 16
-"""How many kinds of inputs one part captures before it says that something changes that should not."""
+"""How many kinds of inputs one part holds. Beyond that the one that was not used for longest makes room."""
 
 
 class CapturedPart:
@@ -27,12 +28,20 @@ class CapturedPart:
         recompile: Compiles the program again for another input kind: (program, args, kwargs, its number) to a program.
 
     Attributes:
-        input_kinds: What was captured so far. The example's is the first.
+        input_kinds: What is captured: the example's kind first, the others by their last use.
+        captures: How many kinds were captured so far.
     """
 
     def __init__(self, part: Part, program: Program, net: nn.Module, mean: bool, recompile: Recompile) -> None:
         self.part, self.program, self.net, self.mean, self.recompile = part, program, net, mean, recompile
         self.input_kinds: list[InputKind] = []
+        self.captures = 0
+        self._children = [
+            (module._modules, name, child)
+            for module in program.model.modules()
+            for name, child in module._modules.items()
+        ]
+        self._frozen = [(name, each) for name, each in program.model.named_parameters() if not each.requires_grad]
 
     def capture(self, program: Program) -> InputKind:
         """Attach a program's graphs to the net, as one more input kind."""
@@ -51,25 +60,58 @@ class CapturedPart:
                 attach(graph, self.net, partition.name)
                 for graph, partition in zip(program.submodules, program.partitions, strict=True)
             ),
+            self.captures,
         )
+        self.captures += 1
         self.input_kinds.append(made)
         return made
+
+    def refuse_other_modules(self) -> None:
+        """Raise StateError where modules were replaced or parameters unfrozen since the model was decoupled."""
+        replaced = [name for registry, name, child in self._children if registry.get(name) is not child]
+        unfrozen = [name for name, parameter in self._frozen if parameter.requires_grad]
+        if replaced or unfrozen:
+            what = (
+                f"the module {replaced[0]!r} was replaced"
+                if replaced
+                else f"the parameter {unfrozen[0]!r} was unfrozen"
+            )
+            raise StateError(
+                f"{what} after dnifx.decouple, but the graphs and the optimizers are made for what was there. Decouple the model again "
+                "as it is now, and make a new trainer or optimizer"
+            )
+
+    def make_room(self) -> None:
+        """Drop the input kind that was not used for longest where there are too many; the first time, say what changes."""
+        if len(self.input_kinds) < MOST_INPUT_KINDS:
+            return
+        if self.captures == MOST_INPUT_KINDS:
+            model = type(self.program.model).__name__
+            changing = listed_changes(self.input_kinds)
+            warnings.warn(
+                f"{model} has met {MOST_INPUT_KINDS} kinds of inputs; each structure, fixed value and mode is captured by itself, which "
+                f"takes time, and from now on the kinds that were not used for longest are dropped. What changes: {changing}. Pass it "
+                f"as a tensor, or keep it the same{what_is_read(self.input_kinds)}",
+                InputKindWarning,
+                stacklevel=2,
+            )
+        del self.input_kinds[1]
 
     def matching(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[InputKind]:
         """Yield the input kinds that a call may run in; the last one is compiled for this very call.
 
         Raises:
-            InputError: There are too many, or the cuts cannot be found again in a new one.
+            InputError: The cuts cannot be found again in a new one.
         """
         if torch.compiler.is_compiling():
             yield self.input_kinds[0]
             return
+        self.refuse_other_modules()
         for input_kind in tuple(self.input_kinds):
             if input_kind.signature.key(args, kwargs) == input_kind.key:
+                if input_kind is not self.input_kinds[0] and input_kind is not self.input_kinds[-1]:
+                    self.input_kinds.remove(input_kind)
+                    self.input_kinds.append(input_kind)
                 yield input_kind
-        if len(self.input_kinds) >= MOST_INPUT_KINDS:
-            raise InputError(
-                f"{type(self.program.model).__name__} has met {MOST_INPUT_KINDS} kinds of inputs. Each structure, fixed value and mode "
-                f"is captured by itself. Pass what changes from call to call as tensors{what_is_read(self.input_kinds)}"
-            )
-        yield self.capture(self.recompile(self.program, args, kwargs, len(self.input_kinds)))
+        self.make_room()
+        yield self.capture(self.recompile(self.program, args, kwargs, self.captures))

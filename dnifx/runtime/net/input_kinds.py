@@ -1,6 +1,6 @@
 """What a decoupled module runs for one kind of inputs: a structure, fixed values, modes."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from dnifx.ir import CONSTANTS, Program, Signature
 from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputKind:
     """One captured program and its graphs, attached to the modules that they run on.
 
@@ -22,6 +22,7 @@ class InputKind:
         key: What its calls have in common.
         fused: The fused graph.
         submodules: The partitions' graphs.
+        number: Its number among all that the part has captured.
     """
 
     program: Program
@@ -29,6 +30,12 @@ class InputKind:
     key: Hashable
     fused: fx.GraphModule
     submodules: tuple[fx.GraphModule, ...]
+    number: int = 0
+
+    def finish(self, values: tuple[Any, ...]) -> Any:
+        """Return the model's output from the graph's flat outputs, and leave on the model what its forward leaves there."""
+        self.signature.write_back(values)
+        return self.signature.unflatten(values)
 
     @property
     def guarded(self) -> bool:
@@ -126,6 +133,14 @@ def hold_constants(holder: nn.Module, values: Mapping[str, Any]) -> None:
 def owners(program: Program) -> dict[str, int]:
     """Return the partition that updates each trainable parameter, by the parameter's path."""
     return {name: partition.index for partition in program.partitions for name in partition.parameters}
+
+
+def listed_changes(input_kinds: Sequence[InputKind], most: int = 4) -> str:
+    """Return the names of what input kinds differ in, for a warning: arguments and attributes."""
+    first, *others = input_kinds
+    names = dict.fromkeys(name for each in others for name in first.signature.differences(first.key, each.key))
+    shown = list(names)[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "") or "the mode"
 
 
 def what_is_read(input_kinds: Iterable[InputKind]) -> str:

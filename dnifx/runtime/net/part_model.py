@@ -31,6 +31,20 @@ class PartSignature:
     like: Signature
     example: tuple[tuple[Any, ...], Mapping[str, Any]]
 
+    def differences(self, one: Hashable, other: Hashable) -> list[str]:
+        """Return nothing: a part has one input kind."""
+        return []
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Nothing: a part holds for the attributes that it was captured with."""
+        return ()
+
+    @property
+    def left(self) -> int:
+        """Nothing: a part leaves nothing on the model."""
+        return 0
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PartSignature":
         """Return itself: a signature never changes."""
         return self
@@ -48,6 +62,9 @@ class PartSignature:
             states[plan.key] = pytree.tree_unflatten(rest[: plan.count], plan.spec)
             rest = rest[plan.count :]
         return tuple(values[:count]), tuple(values[count : count + given]), states
+
+    def write_back(self, values: tuple[Any, ...]) -> None:
+        """Do nothing: a part leaves nothing on the model."""
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         """Identify the input kind of a call: the training flags and types that the capture depends on."""

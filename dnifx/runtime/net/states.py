@@ -1,18 +1,15 @@
-"""The state of a recurrent model between two windows: found in outputs, carried, reset, put into inputs."""
+"""States in calls of a recurrent model: found in inputs and outputs, put into inputs, zero at first."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import CutError, InputError, StateError, nearest
+from dnifx.errors import CutError, InputError, nearest
 from dnifx.ir import Program, Recurrent
 from dnifx.runtime.emitted.windows import without_rows
-
-_STATE = object()
 
 
 def steps_of(path: str) -> list[str]:
@@ -111,6 +108,17 @@ def model_name(model: nn.Module) -> str:
     return type(model).__name__
 
 
+def is_none(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cut: Recurrent) -> bool:
+    """Whether a call begins without a state: None, by default or as given, or nothing but None in a structure."""
+    bound = bound_arguments(model, args, kwargs)
+    bound.apply_defaults()
+    try:
+        leaves = pytree.tree_leaves(follow(bound.arguments, cut.state))
+    except KeyError:
+        return False
+    return bool(leaves) and all(leaf is None for leaf in leaves)
+
+
 def with_state(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cut: Recurrent, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -128,6 +136,82 @@ def split_arguments(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dic
     if missing:
         return (), dict(bound.arguments)
     return bound.args, bound.kwargs
+
+
+def examples_in(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, None]:
+    """Return the sizes of a call's inputs, beside the states, where the example's inputs have as many as it has examples.
+
+    One size says how many examples the call has. There are more where another dimension of the example has the same size; the
+    last one of a floating-point tensor counts features, if any other dimension may count examples.
+    """
+    carry = program.carries[0]
+    state = follow(
+        bound_arguments(program.model, program.args, program.kwargs).arguments, program.recurrents[carry.cut].state
+    )
+    count = pytree.tree_leaves(state)[0].size(carry.dim)
+    now = tensors_beside(program, args, kwargs)
+    found: dict[bool, dict[int, None]] = {False: {}, True: {}}
+    for path, example in tensors_beside(program, program.args, program.kwargs).items():
+        if path in now and now[path].dim() == example.dim():
+            for dim, size in enumerate(example.shape):
+                features = dim == example.dim() - 1 > 0 and example.is_floating_point()
+                if size == count:
+                    found[features][now[path].size(dim)] = None
+    return found[False] or found[True]
+
+
+def tensors_beside(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Any, Tensor]:
+    """Return the tensors among a call's inputs that belong to no state, by their paths."""
+    arguments: Any = bound_arguments(program.model, args, kwargs).arguments
+    for cut in program.recurrents:
+        if steps_of(cut.state)[0] in arguments:
+            arguments = replaced(arguments, steps_of(cut.state), None)
+    return {path: leaf for path, leaf in pytree.tree_leaves_with_path(arguments) if isinstance(leaf, Tensor)}
+
+
+def first_state(program: Program, index: int, sizes: Iterable[int] = ()) -> Any:
+    """Return a state of zeros in the shapes of the example's, for the examples of a call, whose ``sizes`` ``examples_in`` gives."""
+    state = follow(
+        bound_arguments(program.model, program.args, program.kwargs).arguments, program.recurrents[index].state
+    )
+    leaves, spec = pytree.tree_flatten(state)
+    dims = [carry.dim for carry in program.carries if carry.cut == index]
+    before = leaves[0].size(dims[0]) if dims else -1
+    now = before if before in (found := list(sizes)) or not found else found[0]
+
+    def zeros(leaf: Tensor, dim: int) -> Tensor:
+        shape = [now if place == dim and size == before else size for place, size in enumerate(leaf.shape)]
+        return leaf.detach().new_zeros(shape)
+
+    return pytree.tree_unflatten(
+        [zeros(leaf, dim) for leaf, dim in zip(leaves, dims or [0] * len(leaves), strict=True)], spec
+    )
+
+
+def with_first_states(
+    program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments in which a state that is None is what None means to the model: zeros.
+
+    Raises:
+        InputError: The example inputs had a state, so that it was not seen what None means.
+    """
+    arguments, keywords = args, dict(kwargs)
+    for index, cut in enumerate(program.recurrents):
+        if is_none(program.model, arguments, keywords, cut):
+            refuse_unknown_none(program, cut)
+            state = first_state(program, index, examples_in(program, arguments, keywords))
+            arguments, keywords = with_state(program.model, arguments, keywords, cut, state)
+    return arguments, keywords
+
+
+def refuse_unknown_none(program: Program, cut: Recurrent) -> None:
+    """Raise InputError where a state is None, and was not in the example inputs."""
+    if cut not in program.zero_first:
+        raise InputError(
+            f"{cut!r}: the state is None here, and the example inputs have one, so it is not known what None means to "
+            f"{model_name(program.model)}; give a state (zeros), or decouple with example inputs in which it is None"
+        )
 
 
 def with_own_tensors(
@@ -150,6 +234,8 @@ def without_episodes(
     """Return arguments in which the states of the examples that begin an episode are zero."""
     arguments, keywords = args, dict(kwargs)
     for index, cut in enumerate(program.recurrents if mask is not None else ()):
+        if is_none(program.model, arguments, keywords, cut):
+            continue
         dims = iter([carry.dim for carry in program.carries if carry.cut == index])
         state = follow(bound_arguments(program.model, arguments, keywords).arguments, cut.state)
         leaves, spec = pytree.tree_flatten(state)
@@ -170,144 +256,3 @@ def refuse_without_trainer(program: Program) -> None:
                 f"{cut!r}: into_core and auxiliary compute the last window again, and trace goes on from it, which a trainer alone "
                 "keeps: train with net.trainer(...).step(...), and evaluate under torch.no_grad()"
             )
-
-
-class Window:
-    """What lies between the window before and the next one.
-
-    Args:
-        program: A compiled program; its example inputs say what an empty state looks like.
-
-    Attributes:
-        states: What the last window left, by the number of the cut in time.
-        mask: Which examples begin an episode in the next window.
-        past: The inputs of the last window, where it is computed again.
-        traces: By boundary, the trace that a window takes up; none after a step that did not pass one on.
-        passed: What the step that runs passes on.
-    """
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.states: dict[int, Any] = {}
-        self.mask: Tensor | None = None
-        self.others: list[int] | None = None
-        self.past: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.traces: dict[str, Tensor] = {}
-        self.passed: dict[str, Tensor] = {}
-
-    def filled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return a call's arguments with the carried state in them; what is given by the caller stands.
-
-        At the first window, and after ``clear``, the state is zero, in the shapes of the example inputs.
-        """
-        arguments, keywords = args, dict(kwargs)
-        for index, cut in enumerate(self.program.recurrents):
-            first, *inside = steps_of(cut.state)
-            given = first in bound_arguments(self.program.model, arguments, keywords).arguments
-            if given and (not inside or index not in self.states):
-                continue
-            state = self.states.get(index)
-            state = self.empty(cut) if state is None else state
-            if inside and not given:
-                raise InputError(
-                    f"the input {first!r} is missing; give it, with anything in the place of {cut.state!r}"
-                )
-            arguments, keywords = with_state(self.program.model, arguments, keywords, cut, state)
-        return arguments, keywords
-
-    def empty(self, cut: Recurrent) -> Any:
-        """Return a state of zeros, like the example's."""
-        bound = bound_arguments(self.program.model, self.program.args, self.program.kwargs)
-        return pytree.tree_map_only(Tensor, lambda t: torch.zeros_like(t.detach()), follow(bound.arguments, cut.state))
-
-    def leave(self, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take the next state out of an output, detached; keep the inputs where the window is computed again later."""
-        if any(cut.into_core or cut.auxiliary for cut in self.program.recurrents):
-            self.past = without_episodes(self.program, args, kwargs, self.mask)
-        for index, cut in enumerate(self.program.recurrents):
-            self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
-        self.traces, self.passed = self.passed, {}
-        self.mask = None
-
-    def again(self) -> list[Tensor] | None:
-        """Return the state that the last window left, computed again with the weights of now; None before the first window.
-
-        Buffers are put back: what the model counts in them, it has counted.
-        """
-        if self.past is None:
-            return None
-        buffers = [(buffer, buffer.clone()) for buffer in self.program.model.buffers()]
-        args, kwargs = self.past
-        output = self.program.model(*args, **kwargs)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        return [leaf for cut in self.program.recurrents for leaf in state_out(self.program.model, output, cut)]
-
-    def visible(self, output: Any) -> Any:
-        """Return what the loss sees of an output: the one value that is no state, or all of it where there are several."""
-        if not self.program.recurrents:
-            return output
-        if self.others is None:
-            self.others = other_leaves(output, self.program.recurrents)
-        return pytree.tree_leaves(output)[self.others[0]] if len(self.others) == 1 else output
-
-    def reset(self, mask: Tensor | None) -> None:
-        """Mark the rows of the given examples, [batch] and boolean, to start from zero; all of them without a mask.
-
-        Raises:
-            InputError: The mask does not fit the state.
-        """
-        if not self.states:
-            return
-        rows = reset_rows(mask, self.examples())
-        rows = rows.to(pytree.tree_leaves(self.states)[0].device)
-        self.mask = rows if self.mask is None else self.mask | rows
-
-    def examples(self) -> int:
-        """Return the number of examples of the carried state."""
-        carry = self.program.carries[0]
-        size: int = pytree.tree_leaves(self.states[carry.cut])[0].size(carry.dim)
-        return size
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the carried states and traces, and the rows to reset."""
-        return {"states": dict(self.states), "mask": self.mask, "past": self.past, "traces": dict(self.traces)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up saved states.
-
-        Raises:
-            StateError: They are those of other cuts.
-        """
-        if not set(state["states"]) <= set(range(len(self.program.recurrents))):
-            raise StateError(
-                f"the saved state has {len(state['states'])} states in time, this trainer {len(self.program.recurrents)}"
-            )
-        self.states = dict(state["states"])
-        self.mask = state["mask"]
-        self.past = state.get("past")
-        self.traces = dict(state.get("traces", {}))
-
-
-def reset_rows(mask: Tensor | None, examples: int) -> Tensor:
-    """Return the examples that begin an episode, [examples] and boolean; all of them without a mask.
-
-    Raises:
-        InputError: The mask does not fit.
-    """
-    rows = torch.ones(examples, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-    if rows.dtype != torch.bool or rows.shape != (examples,):
-        raise InputError(
-            f"reset(mask): got {tuple(rows.shape)} of {rows.dtype}; give one boolean for each of the {examples} examples"
-        )
-    return rows
-
-
-def other_leaves(output: Any, cuts: Sequence[Recurrent]) -> list[int]:
-    """Return the places, among the leaves of an output, of those that are no state."""
-    marked = output
-    for cut in cuts:
-        state = pytree.tree_map(lambda _: _STATE, follow(output, cut.next_state))
-        marked = replaced(marked, steps_of(cut.next_state), state)
-    return [place for place, leaf in enumerate(pytree.tree_leaves(marked)) if leaf is not _STATE]

@@ -11,8 +11,18 @@ from dnifx.errors import ContextError, PassError
 from dnifx.ir import Action, Interface, Kind, Message, Part, Schedule
 from dnifx.runtime.emitted.interface import per_example
 from dnifx.runtime.emitted.windows import without_rows
+from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.net import Net
-from dnifx.runtime.net.states import Window, bound_arguments, follow, state_out, steps_of, with_state
+from dnifx.runtime.net.states import (
+    bound_arguments,
+    first_state,
+    follow,
+    is_none,
+    refuse_unknown_none,
+    state_out,
+    steps_of,
+    with_state,
+)
 from dnifx.runtime.training.messages import BATCH, KeptTensor, MessageBuffer, end_to_end, message_features
 
 
@@ -47,24 +57,32 @@ class Exchange:
         bound = bound_arguments(self.program.model, args, kwargs).arguments
         for part, window in zip(self.program.parts, windows, strict=True):
             for index, state in enumerate(part.states):
-                path = self.program.recurrents[state.cut].state
-                first, *inside = steps_of(path)
-                if first in bound and not (inside and index in window.states):
-                    window.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(bound, path))
-        for cut in self.program.recurrents:
+                cut = self.program.recurrents[state.cut]
+                first, *inside = steps_of(cut.state)
+                if first not in bound or (inside and index in window.states):
+                    continue
+                if is_none(self.program.model, args, kwargs, cut):
+                    refuse_unknown_none(self.program, cut)
+                    window.refuse_none(index, cut)
+                else:
+                    window.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(bound, cut.state))
+        for index, cut in enumerate(self.program.recurrents):
             if steps_of(cut.state)[0] in bound:
-                args, kwargs = with_state(self.program.model, args, kwargs, cut, self.zeros.empty(cut))
+                args, kwargs = with_state(self.program.model, args, kwargs, cut, first_state(self.program, index))
         flat = self.signature.flatten(*self.zeros.filled(args, kwargs))
         for buffer in self.buffers:
             buffer.add(None, flat)
 
     def call(self, part: Part, window: Window) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Return what a firing takes: values, and the states to start from where the part carries none yet, by key."""
+        values = self.buffers[part.index].laid_out()
         states = {
-            state.key: None if index in window.states else self.zeros.empty(self.program.recurrents[state.cut])
+            state.key: None
+            if index in window.states
+            else first_state(self.program, state.cut, (values[0].size(BATCH),))
             for index, state in enumerate(part.states)
         }
-        return self.buffers[part.index].laid_out(), states
+        return values, states
 
     def send(self, part: Part, gives: Sequence[Tensor], features: Tensor | None) -> None:
         """Keep what a firing gave for the slower parts."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from dnifx.errors import ContextError, StateError
 from dnifx.ir import Part
 from dnifx.runtime.emitted.windows import without_rows
-from dnifx.runtime.net.states import reset_rows
+from dnifx.runtime.net.carried_states import reset_rows
 
 BATCH = 1
 """The dimension of messages that counts examples."""

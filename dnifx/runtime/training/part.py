@@ -14,10 +14,10 @@ from dnifx.ir import Program, Schedule
 from dnifx.runtime.emitted.interface import losses_of
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.captured import CapturedPart
+from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import Undo
 from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
-from dnifx.runtime.net.states import Window
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.ownership import Ownership

@@ -81,7 +81,7 @@ class Steps:
         latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
         if latest and latest[0] is input_kind and latest[1] is schedule and latest[2] is diagnose:
             return latest[3]
-        key = (id(input_kind), schedule, diagnose)
+        key = (input_kind.number, schedule, diagnose)
         if key not in self._functions:
             self.ownership.admit(input_kind.program)
             if len(self._functions) >= KEPT_STEPS:
@@ -93,21 +93,21 @@ class Steps:
 
     def probing(self, input_kind: InputKind, true: bool) -> Step:
         """Return the function of a probe in an input kind, against true gradients or targets, generated once."""
-        key = (id(input_kind), true)
+        key = (input_kind.number, true)
         if key not in self._probes:
             self._probes[key] = compile_step(self.emitters.probe(input_kind.program, self.part.mean, true))
         return self._probes[key]
 
     def names(self, input_kind: InputKind) -> SimpleNamespace:
         """Return what the functions of an input kind call by name, gathered once."""
-        if id(input_kind) not in self._names:
-            self._names[id(input_kind)] = called_by_name(self.part.program, input_kind, self.shared)
-        return self._names[id(input_kind)]
+        if input_kind.number not in self._names:
+            self._names[input_kind.number] = called_by_name(self.part.program, input_kind, self.shared)
+        return self._names[input_kind.number]
 
 
 def called_by_name(program: Program, input_kind: InputKind, shared: Mapping[str, Any]) -> SimpleNamespace:
     """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
-    names = SimpleNamespace(**shared, unflatten=input_kind.signature.unflatten)
+    names = SimpleNamespace(**shared, unflatten=input_kind.finish)
     for partition, module in zip(input_kind.program.partitions, input_kind.submodules, strict=True):
         setattr(names, partition.name, module.forward)
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):

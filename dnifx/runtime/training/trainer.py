@@ -277,7 +277,7 @@ class Trainer:
         not taken yet are lost: it sees zeros in their place, and their target is 0.
 
         Args:
-            mask: Which examples, [batch] and boolean; all by default.
+            mask: Which examples, [batch] and boolean; all by default. After all, the next window may have another number of them.
 
         Raises:
             InputError: The mask does not fit the state.

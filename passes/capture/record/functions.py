@@ -24,6 +24,9 @@ PROPERTIES = frozenset(
 )
 """Tensor properties of the same kind."""
 
+EFFECTS = frozenset("backward register_hook register_post_accumulate_grad_hook retain_grad _backward".split())
+"""Functions that matter by what they do, not by what they return."""
+
 PIECES = frozenset(
     "unbind split split_with_sizes chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk nonzero".split()
 )

@@ -1,7 +1,7 @@
 """The opened modules that are running: what is marked on their nodes, and what is decided about each when it returns."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from dnifx.passes.capture.record.writer import Stack, Writer
 from dnifx.runtime.emitted.ops import Autocast
 
 _DRAW = "a draw of Python's or NumPy's random numbers"
-_NOT_WATCHED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 @dataclass
@@ -29,7 +28,6 @@ class ModuleCall:
         hazards: What the graph alone would not repeat.
         regions: Autocast regions open around its code, innermost last.
         draws: The state of Python's random numbers when it was last looked at.
-        attributes: The module's attributes when the call began, with the sizes of lists, dicts and sets.
         buffers: Identities of its buffers when the call began.
     """
 
@@ -40,15 +38,9 @@ class ModuleCall:
     hazards: list[Hazard] = field(default_factory=list)
     regions: list[Autocast] = field(default_factory=list)
     draws: tuple[Any, ...] = field(default_factory=python_draws)
-    attributes: dict[str, tuple[Any, int]] = field(default_factory=dict)
     buffers: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.attributes = {
-            name: (value, len(value) if isinstance(value, list | dict | set) else 0)
-            for name, value in vars(self.module).items()
-            if name not in _NOT_WATCHED
-        }
         self.buffers = {name: id(buffer) for name, buffer in self.module._buffers.items()}
 
     def drew(self) -> bool:
@@ -56,32 +48,10 @@ class ModuleCall:
         before, self.draws = self.draws, python_draws()
         return before != self.draws
 
-    def changed(self, constants: Collection[int]) -> list[str]:
-        """Return the attributes that the call changed and that may change what the next call does.
-
-        Args:
-            constants: Identities of the objects that the graph holds as constants.
-        """
-        now = vars(self.module)
-        return [
-            name
-            for name, (before, size) in self.attributes.items()
-            if name in now and _matters(before, size, now[name], constants)
-        ]
-
     def replaced_buffers(self) -> list[str]:
         """Return the buffers that the call replaced by other tensors."""
         now = self.module._buffers
         return [name for name, identity in self.buffers.items() if id(now.get(name)) != identity]
-
-
-def _matters(before: Any, size: int, now: Any, constants: Collection[int]) -> bool:
-    """Whether a change of an attribute may change what the next call does."""
-    if before is now:
-        return isinstance(now, list | dict | set) and len(now) != size
-    if isinstance(before, bool | int | float | str) and isinstance(now, bool | int | float | str):
-        return bool(before != now)
-    return before is None or id(before) in constants
 
 
 class OpenModules:
@@ -138,9 +108,6 @@ class OpenModules:
         call = self.calls[-1]
         place = f"forward of {type(call.module).__name__}"
         self.note_draws(lambda: place)
-        changed = call.changed(self._writer.constant_identities())
-        if changed:
-            call.hazards.append(Hazard(f"forward changes self.{changed[0]}", place, draws=True))
         replaced = call.replaced_buffers()
         if replaced:
             call.hazards.append(Hazard(f"forward replaces the buffer self.{replaced[0]}", place, hard=True))

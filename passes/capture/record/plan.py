@@ -38,19 +38,28 @@ class Plan:
         leaking: Modules whose tensors are read by others without being their output. They have to be opened, and so have the
             modules inside them.
         large: Modules that hold so much of the model that keeping them whole would leave little to cut.
+        varying: The attributes, as ``self.gate.alpha``, whose numbers or tensors change from call to call, so that they are inputs.
     """
 
     open_paths: frozenset[str] | None = None
     whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     leaking: frozenset[str] = frozenset()
     large: frozenset[str] = frozenset()
+    varying: frozenset[str] = frozenset()
 
     @classmethod
-    def start(cls, model: nn.Module, open_paths: Collection[str] | None, keep_whole: Collection[str]) -> "Plan":
+    def start(
+        cls,
+        model: nn.Module,
+        open_paths: Collection[str] | None,
+        keep_whole: Collection[str],
+        varying: Collection[str] = (),
+    ) -> "Plan":
         """Return the plan of the first run."""
         opened = None if open_paths is None else frozenset(part for path in open_paths for part in ancestry(path))
         asked = dict.fromkeys(keep_whole, "asked for by keep_whole")
-        return cls(opened, MappingProxyType(asked), large=frozenset(large_modules(model)))
+        large = frozenset(large_modules(model))
+        return cls(opened, MappingProxyType(asked), large=large, varying=frozenset(varying))
 
     def is_leaf(self, path: str, module: nn.Module) -> bool:
         """Whether a module stays one node."""
@@ -75,11 +84,11 @@ class Plan:
         wanted = self.large if self.open_paths is None else self.open_paths
         return path == "" or path in self.leaking or path in wanted
 
-    def revised(self, whole: Mapping[str, str], leaking: Collection[str]) -> "Plan":
-        """Return the plan with more modules kept whole and more opened."""
+    def revised(self, whole: Mapping[str, str], leaking: Collection[str], varying: Collection[str] = ()) -> "Plan":
+        """Return the plan with more modules kept whole, more opened, and more numbers as inputs."""
         leaks = self.leaking | frozenset(leaking)
         kept = {path: reason for path, reason in {**self.whole, **whole}.items() if path not in leaks}
-        return replace(self, whole=MappingProxyType(kept), leaking=leaks)
+        return replace(self, whole=MappingProxyType(kept), leaking=leaks, varying=self.varying | {*varying})
 
 
 def ancestry(path: str) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from dnifx.passes.capture.record import functions
+from dnifx.passes.capture.record.attributes import ModelAttributes
 from dnifx.passes.capture.record.calls import in_region, write_call
 from dnifx.passes.capture.record.guards import Guards
 from dnifx.passes.capture.record.hazards import model_line
@@ -43,6 +44,7 @@ class Recorder(TorchFunctionMode):
         interrupted: Whether an import removed the stand-ins for builtins, so that another run is needed.
         inside_leaf: The path of the module kept whole that is running, if one is.
         notes: How the graph differs from the model, in words.
+        attributes: What Python read from the model's attributes and wrote there.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot, imports: set[str]) -> None:
@@ -57,6 +59,7 @@ class Recorder(TorchFunctionMode):
         self.inside_leaf: str | None = None
         self.leaking: set[str] = set()
         self.notes: dict[str, None] = {}
+        self.attributes = ModelAttributes(model, plan, self)
         self._plan = plan
         self._opaque = 0
         self._checkpoints = 0
@@ -94,6 +97,11 @@ class Recorder(TorchFunctionMode):
         if name in functions.METADATA or (name == "__get__" and field in functions.PROPERTIES):
             if field == "device" and first is not None and self.writer.knows(first):
                 self.writer.remember_device(result, first)
+            if first is not None and (field == "requires_grad" or name == "is_contiguous"):
+                self.attributes.asked[field if field == "requires_grad" else name] = None
+            return result
+        if name in functions.EFFECTS:
+            self.modules.hazard(f"{name}() of a tensor, which acts by its effect", hard=True)
             return result
         if field == "shape" or name in ("size", "stride", "__len__", "numel", "nelement"):
             return self.guards.size(name, args, kwargs, result)
@@ -157,6 +165,20 @@ class Recorder(TorchFunctionMode):
         elif tensor.grad_fn is not None:
             self.modules.hazard("a tensor that carries gradient from outside this call", hard=True)
         return tensor
+
+    def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
+        """Python reads an attribute; see ``attributes.AttributeObserver``."""
+        return self.attributes.read(holder, name, value) if self.active else value
+
+    def read_object(self, holder: Any, name: str, value: Any) -> None:
+        """Python reads an attribute that is an object; see ``attributes.AttributeObserver``."""
+        if self.active:
+            self.attributes.holds(holder, name, value)
+
+    def wrote_attribute(self, holder: Any, name: str) -> None:
+        """Python assigns an attribute; see ``attributes.AttributeObserver``."""
+        if self.active:
+            self.attributes.wrote(holder, name)
 
     def imported(self, name: str) -> None:
         """The model imports a module; see ``interpose.Observer``."""

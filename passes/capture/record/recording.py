@@ -1,7 +1,8 @@
 """Records a model: runs it, and runs it again where a run finds that other modules have to be opened or kept whole."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch import fx, nn
 from dnifx.errors import CaptureError
 from dnifx.ir import Kept
 from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.record.attributes import AttributeWatch
 from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.interpose import interposed
 from dnifx.passes.capture.record.plan import Plan, is_made
 from dnifx.passes.capture.record.recorder import Recorder
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.record.structure import copied_arguments
-from dnifx.passes.capture.signature import CapturedSignature
+from dnifx.passes.capture.signature import CapturedSignature, leaves_of
 from dnifx.runtime.emitted import ops
 
 _MOST_RUNS = 12
@@ -34,6 +36,7 @@ def record(
     *,
     open_paths: Collection[str] | None = None,
     keep_whole: Collection[str] = (),
+    varying: Collection[str] = (),
 ) -> CapturedGraph:
     """Run a model on example inputs and return the graph of what it did; the model is left as it was.
 
@@ -43,6 +46,7 @@ def record(
         kwargs: Example keyword arguments.
         open_paths: The only modules to look into, with their ancestors; all others stay one node. None looks into all.
         keep_whole: Modules that stay one node.
+        varying: Attributes whose numbers are inputs, since they change from call to call: ``self.gate.alpha``.
 
     Raises:
         CaptureError: The model fails on the example inputs, or a module that has to be opened does something that no
@@ -51,11 +55,11 @@ def record(
     """
     signature = CapturedSignature.of(model, tuple(args), kwargs)
     _refuse_lazy(model)
-    plan = Plan.start(model, open_paths, keep_whole)
+    plan = Plan.start(model, open_paths, keep_whole, varying)
     imports: set[str] = set()
     for _ in range(_MOST_RUNS):
         recorder, result = _run(model, tuple(args), kwargs, plan, signature, imports)
-        revised = plan.revised(recorder.modules.whole, recorder.leaking)
+        revised = plan.revised(recorder.modules.whole, recorder.leaking, recorder.attributes.carried())
         if revised != plan or recorder.interrupted:
             plan = revised
         elif isinstance(result, CapturedGraph):
@@ -82,21 +86,58 @@ def _run(
     with preserved(model) as snapshot:
         recorder = Recorder(model, plan, snapshot, imports)
         writer = recorder.writer
-        inputs = [writer.placeholder(name, tensor) for name, tensor in signature.tensors(own_args, own_kwargs)]
+        inputs = [writer.input(name, tensor) for name, tensor in signature.tensors(own_args, own_kwargs)]
+        watch = AttributeWatch(recorder)
         try:
-            with torch.enable_grad(), interposed(recorder), recorder.unseen, recorder:
+            with torch.enable_grad(), interposed(recorder), watch.watching(), recorder.unseen, recorder:
                 recorder.active = True
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
             outputs = writer.variables(result)
-            writer.graph.output(tuple(node for _, node in outputs))
-            output = ops.Template(result, [part for part, _ in outputs]).build
+            writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
+            writer.graph.output((*(node for _, node in outputs), *left))
+            output = FirstOutputs(ops.Template(result, [part for part, _ in outputs]).build, len(outputs))
         except Exception as error:  # noqa: BLE001 - whatever the model raises is reported with its place
             recorder.active = False
             return recorder, error
     modules = tuple(module for path, module in recorder.modules.opened.items() if not is_made(path))
-    signature = replace(signature, inputs=tuple(inputs), output=output, modules=modules)
+    attributes = recorder.attributes
+    held, numbers = attributes.held.values(), attributes.numbers.values()
+    inputs += [name for *_, names in held for name in names] + [name for _, name in numbers]
+    order_inputs(writer.graph, inputs)
+    signature = replace(
+        signature,
+        inputs=tuple(inputs),
+        leaves=leaves_of(signature.call.named(args, kwargs) | {at.path: value for at, value, _ in held}),
+        output=output,
+        modules=modules,
+        fixed=attributes.all_fixed(),
+        held=tuple(at for at, *_ in held),
+        numbers=tuple(at for at, _ in numbers),
+        writes=tuple(writes),
+        asked=tuple(attributes.asked),
+        learners=tuple(model.parameters()) if "requires_grad" in attributes.asked else (),
+    )
     return recorder, _captured(recorder, plan, signature)
+
+
+@dataclass(frozen=True)
+class FirstOutputs:
+    """Builds the model's output from the first of the graph's outputs; what forward leaves on the model follows them."""
+
+    build: Callable[[Sequence[Any]], Any]
+    count: int
+
+    def __call__(self, values: Sequence[Any]) -> Any:
+        """Return the output."""
+        return self.build(values[: self.count])
+
+
+def order_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
+    """Put the inputs of a graph into this order."""
+    nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    for before, after in pairwise(names):
+        nodes[before].append(nodes[after])
 
 
 def _captured(recorder: Recorder, plan: Plan, signature: CapturedSignature) -> CapturedGraph:

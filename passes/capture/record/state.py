@@ -1,16 +1,20 @@
 """What a run of the model changes: saved before the run, put back after it."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any
+from functools import cached_property
+from itertools import filterfalse
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from dnifx.passes.capture.record.changes import GONE, OWN, Pair, changes
+from dnifx.passes.capture.record.contents import ATOMS, ATTRIBUTES, Held, fixed_parts, held_by, identical, is_open
 
 Generators = tuple[Tensor, tuple[Tensor, ...], Any, Any]
 """States of torch's CPU and CUDA generators, Python's and NumPy's."""
@@ -48,68 +52,253 @@ def python_draws() -> tuple[Any, ...]:
     return words[-1], words[:2], gauss, numpy_state["state"]["pos"], numpy_state["state"]["key"][:2].tobytes()
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_REGISTRIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+_HOOKS = tuple(name for name in _REGISTRIES if name.endswith("hooks"))
+_OF_TORCH = (Tensor, nn.Parameter, nn.Buffer)
+
+
+class TensorState(NamedTuple):
+    """What is saved of a tensor that a model holds: everything but its values.
+
+    Attributes:
+        tensor: The tensor.
+        alias: Another tensor on the same memory.
+        address: Where the memory is.
+        needs_grad: Whether it requires gradient.
+        grad: Its gradient.
+        hooks: Its hooks on gradients.
+        grad_hooks: Its hooks on gradients that were accumulated.
+        attributes: What Python code keeps on it.
+    """
+
+    tensor: Tensor
+    alias: Tensor
+    address: int
+    needs_grad: bool
+    grad: Tensor | None
+    hooks: Any
+    grad_hooks: Any
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(cls, tensor: Any) -> "TensorState":
+        """Save a tensor's state."""
+        grad, alias = tensor.grad if tensor.is_leaf else None, tensor.detach()
+        hooks, grad_hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+        attributes = dict(vars(tensor))
+        return cls(tensor, alias, _address(tensor), tensor.requires_grad, grad, hooks, grad_hooks, attributes)
+
+    def restore(self) -> None:
+        """Put the state back."""
+        tensor: Any = self.tensor
+        needs_grad = tensor.requires_grad
+        if needs_grad and not self.needs_grad and not tensor.is_leaf and not tensor._is_view():
+            tensor.detach_()
+        if tensor.shape != self.alias.shape or (self.address and tensor.data_ptr() != self.address):
+            tensor.data = self.alias
+        if self.attributes or vars(tensor):
+            Held(tensor, ATTRIBUTES, self.attributes).put_back()
+        if not tensor.is_leaf:
+            return
+        if needs_grad is not self.needs_grad:
+            tensor.requires_grad_(self.needs_grad)
+        if tensor.grad is not self.grad:
+            tensor.grad = self.grad
+        if tensor._backward_hooks is not self.hooks:
+            (tensor._backward_hooks or {}).clear()
+            tensor._backward_hooks = self.hooks
+        if tensor._post_accumulate_grad_hooks is not self.grad_hooks:
+            (tensor._post_accumulate_grad_hooks or {}).clear()
+            tensor._post_accumulate_grad_hooks = self.grad_hooks
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where a tensor's memory is, or 0 for a kind of tensor that does not say."""
+    return tensor.data_ptr() if type(tensor) in _OF_TORCH and tensor.layout is torch.strided else 0
+
+
+def _write_back(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor its values again."""
+    if tensor.layout is not torch.strided:
+        tensor.data = value.clone()
+    elif not tensor.is_meta and not torch.equal(tensor, value):
+        memory = tuple(slice(None if step else 1) for step in tensor.stride())  # each place of an expanded tensor once
+        tensor.data[memory].copy_(value[memory])
 
 
 class Snapshot:
-    """A model's parameters, buffers, attributes and training flags, and the states of all generators."""
+    """A model with all that it holds, and the states of all generators, as they were.
+
+    What the model holds is found through attributes, containers, objects, classes of modules, and the variables that hooks
+    enclose. It is put back in place: no object is exchanged for another. The values of buffers are copied at once; those of
+    other tensors are copied when a ``ParameterWatch`` sees that they are about to be written.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = list(model.modules())
-        self._attributes = [
-            {name: value for name, value in vars(module).items() if name not in _REGISTRIES} for module in self._modules
-        ]
-        self._contents = [
-            (item, type(item)(item))
-            for held in self._attributes
-            for item in held.values()
-            if type(item) in (dict, list, set)
-        ]
-        registries = [held for module in self._modules for held in (module._parameters, module._buffers)]
-        self._registries: list[tuple[Any, Any]] = [(held, dict(held) if held else _NOTHING) for held in registries]
-        self._persistence = [frozenset(module._non_persistent_buffers_set) for module in self._modules]
-        self._values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._held: dict[int, tuple[Held, ...]] = {}
+        self._empty: list[Any] = []
+        self._deep: set[int] = set()
+        self._classes: dict[type, tuple[nn.Module, dict[str, Any]]] = {}
+        self._tensors: dict[int, TensorState] = {}
+        self._registered: set[int] = set()
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
-        self._parameters = {storage_of(parameter): parameter for parameter in model.parameters()}
+        todo: list[Any] = [model]
+        while todo:
+            item = todo.pop()
+            if id(item) not in self._held and id(item) not in self._tensors:
+                todo += [part for part in self._save(item) if type(part) not in ATOMS]
+        self._plain = [each.tensor for identity, each in self._tensors.items() if identity not in self._registered]
+        self._versions = self._versions_now()
         self._generators = generators()
 
+    def _save(self, item: Any) -> Iterable[Any]:
+        """Save what an object holds; return its parts."""
+        if isinstance(item, Tensor):
+            return self._save_tensor(item)
+        if isinstance(item, nn.Module):
+            return self._save_module(item)
+        self._held[id(item)] = held = held_by(item)
+        return [part for each in held for part in each.parts()] if held else fixed_parts(item) or ()
+
+    def _save_tensor(self, tensor: Tensor) -> Iterable[Any]:
+        if nn.parameter.is_lazy(tensor):
+            return ()
+        self._tensors[id(tensor)] = state = TensorState.of(tensor)
+        return *state.attributes.values(), *filter(None, (state.hooks, state.grad_hooks))
+
+    def _save_module(self, module: nn.Module) -> Iterable[Any]:
+        content = dict(vars(module))
+        self._held[id(module)] = (Held(module, ATTRIBUTES, content),)
+        parts = [value for name, value in content.items() if name not in OWN and type(value) not in ATOMS]
+        if parts:
+            self._deep.add(id(module))
+        if type(module) not in self._classes:
+            parts += self._save_classes(module)
+        registries = [*map(content.get, _REGISTRIES)]
+        self._empty += filterfalse(None, registries)
+        for registry in filter(None, registries):
+            parts += [registry] if isinstance(registry, dict | set) else registry.values()
+        parameters, buffers = content.get("_parameters"), content.get("_buffers")
+        if parameters:
+            self._registered.update(map(id, parameters.values()))
+        if buffers:
+            self._registered.update(map(id, buffers.values()))
+            missing = [each for each in buffers.values() if each is not None and id(each) not in self._buffers]
+            self._buffers.update((id(buffer), (buffer, buffer.detach().clone())) for buffer in missing)
+        return parts
+
+    def _save_classes(self, module: nn.Module) -> list[Any]:
+        """Save the attributes of a module's class and of the classes that it is derived from; return their values."""
+        parts = []
+        for kind in type(module).__mro__:
+            if kind not in self._classes and is_open(kind):
+                self._classes[kind] = module, _class_attributes(kind)
+                parts += [value for value in self._classes[kind][1].values() if not _is_descriptor(value)]
+        return parts
+
+    def _versions_now(self) -> dict[int, int]:
+        """Return how many writes torch counted to each tensor that is neither a parameter nor a buffer."""
+        return {id(tensor): tensor._version for tensor in self._plain if not tensor.is_inference()}
+
+    @cached_property
+    def _memories(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        """The tensors on each piece of memory, each with an alias that stays there."""
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for state in self._tensors.values():
+            place = state.tensor if state.tensor.layout is not torch.strided else state.alias
+            found.setdefault(storage_of(place), []).append((state.tensor, state.alias))
+            if state.grad is not None:
+                found.setdefault(storage_of(state.grad), []).append((state.grad, state.grad))
+        return found
+
     def watching(self) -> "ParameterWatch":
-        """Return a context that saves every parameter before it is written."""
+        """Return a context that saves the values of every tensor before they are written."""
         return ParameterWatch(self)
+
+    def about_to_write(self, tensor: Tensor) -> None:
+        """Save the values of all tensors on the memory that is about to be written."""
+        for each, alias in self._memories.get(storage_of(tensor), ()):
+            if id(each) not in self._written and id(each) not in self._buffers:
+                self._written[id(each)] = each, alias.detach().clone()
 
     def restore(self) -> None:
         """Put everything back as it was."""
-        for module, attributes in zip(self._modules, self._attributes, strict=True):
-            for name in vars(module).keys() - attributes.keys() - _REGISTRIES:
-                del vars(module)[name]
-            vars(module).update(attributes)
-        for item, content in self._contents:
-            item.clear()
-            item.extend(content) if isinstance(item, list) else item.update(content)
-        for held, named in self._registries:
-            if held or named:
-                held.clear()
-                held.update(named)
-        for persistence, module in zip(self._persistence, self._modules, strict=True):
-            if module._non_persistent_buffers_set != persistence:
-                module._non_persistent_buffers_set = set(persistence)
+        for held in self._held.values():
+            for each in held:
+                each.put_back()
+        for registry in filter(None, self._empty):
+            registry.clear()
+        for kind, (_, before) in self._classes.items():
+            now = _class_attributes(kind)
+            for name in now.keys() - before.keys():
+                type.__delattr__(kind, name)
+            for name in [name for name, value in before.items() if name not in now or now[name] is not value]:
+                type.__setattr__(kind, name, before[name])
         with torch.no_grad():
-            for tensor, value in (*self._values, *self._written.values()):
-                if tensor.shape != value.shape:
-                    tensor.data = value
-                elif tensor.is_meta or not torch.equal(tensor, value):
-                    tensor.data.copy_(value)
+            for state in self._tensors.values():
+                state.restore()
+            for tensor, value in (*self._buffers.values(), *self._written.values()):
+                _write_back(tensor, value)
+        self._written.clear()
+        self._versions = self._versions_now()
         set_generators(self._generators)
 
-    def about_to_write(self, tensor: Tensor) -> None:
-        """Save a parameter whose memory is about to be written."""
-        parameter = self._parameters.get(storage_of(tensor))
-        if parameter is not None and id(parameter) not in self._written:
-            self._written[id(parameter)] = parameter, parameter.detach().clone()
+    def changes(self) -> dict[tuple[nn.Module, str], str]:
+        """Return the attributes of modules that now are or hold something else, with their dotted names.
+
+        Equal values count as unchanged. A tensor is changed where it is another object or was written. An object that several
+        attributes hold is named once. Parameters, buffers, hooks, modes and torch's generators are left out.
+        """
+        return changes(self._attributes(), self._held, self._paths.keys(), self._was_written)
+
+    def new_hooks(self) -> list[str]:
+        """Return the dotted names of the modules that have hooks now which they did not have."""
+        return [path for identity, path in self._paths.items() if self._has_new_hooks(self._held[identity][0].item)]
+
+    def _has_new_hooks(self, module: nn.Module) -> bool:
+        for registry in filter(None, map(vars(module).get, _HOOKS)):
+            held = self._held.get(id(registry))
+            if not held or not identical(held[0].content, registry):
+                return True
+        return False
+
+    def _attributes(self) -> Iterator[Pair]:
+        """Yield the attributes of modules and of their classes that may have changed."""
+        for kind, (module, before) in self._classes.items():
+            now = _class_attributes(kind)
+            same = {name for name, value in before.items() if now.get(name) is value and _is_descriptor(value)}
+            yield from self._pairs(module, before, now, same)
+        for identity in self._paths:
+            held = self._held[identity][0]
+            now = vars(held.item)
+            if identity in self._deep or not identical(held.content, now):
+                yield from self._pairs(held.item, dict(held.content), now, OWN)
+
+    def _pairs(
+        self, module: nn.Module, before: dict[str, Any], now: dict[str, Any], ignored: Collection[str]
+    ) -> Iterator[Pair]:
+        path = self._paths.get(id(module), "")
+        for name in {**before, **now}:
+            if name not in ignored:
+                text = f"{path}.{name}" if path else name
+                yield Pair(before.get(name, GONE), now.get(name, GONE), module, name, text)
+
+    def _was_written(self, tensor: Tensor) -> bool:
+        if id(tensor) in self._registered:
+            return False
+        return id(tensor) in self._written or self._versions.get(id(tensor)) != (
+            None if tensor.is_inference() else tensor._version
+        )
 
 
-_REGISTRIES = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-"""Attributes of a module that are not restored as attributes."""
+def _class_attributes(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if name[:2] != "__"}
+
+
+def _is_descriptor(value: Any) -> bool:
+    return hasattr(type(value), "__get__")
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -120,7 +309,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 class ParameterWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tells a snapshot which parameters are about to be written."""
+    """Tells a snapshot which tensors are about to be written."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -64,12 +64,19 @@ class Writer:
         self._alive: list[Any] = [tensor for _, tensor in named]
         self._last_placeholder: fx.Node | None = None
 
-    def placeholder(self, name: str, tensor: Tensor) -> str:
-        """Add an input and return its name."""
-        node = self.graph.placeholder(name)
+    def placeholder(self, name: str) -> fx.Node:
+        """Add an input behind those that there are."""
+        last = self._last_placeholder
+        with self.graph.inserting_after(last) if last is not None else self.graph.inserting_before():
+            node = self.graph.placeholder(name)
         node.target = node.name
         node.meta["nn_module_stack"] = OrderedDict()
         self._last_placeholder = node
+        return node
+
+    def input(self, name: str, tensor: Tensor) -> str:
+        """Add an input for a tensor and return its name."""
+        node = self.placeholder(name)
         self.remember(tensor, NodeValue(node))
         return node.name
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import dnifx
-from dnifx.errors import CaptureError, InputError
+from dnifx.errors import CaptureError, InputError, InputKindWarning
 from dnifx.ir import Program
 from dnifx.passes.capture import methods
 from dnifx.passes.capture.capture import CaptureGraph
@@ -158,13 +158,15 @@ def test_a_trainer_steps_through_input_kinds() -> None:
 
 
 def test_constants_of_every_input_kind_have_names_that_code_can_write() -> None:
+    offset = torch.ones(3)
+
     class Offset(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body, self.head, self.offsets = nn.Linear(3, 3), nn.Linear(3, 2), [torch.ones(3)]
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x) + self.offsets[0])
+            return self.head(self.body(x) + offset)
 
     model = Offset()
     net = dnifx.decouple(model, "body", args=(torch.randn(2, 3),))
@@ -175,7 +177,7 @@ def test_constants_of_every_input_kind_have_names_that_code_can_write() -> None:
     assert all(part.isidentifier() for name in names for part in name.split("."))
 
 
-def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
+def test_of_values_that_change_from_call_to_call_the_user_is_warned() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -187,8 +189,11 @@ def test_values_that_change_from_call_to_call_end_in_an_error() -> None:
     net = dnifx.decouple(Scaled(), "body", args=(torch.randn(2, 3), 0.0))
     for step in range(1, 16):
         net(torch.randn(2, 3), float(step))
-    with pytest.raises(InputError, match="Pass what changes from call to call as tensors"):
+    with pytest.warns(InputKindWarning, match=r"What changes: scale\. Pass it as a tensor"):
         net(torch.randn(2, 3), 16.0)
+    x = torch.randn(2, 3)
+    assert torch.equal(net(x, 17.0), net.original(x, 17.0))
+    assert len(net.input_kinds) == 16
 
 
 def test_numbers_that_python_reads_from_tensors_are_named_where_they_change_with_every_call() -> None:
@@ -204,7 +209,9 @@ def test_numbers_that_python_reads_from_tensors_are_named_where_they_change_with
     net = dnifx.decouple(Read(), "body", args=(torch.zeros(2, 3),), verify=False)
     for step in range(1, 16):
         net(torch.full((2, 3), float(step)))
-    with pytest.raises(InputError, match=r"it reads:\n.*test_methods.py:\d+: return self.head.*float\(x.sum\(\)\) > 0"):
+    with pytest.warns(
+        InputKindWarning, match=r"it reads:\n.*test_methods.py:\d+: return self.head.*float\(x.sum\(\)\) > 0"
+    ):
         net(torch.full((2, 3), 16.0))
 
 

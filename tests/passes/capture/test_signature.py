@@ -1,4 +1,4 @@
-"""How a captured graph is called: every structure of inputs and outputs, and what is said of a wrong one."""
+"""How a captured graph is called: every structure of inputs and outputs, and the errors for wrong ones."""
 
 import copy
 from typing import Any, NamedTuple

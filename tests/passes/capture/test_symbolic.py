@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 
 import dnifx
 from dnifx.errors import CaptureError
+from dnifx.ir import module_path
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.symbolic import trace_symbolically
-from dnifx.passes.graph import captured, module_path
+from dnifx.passes.graph import captured
 from tests.passes.programs import Block, Residual, Tied, compiled, mlp, runnable
 
 X = torch.randn(3, 6)

@@ -1,4 +1,4 @@
-"""Every form of cuts=, and what is said of a wrong one."""
+"""Every form of cuts=, and the errors for wrong ones."""
 
 from typing import Any
 
@@ -109,6 +109,15 @@ def test_a_cut_with_nothing_behind_it_is_left_out_with_a_note() -> None:
         CutError, match="cuts='2' leaves nothing behind the cut: its values are the model's output; cut earlier"
     ):
         resolved("2", mlp(6, 6, 2))
+
+
+@pytest.mark.parametrize("cuts", [["0", "2"], ("2", "0"), ["*", "2"]])
+def test_a_cut_by_name_with_nothing_behind_it_is_an_error(cuts: Any) -> None:
+    with pytest.raises(
+        CutError, match="leaves nothing behind the cut '2': its values are the model's output; cut earlier"
+    ):
+        resolved(cuts, mlp(6, 6, 2))
+    assert list(resolved("*", mlp(6, 6, 2))) == ["0", "1"]
 
 
 @pytest.mark.parametrize("form", [dnifx.Edge("stages.0", "stages.1"), "stages.0 -> stages.1", "stages.0->stages.1"])

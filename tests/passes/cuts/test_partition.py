@@ -1,4 +1,4 @@
-"""Partitions: every node one partition, convex and acyclic, cut where they were asked for; refusals that draw the way round."""
+"""Partitions: each node is in one, they are convex and acyclic, and cut where asked; errors draw the way round a cut."""
 
 import operator
 from typing import Any
@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networkx.utils import UnionFind
 from torch import Tensor, fx, nn
 
 import dnifx
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Cut, Edge, Measure, Program, TensorSpec
-from dnifx.passes.cuts.partition import FormPartitions
+from dnifx.passes.cuts.partition import FormPartitions, gradient_edges, without_cycles
 from dnifx.passes.graph import captured
 from tests.passes.programs import Residual, compiled, members, mlp
 
@@ -225,6 +226,76 @@ def test_a_write_to_an_input_or_buffer_keeps_its_turn(kind: type[nn.Module]) -> 
     for _ in range(2):
         assert torch.equal(net(X.clone()), expected(X.clone()))
     assert all(torch.equal(one, two) for one, two in zip(model.buffers(), expected.buffers(), strict=True))
+
+
+class Sized(nn.Module):
+    """A chain of layers that read a size of what comes in, and use it for a branch, a scale or a reshape, or not at all."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.use = nn.ModuleList(nn.Linear(6, 6) for _ in range(6)), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            size = x.shape[-1]
+            if self.use == "branch":
+                x = layer(x if int(size) % 2 == 0 else -x)
+            elif self.use == "scale":
+                x = layer(x) / size
+            elif self.use == "reshape":
+                x = layer(x.reshape(-1, 2, size // 2).flatten(1))
+            else:
+                x = layer(x) * (1 if list(range(size)) else 2)
+        return x
+
+
+@pytest.mark.parametrize("use", ["branch", "scale", "reshape", "nothing"])
+@pytest.mark.parametrize("cuts", [["layers.1", "layers.2", "layers.4"], ["layers.0", "layers.4"], ["layers.[0-4]"]])
+def test_what_is_read_of_sizes_joins_no_partitions(use: str, cuts: list[str]) -> None:
+    model = Sized(use)
+    net = dnifx.decouple(model, cuts, args=(X,), gradient="oracle")
+    assert len(net.boundaries) == (len(cuts) if len(cuts) > 1 else 5)
+    assert torch.equal(net(X), model(X))
+
+
+@given(programs())
+def test_a_cut_that_a_gradient_crosses_is_never_lost(program: Program) -> None:
+    formed = FormPartitions().run(program)
+    for cut in program.cuts:
+        for source, user in gradient_edges(program, cut):
+            assert formed.partition_of[source.name] < formed.partition_of[user.name], f"{cut.name} is lost"
+
+
+def test_an_unused_draw_between_two_others_joins_no_partitions() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            late = torch.dropout(self.third(x), 0.5, True)
+            torch.rand(3)
+            h = torch.relu(torch.dropout(self.first(x), 0.5, True))
+            result: Tensor = self.second(h) + late
+            return result
+
+    net = dnifx.decouple(Draws(), ["relu"], args=(X,), gradient="oracle")
+    assert "relu" in {boundary.name for boundary in net.boundaries}
+
+
+def test_a_cut_whose_sides_are_one_partition_is_an_error_that_says_what_joins_them() -> None:
+    program = compiled(mlp(6, 6, 6, 2), ["0", "2"], X, until="partition")
+    joined = UnionFind(program.partition_of)
+    joined.union("_3", "_0")
+    with pytest.raises(
+        CutError, match=r"the cut 0 cannot be made: _1 .* is behind it.* partition of _0 .*_1 .* runs before _2 "
+    ):
+        without_cycles(program, joined)
+    joined.union("_1", "_0")
+    with pytest.raises(CutError, match=r"the cut 0 cannot be made: _1 .*, which is before it; cut elsewhere, or leave"):
+        without_cycles(program, joined)
 
 
 def test_dead_code_makes_no_partition() -> None:

@@ -1,4 +1,4 @@
-"""Emitted code, compared with what was looked at and kept."""
+"""Emitted code, compared with files that a person has read."""
 
 import pytest
 import torch

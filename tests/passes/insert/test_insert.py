@@ -1,4 +1,4 @@
-"""Insert: which estimator stands where, what it is built from, and what is said of one that does not fit."""
+"""Insert: which estimator stands where, what it is built from, and the errors for one that does not fit."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the sweep over real models found wanting, each on a small model."""
+"""Faults that the sweep over real models found, each on a small model."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""Repeats: what is made of parameters alone is computed by each partition that reads it, and takes no interface."""
+"""Repeats: each partition computes for itself what depends on parameters alone, without an interface."""
 
 import pytest
 import torch

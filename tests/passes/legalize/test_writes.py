@@ -1,4 +1,4 @@
-"""In-place writes across cuts: what is mended with a clone, what is refused, and that nothing computes otherwise."""
+"""In-place writes across cuts: which get a clone, which are refused, and that all values stay the same."""
 
 import copy
 from collections.abc import Callable
@@ -95,6 +95,17 @@ def buffered(net: Net, x: Tensor) -> Tensor:
     return out
 
 
+def buffered_twice(net: Net, x: Tensor) -> Tensor:
+    """A buffer is written before the cut and behind it, and read behind it."""
+    with torch.no_grad():
+        net.get_buffer("memory").mul_(0.9).add_(1)
+    h = torch.relu(net.a(x) + net.get_buffer("memory"))
+    with torch.no_grad():
+        net.get_buffer("memory").add_(h.mean(0))
+    out: Tensor = net.b(h + net.get_buffer("memory"))
+    return out
+
+
 MENDED = {
     "entering": (entering, ["a"]),
     "activation": (entering_activation, ["a"]),
@@ -104,6 +115,8 @@ MENDED = {
     "twice": (twice, ["a"]),
     "early": (early, ["add"]),
     "buffered": (buffered, ["a"]),
+    "buffered twice": (buffered_twice, ["relu"]),
+    "buffered twice, cut early": (buffered_twice, ["a"]),
 }
 
 

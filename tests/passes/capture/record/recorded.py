@@ -1,4 +1,4 @@
-"""Record a small model and hold its graph to it: what the tests of single constructs share."""
+"""Record a small model and compare its graph with it: what the tests of single constructs share."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,0 +1,112 @@
+"""What a forward method reads from the model's attributes and leaves there."""
+
+import enum
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnifx.passes.capture.record.sizes import plain_number
+from dnifx.passes.capture.record.structure import EmptyContainer, SameTensor, walk
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum)
+"""Values that say all there is to say of them."""
+
+CONTAINERS = (list, tuple, dict, set, frozenset)
+
+
+@dataclass(frozen=True)
+class Read:
+    """An attribute that the forward method reads: of a module, or of an object that a module holds.
+
+    Attributes:
+        holder: The module or object.
+        name: The attribute's name.
+        path: The attribute as people write it: ``self.gate.alpha``.
+        seen: Its value when the model was captured, where it is part of the input kind.
+    """
+
+    holder: Any
+    name: str
+    path: str
+    seen: Any = None
+
+    @property
+    def value(self) -> Any:
+        """What the attribute is now; ``Missing`` where it is gone."""
+        return getattr(self.holder, self.name, Missing)
+
+    @property
+    def key(self) -> Hashable:
+        """What of its value is part of the input kind."""
+        return comparable(self.value, self.seen)
+
+    @property
+    def moved(self) -> bool:
+        """Whether it holds another number or other tensors than when the model was captured."""
+        value = self.value
+        return can_be_input(value) and comparable(value, self.seen) != comparable(self.seen, self.seen)
+
+
+class Missing:
+    """Stands for the value of an attribute that is not there."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """An attribute that the forward method leaves on a module or object.
+
+    Attributes:
+        holder: The module or object.
+        name: The attribute's name.
+        path: The attribute as people write it.
+        build: Builds its value from the graph's outputs for it.
+        count: Number of these outputs.
+    """
+
+    holder: Any
+    name: str
+    path: str
+    build: Callable[[Sequence[Any]], Any]
+    count: int
+
+
+def fixed(leaf: Any) -> Hashable:
+    """Return what identifies an argument that is not a tensor."""
+    leaf = plain_number(leaf)
+    if isinstance(leaf, SameTensor | EmptyContainer):
+        return leaf
+    if isinstance(leaf, float | slice):
+        return repr(leaf)
+    if isinstance(leaf, bool | int | complex | str | bytes | type(None) | torch.dtype | torch.device | Enum):
+        return type(leaf).__name__, leaf
+    if isinstance(leaf, np.ndarray):
+        return leaf.shape, str(leaf.dtype), leaf.tobytes()
+    return getattr(leaf, "__qualname__", type(leaf).__qualname__)
+
+
+def comparable(value: Any, seen: Any) -> Hashable:
+    """Return what tells values of an attribute apart.
+
+    That is its type and value, for a container what it holds, and for a tensor whether it is the one that was seen.
+    """
+    if isinstance(value, PLAIN):
+        return type(value), value
+    if not isinstance(value, (Tensor, *CONTAINERS)):
+        return value is seen
+    before = {path: leaf for path, leaf in walk(seen, whole=True) if isinstance(leaf, Tensor)}
+    return tuple(
+        (path, leaf is before.get(path) or id(leaf)) if isinstance(leaf, Tensor) else (path, fixed(leaf))
+        for path, leaf in walk(value, whole=True)
+    )
+
+
+def can_be_input(value: Any) -> bool:
+    """Whether a graph can take a value as inputs: a number, or something that holds tensors."""
+    if isinstance(value, PLAIN):
+        return type(value) in (int, float)
+    return any(isinstance(leaf, Tensor) for _, leaf in walk(value))

@@ -1,0 +1,286 @@
+"""What Python reads from a model's attributes while the model runs, and what it writes there."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input
+from dnifx.passes.capture.record.node_values import NodeValue
+from dnifx.passes.capture.record.plan import Plan
+from dnifx.passes.capture.record.sizes import Owner, symbolic
+from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.capture.record.structure import copied_arguments, path_name, walk
+from dnifx.passes.capture.record.unseen import UnseenTensors
+from dnifx.passes.capture.record.writer import Writer
+from dnifx.runtime.emitted import ops
+
+_OWN = frozenset(dir(nn.Module()))
+"""What every module has: methods, registries and hooks of torch, and the mode, which is part of the input kind by itself."""
+
+MOST_LEAVES = 256
+"""How many leaves a container may have for its contents to be part of the input kind."""
+
+Key = tuple[int, str]
+"""An attribute: the identity of its holder, and its name."""
+
+
+class AttributeObserver(Protocol):
+    """The recorder, as far as it matters here."""
+
+    def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
+        """Python reads an attribute; what is returned takes its place."""
+
+    def read_object(self, holder: Any, name: str, value: Any) -> None:
+        """Python reads an attribute that is an object, whose own attributes it may read next."""
+
+    def wrote_attribute(self, holder: Any, name: str) -> None:
+        """Python assigns an attribute."""
+
+
+class AttributeWatch:
+    """Tells an observer of the attributes that Python reads and writes: of modules, and of the objects that modules hold.
+
+    The classes of the objects get other ``__getattribute__`` and ``__setattr__`` as long as the watch lasts.
+
+    Args:
+        observer: What is told.
+    """
+
+    def __init__(self, observer: AttributeObserver) -> None:
+        self._observer = observer
+        self._watched: set[type] = set()
+        self._undo = ExitStack()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch modules within the block, and what they hold as soon as it is read."""
+        with self._undo:
+            self._watch(nn.Module)
+            yield
+
+    def _watch(self, kind: type) -> None:
+        if kind in self._watched:
+            return
+        self._watched.add(kind)
+        read: Callable[..., Any] = kind.__getattribute__
+        write: Callable[..., None] = kind.__setattr__
+        observer = self._observer
+
+        def watched_read(holder: Any, name: str) -> Any:
+            value = read(holder, name)
+            return self._seen(holder, name, value) if name not in _OWN and name[:2] != "__" else value
+
+        def watched_write(holder: Any, name: str, value: Any) -> None:
+            if name not in _OWN:
+                observer.wrote_attribute(holder, name)
+            write(holder, name, value)
+
+        for name, method in (("__getattribute__", watched_read), ("__setattr__", watched_write)):
+            own = name in kind.__dict__
+            before = kind.__dict__.get(name)
+            try:
+                setattr(kind, name, method)
+            except TypeError:  # a class of C code
+                return
+            self._undo.callback(setattr, kind, name, before) if own else self._undo.callback(delattr, kind, name)
+
+    def _seen(self, holder: Any, name: str, value: Any) -> Any:
+        if inspect.isroutine(value) or isinstance(value, nn.Module | type | property) or is_computed(holder, name):
+            return value
+        if _is_object(value):
+            self._observer.read_object(holder, name, value)
+            self._watch(type(value))
+            return value
+        return self._observer.read_attribute(holder, name, value)
+
+
+def is_computed(holder: Any, name: str) -> bool:
+    """Whether an attribute is a property or another descriptor, which reads other attributes."""
+    found = inspect.getattr_static(type(holder), name, None)
+    return hasattr(type(found), "__get__") and hasattr(type(found), "__set__")
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an object of somebody's class, whose attributes are read one by one."""
+    if isinstance(value, (Tensor, torch.Generator, *CONTAINERS, *PLAIN)):
+        return False
+    return hasattr(value, "__dict__") and type(value).__module__ not in ("builtins", "types")
+
+
+class RunningRecorder(Owner, Protocol):
+    """The recorder, as far as it matters here."""
+
+    writer: Writer
+    unseen: UnseenTensors
+    leaking: set[str]
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Record nothing within the block."""
+
+
+class KnownObjects:
+    """The modules of a model and the objects that their attributes hold, with the paths that people write.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._paths: dict[int, str] = {}
+        self._alive: list[Any] = []
+        for path, module in model.named_modules():
+            self._paths.setdefault(id(module), f"self.{path}" if path else "self")
+
+    def knows(self, holder: Any) -> bool:
+        """Whether an object is one of the model's."""
+        return id(holder) in self._paths
+
+    def holds(self, holder: Any, name: str, value: Any) -> None:
+        """Note an object that an attribute of a known object holds."""
+        if self.knows(holder) and not self.knows(value):
+            self._paths[id(value)] = f"{self._paths[id(holder)]}.{name}"
+            self._alive.append(value)
+
+    def at(self, holder: Any, name: str) -> Read:
+        """Return an attribute of a known object."""
+        return Read(holder, name, f"{self._paths[id(holder)]}.{name}")
+
+
+class ModelAttributes:
+    """The attributes of a model that a recorded run read and wrote.
+
+    Args:
+        model: The model.
+        plan: Says which numbers are inputs, since they change from call to call.
+        recorder: The recorder.
+
+    Attributes:
+        fixed: What was read and is part of the input kind.
+        held: What was read and holds tensors, as it was, with the names of the inputs.
+        numbers: The numbers that are inputs, with the names of their inputs.
+        written: What was assigned.
+        asked: What Python asked of tensors that their dtypes and sizes do not say: ``requires_grad``, ``is_contiguous``.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, recorder: RunningRecorder) -> None:
+        self.fixed: dict[Key, Read] = {}
+        self.held: dict[Key, tuple[Read, Any, list[str]]] = {}
+        self.numbers: dict[Key, tuple[Read, str]] = {}
+        self.written: dict[Key, Read] = {}
+        self._plan, self._recorder = plan, recorder
+        self.known = KnownObjects(model)
+        self.asked: dict[str, None] = {}
+        self.objects: dict[Key, Read] = {}
+        self._replaced: dict[Key, Any] = {}
+
+    def wrote(self, holder: Any, name: str) -> None:
+        """Note an assignment."""
+        if self.known.knows(holder):
+            self.written[id(holder), name] = self.known.at(holder, name)
+
+    def read(self, holder: Any, name: str, value: Any) -> Any:
+        """Note a read; return what Python sees: the value, or a symbolic number that stands for it."""
+        key = id(holder), name
+        if not self.known.knows(holder) or key in self.written or key in self.fixed or key in self.held:
+            return value
+        if key in self.numbers:
+            return self._replaced[key]
+        at = self.known.at(holder, name)
+        if at.path in self._plan.varying and type(value) in (int, float):
+            node = self._recorder.writer.placeholder(path_name((("item", at.path),)))
+            self.numbers[key] = at, node.name
+            self._replaced[key] = symbolic(value, self._recorder, None, (NodeValue(node), None, ""), False)
+            return self._replaced[key]
+        with self._recorder.paused():
+            self._note(key, at, value)
+        return value
+
+    def _note(self, key: Key, at: Read, value: Any) -> None:
+        writer = self._recorder.writer
+        leaves = [] if isinstance(value, PLAIN) else list(walk(value, whole=True))
+        tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+        made = [maker for _, leaf in tensors if (maker := self._recorder.unseen.maker(leaf)) is not None]
+        self._recorder.leaking.update(made)  # a module that is kept whole left it there in this very run
+        if made:
+            return
+        if not tensors:
+            if len(leaves) <= MOST_LEAVES:
+                self.fixed[key] = replace(at, seen=value)
+        elif at.path not in self._plan.varying:
+            self.fixed[key] = replace(at, seen=value)
+        elif all(not writer.knows(leaf) for _, leaf in tensors):
+            steps = (("item", at.path),)
+            self.held[key] = at, value, [writer.input(path_name((*steps, *path)), leaf) for path, leaf in tensors]
+
+    def holds(self, holder: Any, name: str, value: Any) -> None:
+        """Note an object that an attribute holds; another object in its place is another input kind."""
+        self.known.holds(holder, name, value)
+        if self.known.knows(holder) and (id(holder), name) not in self.written:
+            self.objects.setdefault((id(holder), name), replace(self.known.at(holder, name), seen=value))
+
+    def all_fixed(self) -> tuple[Read, ...]:
+        """Return all that is part of the input kind."""
+        objects = (at for key, at in self.objects.items() if key not in self.written)
+        return (*self.fixed.values(), *objects)
+
+    def writes(self, installs: bool) -> tuple[list[Write], list[fx.Node]]:
+        """Return what the run left on the model, and the nodes of the values in it.
+
+        Args:
+            installs: Whether the run installed hooks. Then flags that it set say so, and are not left: the hooks are not.
+        """
+        found, nodes = [], []
+        for at in self.written.values():
+            value = at.value
+            if value is not Missing:
+                parts = self._recorder.writer.variables(value)
+                if installs and not parts:
+                    continue
+                build = ops.Template(value, [part for part, _ in parts]).build
+                found.append(Write(at.holder, at.name, at.path, build, len(parts)))
+                nodes += [node for _, node in parts]
+        return found, nodes
+
+    def carried(self) -> list[str]:
+        """Return the attributes that are part of the input kind though the run changed them: they have to be inputs."""
+        both = [at for key, at in self.fixed.items() if key in self.written]
+        return [at.path for at in both if can_be_input(at.seen)]
+
+
+class AttributeReads:
+    """An observer that notes what a run reads, for graphs that are not recorded.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found: dict[Key, Read] = {}
+        self._known = KnownObjects(model)
+
+    def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
+        """Note a read; see ``AttributeObserver``."""
+        if self._known.knows(holder):
+            self.found.setdefault((id(holder), name), replace(self._known.at(holder, name), seen=value))
+        return value
+
+    def read_object(self, holder: Any, name: str, value: Any) -> None:
+        """Note an object; see ``AttributeObserver``."""
+        self._known.holds(holder, name, value)
+
+    def wrote_attribute(self, holder: Any, name: str) -> None:
+        """Ignore an assignment; see ``AttributeObserver``. Verification compares what a run leaves."""
+
+
+def reads_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Read, ...]:
+    """Run a model once and return the attributes that its Python reads; the model is left as it was."""
+    reads = AttributeReads(model)
+    own_args, own_kwargs = copied_arguments(args, kwargs)
+    with preserved(model), torch.enable_grad(), AttributeWatch(reads).watching():
+        model(*own_args, **own_kwargs)
+    return tuple(reads.found.values())

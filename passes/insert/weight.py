@@ -1,0 +1,37 @@
+"""Weight: default estimators that outweigh the model."""
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+
+from dnifx.errors import CostWarning
+from dnifx.ir import Interface, Program
+
+MOST = 5
+"""How many times the model's weights the estimators may have without a warning."""
+
+SMALL = 1_000_000
+"""So many weights of estimators are no matter, however small the model is."""
+
+
+def warn_of_weight(program: Program, interfaces: Sequence[Interface]) -> None:
+    """Warn where the estimators have many times the weights of the model."""
+    sizes = {each.boundary: weights(each.estimator) for each in interfaces}
+    total, own = sum(sizes.values()), weights(program.model)
+    if total <= max(MOST * own, SMALL):
+        return
+    largest = program.boundaries[max(sizes, key=sizes.__getitem__)]
+    values = ", ".join(map(str, largest.specs))
+    warnings.warn(
+        f"the estimators have {total:,} weights, {total / max(own, 1):.0f} times the {own:,} of {type(program.model).__name__}; the "
+        f"largest is that of boundary {largest.name!r}, {sizes[largest.index]:,} weights for {values}. Give that boundary a smaller one, "
+        "such as dnifx.estimators.Synthetic(width=64, kernel=1) or Synthetic(hidden=0), or cut where the value has fewer features",
+        CostWarning,
+        stacklevel=2,
+    )
+
+
+def weights(module: nn.Module) -> int:
+    """Return how many weights a module has."""
+    return sum(parameter.numel() for parameter in module.parameters())
