@@ -270,7 +270,7 @@ def _option_help(option: Option) -> str:
     if option.default is None:
         return option.help
     default = ",".join(map(str, option.default)) if option.many else str(option.default)
-    return f"{option.help} (default: {default})"
+    return f"{option.help} (default: {default or 'none'})"
 
 
 def _decoupled(

@@ -26,6 +26,10 @@ class Signature(Protocol):
         """The attributes whose numbers and tensors are inputs, or are others now than when the model was captured."""
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """The attributes that the graph takes from the model or leaves there, as ``self.gate.alpha``."""
+
+    @property
     def left(self) -> int:
         """How many of the flat outputs, the last ones, forward leaves on the model."""
 

@@ -139,6 +139,12 @@ class CapturedSignature:
         return tuple(each.path for each in (*self.numbers, *self.held, *moved))
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """The attributes that the graph takes from the model or leaves there."""
+        read = [each.path for each in (*self.numbers, *self.held)]
+        return tuple(dict.fromkeys([*read, *(each.path for each in self.writes)]))
+
+    @property
     def left(self) -> int:
         """How many of the flat outputs, the last ones, forward leaves on the model."""
         return sum(each.count for each in self.writes)

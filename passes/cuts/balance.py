@@ -95,13 +95,13 @@ def execution_order(graph: fx.Graph) -> list[fx.Node]:
     return list(nx.lexicographical_topological_sort(edges, key=order.__getitem__))
 
 
-def least_bottleneck(ends: list[int], total: int, parts: int) -> int:
+def least_bottleneck(ends: Sequence[int], total: int, parts: int) -> int:
     """Return the least possible cost of the costliest of ``parts`` partitions, by bisection over that cost."""
     costs = range(-(-total // parts), total)
     return costs.start + bisect_left(costs, True, key=lambda limit: parts_needed(ends, total, limit) <= parts)
 
 
-def parts_needed(ends: list[int], total: int, limit: int) -> int:
+def parts_needed(ends: Sequence[int], total: int, limit: int) -> int:
     """Return the fewest partitions that keep each within the limit, by making each as large as possible."""
     count, start = 1, 0
     while total - start > limit:

@@ -164,7 +164,7 @@ def prices(order: Order) -> list[int]:
         leaving.setdefault(order.last_use(node), []).extend(specs)
     found, price = [], 0
     for position in range(len(order.nodes)):
-        for sign, specs in ((1, entering.get(position, ())), (-1, leaving.get(position, ()))):
+        for sign, specs in ((1, entering.get(position, [])), (-1, leaving.get(position, []))):
             for spec in specs:
                 group = estimated_together(spec)
                 price -= group_price(group, features[group])
@@ -331,7 +331,7 @@ def loops(order: Order, reads: Iterable[tuple[int, nn.Parameter]]) -> Iterator[B
 
     Such a loop reads the same parameters in each step, and a guard holds the length that it ran over.
     """
-    guards = [node.args[:2] for node in order.nodes if node.target in (guard, guard_length)]
+    guards: list[Any] = [node.args[:2] for node in order.nodes if node.target in (guard, guard_length)]
     readers: dict[int, list[int]] = {}
     for index, parameter in reads:
         readers.setdefault(id(parameter), []).append(index)
@@ -339,7 +339,7 @@ def loops(order: Order, reads: Iterable[tuple[int, nn.Parameter]]) -> Iterator[B
     for steps in {tuple(found): None for found in readers.values() if len(found) > 1}:
         looped.setdefault(len(steps), []).append(steps)
     for times, found in looped.items():
-        over = next((each for each in guards if type(each[1]) is int and abs(each[1] - times) <= 1), None)
+        over = next(((source, n) for source, n in guards if type(n) is int and abs(n - times) <= 1), None)
         if over is not None:
             yield from loop(order, found, *over)
 

@@ -31,6 +31,7 @@ def write_folder(net: "Net", path: str | os.PathLike[str], overwrite: bool) -> N
         DnifxError: The folder already exists, or a part of the program cannot be written.
     """
     refuse_kept_windows(net.program)
+    refuse_attributes(net.program)
     place = Path(path)
     if place.exists() and not overwrite:
         raise DnifxError(f"{place} already exists; give another path, or overwrite=True")
@@ -66,6 +67,16 @@ def refuse_kept_windows(program: Program) -> None:
                 f"{cut!r} cannot be written to a folder: into_core and auxiliary run the last window again, and trace goes on "
                 "from the trace of that window, but a folder keeps the state alone; decouple without these options"
             )
+
+
+def refuse_attributes(program: Program) -> None:
+    """Raise DnifxError where forward keeps something in attributes: the folder has no model to keep them."""
+    kept = program.signature.kept if program.signature is not None else ()
+    if kept:
+        raise DnifxError(
+            f"{type(program.model).__name__} keeps {', '.join(kept[:3])} from call to call, which a folder cannot hold. Take the state "
+            "as an argument and return it, or leave results in the output"
+        )
 
 
 def save_modules(net: "Net", graphs: Iterable[fx.Graph], path: Path) -> None:

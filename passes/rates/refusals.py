@@ -24,6 +24,16 @@ def refuse_options(cuts: Any, inside: Any, **options: Any) -> None:
         )
 
 
+def refuse_attributes(program: Program) -> None:
+    """Raise CutError where forward keeps a state in attributes, which windows laid end to end would share."""
+    kept = program.signature.kept if program.signature is not None else ()
+    if kept:
+        raise CutError(
+            f"forward keeps {', '.join(kept[:3])} on the model, and parts of several rates carry no attributes. Take the state as an "
+            "argument, return it, and cut it in time with dnifx.Recurrent"
+        )
+
+
 def refuse_waiting(boundary: Boundary, interface: Interface) -> None:
     """Raise EstimatorError where the estimator of messages waits for what comes only when the slow part fires."""
     if interface.locked or interface.blends or interface.needs_end:

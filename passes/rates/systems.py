@@ -21,7 +21,7 @@ from dnifx.passes.rates.messages import find_messages, message_interface
 from dnifx.passes.rates.parts import joined, part_program
 from dnifx.passes.rates.rated import BATCH, RatedProgram, end_to_end
 from dnifx.passes.rates.rates import Rates, partitions_named, rates_of
-from dnifx.passes.rates.refusals import refuse_end, refuse_fused
+from dnifx.passes.rates.refusals import refuse_attributes, refuse_end, refuse_fused
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.time.recurrences import FormRecurrences, InsertRecurrences, as_boundary
 from dnifx.passes.time.states import ResolveStates, SeparateStates
@@ -108,6 +108,7 @@ class RateCompiler:
             Legalize(),
         )
         program = run_passes(given, steps, self.callback)
+        refuse_attributes(program)
         return RatedProgram(program, rates_of(program, self.every))
 
     def longer(self, whole: RatedProgram, windows: int) -> RatedProgram:

@@ -14,8 +14,8 @@ import dnifx
 from dnifx import Watch, schedules
 from dnifx.errors import DnifxWarning, HarmWarning, OptionError, StateError
 from dnifx.estimators import BoundarySpec, BPLambda, Synthetic
-from dnifx.runtime.emitted.interface import compare
 from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.emitted.interface import compare
 from tests.schedules.schedule_programs import programs
 
 

@@ -41,6 +41,11 @@ class PartSignature:
         return ()
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Nothing: a part keeps nothing in attributes."""
+        return ()
+
+    @property
     def left(self) -> int:
         """Nothing: a part leaves nothing on the model."""
         return 0

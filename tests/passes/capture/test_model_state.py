@@ -1,6 +1,7 @@
 """What a forward reads from the model's attributes is guarded, and what it leaves there is left by the net too."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import dnifx
-from dnifx.errors import CaptureError, StateError
+from dnifx.errors import CaptureError, CutError, DnifxError, StateError
 
 
 class Config:
@@ -27,7 +28,8 @@ class Remembers(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.cell, self.state = nn.GRUCell(4, 4), None
+        self.cell = nn.GRUCell(4, 4)
+        self.state: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.state = self.cell(x, None if self.state is None else self.state.detach())
@@ -65,7 +67,8 @@ class Tells(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.inner, self.penalty, self.seen = nn.Linear(4, 4), torch.zeros(()), ()
+        self.inner, self.penalty = nn.Linear(4, 4), torch.zeros(())
+        self.seen: Any = ()
 
     def forward(self, x: Tensor) -> Tensor:
         self.penalty = self.inner.weight.square().sum() + x.square().mean()
@@ -203,10 +206,12 @@ def test_a_term_that_the_loss_reads_has_its_gradient() -> None:
     model, x = Model([Tells, Anneals]), torch.randn(3, 4)
     plain = copy.deepcopy(model)
     net = dnifx.decouple(model, ["blocks.0"], args=(x,), gradient="oracle")
-    for run, holder in ((net, model), (plain, plain)):
+    pairs: list[tuple[Any, Any]] = [(net, model), (plain, plain)]
+    for run, holder in pairs:
         (run(x).square().mean() + holder.blocks[0].penalty).backward()
     for own, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert own.grad is not None
+        assert other.grad is not None
         assert torch.allclose(own.grad, other.grad, rtol=1e-6, atol=1e-9)
 
 
@@ -215,7 +220,8 @@ def test_a_net_that_was_copied_has_a_state_of_its_own() -> None:
     model, x = Model([Remembers]), torch.randn(3, 4)
     net = dnifx.decouple(model, ["first"], args=(x,), gradient="oracle")
     net(x)
-    model.blocks[0].state = model.blocks[0].state.detach()  # torch copies no tensor that carries a graph
+    block: Any = model.blocks[0]
+    block.state = block.state.detach()  # torch copies no tensor that carries a graph
     other = copy.deepcopy(net)
     before = state_of(model)
     other(x)
@@ -226,7 +232,8 @@ def test_a_net_that_was_copied_has_a_state_of_its_own() -> None:
 class Appends(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last, self.past = nn.Linear(4, 4), nn.Linear(4, 2), []
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.past: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -251,6 +258,14 @@ def test_what_no_graph_repeats_is_refused_by_name(kind: type[nn.Module], text: s
         dnifx.decouple(kind(), ["first"], args=(torch.randn(3, 4),))
 
 
+def test_a_folder_and_rates_refuse_state_in_attributes(tmp_path: Path) -> None:
+    net = dnifx.decouple(Model([Remembers]), ["first"], args=(torch.randn(3, 4),), loss=nn.MSELoss())
+    with pytest.raises(DnifxError, match=r"Model keeps self.blocks.0.state from call to call"):
+        net.to_folder(tmp_path / "never")
+    with pytest.raises(CutError, match=r"forward keeps self.blocks.0.state on the model"):
+        dnifx.decouple(Model([Remembers]), ["first"], every={"last": 2}, args=(torch.randn(3, 4),))
+
+
 def test_what_was_replaced_or_unfrozen_is_told() -> None:
     model, x = Model([Anneals]), torch.randn(3, 4)
     model.first.requires_grad_(False)
@@ -268,5 +283,6 @@ def test_what_was_replaced_or_unfrozen_is_told() -> None:
 def test_an_object_that_takes_the_place_of_another_is_read() -> None:
     model, x = Model([Anneals]), torch.randn(3, 4)
     net = dnifx.decouple(model, ["first"], args=(x,), gradient="oracle")
-    model.blocks[0].config = SimpleNamespace(temperature=0.5, gate=False)
+    block: Any = model.blocks[0]
+    block.config = SimpleNamespace(temperature=0.5, gate=False)
     assert torch.equal(net(x), model(x))

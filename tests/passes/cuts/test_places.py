@@ -14,8 +14,9 @@ from torch.nn import functional as F
 import dnifx
 from dnifx.errors import CutError
 from dnifx.estimators import BoundarySpec, Synthetic
+from dnifx.estimators.synthetic import feature_size
 from dnifx.ir import TensorSpec
-from dnifx.passes.cuts.places import estimated_together, feature_size, group_price, price_of
+from dnifx.passes.cuts.places import estimated_together, group_price, price_of
 from tests.passes.programs import compiled
 
 
