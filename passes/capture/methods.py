@@ -49,9 +49,8 @@ def with_reads(found: CapturedGraph, program: Program) -> CapturedGraph:
     """Let what the model's Python reads be part of the input kind, since the graph holds it fixed."""
     try:
         reads = reads_of(program.model, program.args, program.kwargs)
-    except Exception as error:
-        model = type(program.model).__name__
-        raise CaptureError(f"{model} fails on the example inputs: {type(error).__name__}: {error}") from error
+    except Exception:  # noqa: BLE001 - verification, or the measure, tells of a model that fails on its example
+        return found
     return replace(found, signature=replace(found.signature, fixed=reads))
 
 

@@ -66,6 +66,7 @@ class Write:
         path: The attribute as people write it.
         build: Builds its value from the graph's outputs for it.
         count: Number of these outputs.
+        content: Whether a container stays and gets another content; else the attribute is assigned.
     """
 
     holder: Any
@@ -73,6 +74,17 @@ class Write:
     path: str
     build: Callable[[Sequence[Any]], Any]
     count: int
+    content: bool = False
+
+    def leave(self, values: Sequence[Any]) -> None:
+        """Leave its value on the model."""
+        made = self.build(values)
+        if not self.content:
+            setattr(self.holder, self.name, made)
+            return
+        container = getattr(self.holder, self.name)
+        container.clear()
+        container.update(made) if isinstance(container, dict | set) else container.extend(made)
 
 
 def fixed(leaf: Any) -> Hashable:
@@ -87,6 +99,13 @@ def fixed(leaf: Any) -> Hashable:
     if isinstance(leaf, np.ndarray):
         return leaf.shape, str(leaf.dtype), leaf.tobytes()
     return getattr(leaf, "__qualname__", type(leaf).__qualname__)
+
+
+def frozen(value: Any) -> Any:
+    """Return a container with containers of its own, which stay as they are when the model changes its own."""
+    if type(value) is dict:
+        return {key: frozen(part) for key, part in value.items()}
+    return type(value)(map(frozen, value)) if type(value) in (list, tuple, set, frozenset) else value
 
 
 def comparable(value: Any, seen: Any) -> Hashable:

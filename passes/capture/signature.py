@@ -204,7 +204,7 @@ class CapturedSignature:
         """Leave on the model what a run of the graph computed for its attributes."""
         place = len(values) - self.left
         for each in self.writes:
-            setattr(each.holder, each.name, each.build(values[place : place + each.count]))
+            each.leave(values[place : place + each.count])
             place += each.count
 
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:

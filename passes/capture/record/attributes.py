@@ -1,6 +1,7 @@
 """What Python reads from a model's attributes while the model runs, and what it writes there."""
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input
+from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input, frozen
 from dnifx.passes.capture.record.node_values import NodeValue
 from dnifx.passes.capture.record.plan import Plan
 from dnifx.passes.capture.record.sizes import Owner, symbolic
@@ -24,6 +25,9 @@ _OWN = frozenset(dir(nn.Module()))
 
 MOST_LEAVES = 256
 """How many leaves a container may have for its contents to be part of the input kind."""
+
+REFILLED = (dict, list, set, deque)
+"""Containers whose content is left on the model in place."""
 
 Key = tuple[int, str]
 """An attribute: the identity of its holder, and its name."""
@@ -176,6 +180,7 @@ class ModelAttributes:
         self.known = KnownObjects(model)
         self.asked: dict[str, None] = {}
         self.objects: dict[Key, Read] = {}
+        self.contents: dict[Key, Read] = {}
         self._replaced: dict[Key, Any] = {}
 
     def wrote(self, holder: Any, name: str) -> None:
@@ -210,9 +215,9 @@ class ModelAttributes:
             return
         if not tensors:
             if len(leaves) <= MOST_LEAVES:
-                self.fixed[key] = replace(at, seen=value)
+                self.fixed[key] = replace(at, seen=frozen(value))
         elif at.path not in self._plan.varying:
-            self.fixed[key] = replace(at, seen=value)
+            self.fixed[key] = replace(at, seen=frozen(value))
         elif all(not writer.knows(leaf) for _, leaf in tensors):
             steps = (("item", at.path),)
             self.held[key] = at, value, [writer.input(path_name((*steps, *path)), leaf) for path, leaf in tensors]
@@ -228,6 +233,13 @@ class ModelAttributes:
         objects = (at for key, at in self.objects.items() if key not in self.written)
         return (*self.fixed.values(), *objects)
 
+    def refilled(self, changes: Mapping[tuple[nn.Module, str], str]) -> None:
+        """Note the containers whose content the run changed in place, where their content is part of the input kind."""
+        for holder, name in changes:
+            key = id(holder), name
+            if key in self.fixed and key not in self.written and type(vars(holder).get(name)) in REFILLED:
+                self.contents[key] = self.fixed[key]
+
     def writes(self, installs: bool) -> tuple[list[Write], list[fx.Node]]:
         """Return what the run left on the model, and the nodes of the values in it.
 
@@ -235,14 +247,15 @@ class ModelAttributes:
             installs: Whether the run installed hooks. Then flags that it set say so, and are not left: the hooks are not.
         """
         found, nodes = [], []
-        for at in self.written.values():
+        for key, at in (self.written | self.contents).items():
             value = at.value
             if value is not Missing:
                 parts = self._recorder.writer.variables(value)
                 if installs and not parts:
                     continue
+                value = frozen(value) if key in self.contents else value
                 build = ops.Template(value, [part for part, _ in parts]).build
-                found.append(Write(at.holder, at.name, at.path, build, len(parts)))
+                found.append(Write(at.holder, at.name, at.path, build, len(parts), key in self.contents))
                 nodes += [node for _, node in parts]
         return found, nodes
 

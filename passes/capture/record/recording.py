@@ -94,6 +94,7 @@ def _run(
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
             outputs = writer.variables(result)
+            recorder.attributes.refilled(snapshot.changes())
             writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
             writer.graph.output((*(node for _, node in outputs), *left))
             output = FirstOutputs(ops.Template(result, [part for part, _ in outputs]).build, len(outputs))
