@@ -54,6 +54,11 @@ def flat_output(graph: fx.Graph) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, tuple | list) else (values,)
 
 
+def computing(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that call something: all but inputs, reads of parameters, and the output."""
+    return [node for node in graph.nodes if node.op.startswith("call")]
+
+
 def described(node: fx.Node) -> str:
     """Return a node's name and module, for an error text."""
     return f"{node.name} in module {module_path(node) or '<root>'!r}"
@@ -67,6 +72,12 @@ def memory_written(program: Program, node: fx.Node) -> set[int]:
 def memory_read(program: Program, node: fx.Node) -> set[int]:
     """Return the memory of a node's arguments."""
     return {s for source in node.all_input_nodes for s in program.measures[source.name].storages}
+
+
+def memory_outside(program: Program) -> set[int]:
+    """Return the memory of the inputs, parameters, buffers and constants."""
+    sources = [node for node in captured(program).nodes if node.op in ("placeholder", "get_attr")]
+    return {s for source in sources for s in program.measures[source.name].storages}
 
 
 def copied(graph: fx.Graph) -> fx.Graph:

@@ -21,7 +21,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
 from dnifx.passes.capture.record.state import preserved, seed, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, tensors_in
-from dnifx.passes.graph import captured, copied, described, input_names, is_on_meta, listed, memory_written
+from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
 
@@ -175,7 +175,7 @@ class Meter(fx.Interpreter):
 
     def __init__(self, program: Program, convert: Any) -> None:
         super().__init__(program.model, garbage_collect_values=False, graph=captured(program))
-        self.constants = program.constants
+        self.program = program
         self.convert = convert
         self.measures: dict[str, Measure] = {}
         self.current: fx.Node | None = None
@@ -200,7 +200,8 @@ class Meter(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """Read a parameter, buffer or constant."""
-        value = self.constants[target] if target in self.constants else super().fetch_attr(target)
+        constants = self.program.constants
+        value = constants[target] if target in constants else super().fetch_attr(target)
         return self.fake(value) if isinstance(value, Tensor) else value
 
     def run_node(self, n: fx.Node) -> Any:
@@ -213,7 +214,7 @@ class Meter(fx.Interpreter):
         if n.op != "output":
             writes = tuple(name for name, version in before.items() if after[name] != version)
             measured = self.measure(n, value, self.counter.flops - flops, writes)
-            if n.op == "call_module" and n.target in self.kept and trains(self.module, n):
+            if n.op == "call_module" and n.target in self.kept and trains(self.program, n):
                 measured = replace(measured, tensors=tuple(map(with_gradient, measured.tensors)))
             self.measures[n.name] = replace(measured, random=self.counter.draws > draws)
         return value
@@ -224,7 +225,7 @@ class Meter(fx.Interpreter):
         specs, storages = tuple(map(spec_of, tensors)), tuple(map(storage_of, tensors))
         known = {storage for argument in node.all_input_nodes for storage in self.measures[argument.name].storages}
         made = [spec.bytes for spec, storage in zip(specs, storages, strict=True) if storage not in known]
-        read = node_parameters(self.module, node, self.constants).values()
+        read = node_parameters(self.program, node).values()
         return Measure(
             tensors=specs,
             is_tensor=isinstance(value, Tensor),
@@ -261,9 +262,9 @@ def versions(node: fx.Node, env: Mapping[fx.Node, Any]) -> dict[str, tuple[int, 
     }
 
 
-def trains(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a called module has parameters that are trained."""
-    return any(parameter.requires_grad for parameter in model.get_submodule(str(node.target)).parameters())
+def trains(program: Program, node: fx.Node) -> bool:
+    """Whether a node reads parameters that are trained."""
+    return any(parameter.requires_grad for parameter in node_parameters(program, node).values())
 
 
 def with_gradient(spec: TensorSpec) -> TensorSpec:
@@ -276,21 +277,21 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(tuple(tensor.shape), tensor.dtype, tensor.requires_grad, tensor.device)
 
 
-def node_parameters(model: nn.Module, node: fx.Node, constants: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+def node_parameters(program: Program, node: fx.Node) -> dict[str, nn.Parameter]:
     """Return the parameters that a node reads, by their path."""
     if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
+        module = program.model.get_submodule(str(node.target))
         return {f"{node.target}.{name}": parameter for name, parameter in module.named_parameters()}
-    if node.op == "get_attr" and node.target not in constants:
+    if node.op == "get_attr" and node.target not in program.constants:
         path, _, name = str(node.target).rpartition(".")
-        value = getattr(model.get_submodule(path), name)
+        value = getattr(program.model.get_submodule(path), name)
         return {str(node.target): value} if isinstance(value, nn.Parameter) else {}
     return {}
 
 
 def written_memory(program: Program) -> set[int]:
     """Return the memory that some node writes to in place."""
-    return {s for node in captured(program).nodes if node.op.startswith("call") for s in memory_written(program, node)}
+    return {s for node in computing(captured(program)) for s in memory_written(program, node)}
 
 
 def made_of_parameters(program: Program, written: AbstractSet[int]) -> set[fx.Node]:

@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-import networkx as nx
 from torch import fx
 
 from dnifx.errors import CutError
 from dnifx.ir import Cut, Program, module_path
 from dnifx.passes.cuts.places import Barrier, Place, barred, find_places
-from dnifx.passes.graph import captured, listed
+from dnifx.passes.graph import captured, computing, listed
 from dnifx.passes.measure import differentiable
 
 
@@ -32,7 +31,7 @@ def balanced_cuts(program: Program, parts: int, slack: float) -> tuple[Cut, ...]
     """
     if parts < 2:
         raise CutError(f"cuts={parts} asks for {parts} partition(s); give 2 or more, or name modules")
-    nodes = execution_order(captured(program))
+    nodes = computing(captured(program))
     found, barriers = find_places(program, nodes, parts - 1)
     if len(found) < parts - 1:
         raise CutError(too_few(program, parts, len(found), barriers))
@@ -83,16 +82,6 @@ def undivided(places: Sequence[Place], ends: Sequence[int], parts: int) -> list[
         ):
             return chosen
     return list(range(len(places)))
-
-
-def execution_order(graph: fx.Graph) -> list[fx.Node]:
-    """Return the computing nodes in a topological order, checked against the graph's edges."""
-    nodes = [node for node in graph.nodes if node.op.startswith("call")]
-    order = {node: index for index, node in enumerate(nodes)}
-    edges = nx.DiGraph()
-    edges.add_nodes_from(nodes)
-    edges.add_edges_from((node, user) for node in nodes for user in node.users if user in order)
-    return list(nx.lexicographical_topological_sort(edges, key=order.__getitem__))
 
 
 def least_bottleneck(ends: Sequence[int], total: int, parts: int) -> int:

@@ -19,9 +19,8 @@ from torch import fx
 
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Cut, Edge, Program
-from dnifx.passes.cuts.balance import execution_order
 from dnifx.passes.cuts.drawing import way_round
-from dnifx.passes.graph import captured, described, memory_read, memory_written, output_of
+from dnifx.passes.graph import captured, computing, described, memory_outside, memory_read, memory_written, output_of
 from dnifx.passes.measure import differentiable, has_gradient
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.checkpoints import regions_of
@@ -67,7 +66,7 @@ def prefix_levels(graph: fx.Graph, cuts: Sequence[Cut]) -> dict[str, int]:
     last = {cut.nodes[0] for cut in cuts}
     levels: dict[str, int] = {}
     level = 0
-    for node in execution_order(graph):
+    for node in computing(graph):
         levels[node.name] = level
         level += node.name in last
     levels[output_of(graph).name] = level
@@ -90,9 +89,7 @@ def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
     """
     pairs = []
     last: dict[str, fx.Node] = {}
-    for node in captured(program).nodes:
-        if not node.op.startswith("call"):
-            continue
+    for node in computing(captured(program)):
         keys = [f"module {node.target}"] if node.op == "call_module" else []
         keys += ["random"] if program.measures[node.name].random else []
         for key in keys:
@@ -104,15 +101,10 @@ def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
 
 def write_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
     """Pair each in-place write to an input, parameter or buffer with the reads of that memory before and after it."""
-    nodes = captured(program).nodes
-    sources = [node for node in nodes if node.op in ("placeholder", "get_attr")]
-    outside = {storage for node in sources for storage in program.measures[node.name].storages}
-    pairs = []
+    pairs, outside = [], memory_outside(program)
     writer: dict[int, fx.Node] = {}
     readers: dict[int, list[fx.Node]] = {}
-    for node in nodes:
-        if not node.op.startswith("call"):
-            continue
+    for node in computing(captured(program)):
         writes = memory_written(program, node)
         for storage in memory_read(program, node) & outside:
             if storage in writer:
@@ -125,15 +117,6 @@ def write_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
     return pairs
 
 
-def neighbours(pairs: Iterable[tuple[fx.Node, fx.Node]], reverse: bool = False) -> dict[fx.Node, list[fx.Node]]:
-    """Return, for each node, those that have to come after it (or before it)."""
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for first, second in pairs:
-        key, value = (second, first) if reverse else (first, second)
-        found.setdefault(key, []).append(value)
-    return found
-
-
 def cut_levels(program: Program) -> dict[str, int]:
     """Return the level of each node: the number of cuts before it, or more where it can be computed with its users.
 
@@ -143,13 +126,12 @@ def cut_levels(program: Program) -> dict[str, int]:
     """
     graph = captured(program)
     crossed = crossings(graph, program.cuts)
-    pairs = ordered_pairs(program)
-    before, after = neighbours(pairs, reverse=True), neighbours(pairs)
+    order = nx.DiGraph(ordered_pairs(program))
     early: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node.op not in ("placeholder", "get_attr"):
             least = [early.get(source, 0) + crossed(source, node) for source in node.all_input_nodes]
-            early[node] = max([*least, *(early[other] for other in before.get(node, ()))], default=0)
+            early[node] = max([*least, *(early[other] for other in order.pred.get(node, ()))], default=0)
     sources = {name for cut in program.cuts for name in (*cut.nodes, *(edge.source for edge in cut.edges))}
     live = ancestors([output_of(graph)])
     levels: dict[str, int] = {}
@@ -158,7 +140,7 @@ def cut_levels(program: Program) -> dict[str, int]:
     for node in reversed(graph.nodes):
         if node not in early:
             continue
-        followers = [user for user in (*node.users, *after.get(node, ())) if user in early]
+        followers = [user for user in (*node.users, *order.succ.get(node, ())) if user in early]
         latest[node] = min((latest[user] for user in followers), default=inf)
         if node not in live:
             continue
@@ -169,7 +151,7 @@ def cut_levels(program: Program) -> dict[str, int]:
         latest[node] = levels[node.name]
     for node in early:
         if node not in live:
-            earlier = [*node.all_input_nodes, *before.get(node, ())]
+            earlier = [*node.all_input_nodes, *order.pred.get(node, ())]
             levels[node.name] = max([early[node], *(levels[other.name] for other in earlier if other.name in levels)])
     return with_reads(graph, levels)
 
@@ -222,7 +204,7 @@ def components(program: Program, levels: Mapping[str, int]) -> UnionFind:
     for first, second in pairs:
         if second not in live and not beside.get(second) and levels[first.name] == levels[second.name]:
             joined.union(first.name, second.name)
-    join_without_gradient(program, levels, joined, live, pairs)
+    join_without_gradient(program, levels, joined, live, nx.DiGraph(pairs))
     return without_cycles(program, joined)
 
 
@@ -231,26 +213,26 @@ def join_without_gradient(
     levels: Mapping[str, int],
     joined: UnionFind,
     live: AbstractSet[fx.Node],
-    pairs: Sequence[tuple[fx.Node, fx.Node]],
+    order: nx.DiGraph,
 ) -> None:
     """Join each component without gradient to those of its users, or of the nodes that have to follow it, at the lowest level.
 
     One that nothing follows joins the last component that it is computed from, or has to follow. One that reads inputs alone,
     such as a guard on their sizes, joins the first component with a gradient, so that it fires early.
     """
-    nodes, after = partitioned(captured(program)), neighbours(pairs)
+    nodes = partitioned(captured(program))
     flowing = [node for node in nodes if node in live and (node.op == "output" or has_gradient(program, node))]
     level_of = {joined[node.name]: levels[node.name] for node in flowing}
     members: dict[str, list[fx.Node]] = {}
     for node in nodes:
         members.setdefault(joined[node.name], []).append(node)
     for followed in (True, False):
-        hosts = {} if followed else latest_sources(nodes, joined, level_of, neighbours(pairs, reverse=True))
+        hosts = {} if followed else latest_sources(nodes, joined, level_of, order)
         for node in reversed(nodes):
             root = joined[node.name]
             if root in level_of:
                 continue
-            later = [user for member in members[root] for user in (*member.users, *after.get(member, ()))]
+            later = [user for member in members[root] for user in (*member.users, *order.succ.get(member, ()))]
             others = [user for user in later if joined[user.name] in level_of]
             if not followed and all(joined[user.name] == root for user in later):
                 others = [hosts.get(root) or min(flowing, key=lambda each: levels[each.name])]
@@ -261,17 +243,14 @@ def join_without_gradient(
 
 
 def latest_sources(
-    nodes: Sequence[fx.Node],
-    joined: UnionFind,
-    level_of: Mapping[str, int],
-    before: Mapping[fx.Node, Sequence[fx.Node]],
+    nodes: Sequence[fx.Node], joined: UnionFind, level_of: Mapping[str, int], order: nx.DiGraph
 ) -> dict[str, fx.Node]:
     """Return, for each component without a level, the node of the highest level that it is computed from or has to follow."""
     found: dict[str, fx.Node] = {}
     for node in nodes:
         root = joined[node.name]
         if root not in level_of:
-            earlier = [each for each in (*node.all_input_nodes, *before.get(node, ())) if each.op != "placeholder"]
+            earlier = [each for each in (*node.all_input_nodes, *order.pred.get(node, ())) if each.op != "placeholder"]
             hosts = [each if joined[each.name] in level_of else found.get(joined[each.name]) for each in earlier]
             placed = [each for each in (found.get(root), *hosts) if each is not None]
             if placed:

@@ -21,7 +21,7 @@ from torch import fx, nn
 from dnifx.estimators.synthetic import feature_size
 from dnifx.ir import Holder, Program, TensorSpec, module_path
 from dnifx.passes.cuts.calls import calls_by_path
-from dnifx.passes.graph import captured, described, listed, memory_written
+from dnifx.passes.graph import captured, described, listed, memory_outside, memory_written
 from dnifx.passes.measure import differentiable, made_of_parameters, node_parameters, written_memory
 from dnifx.runtime.emitted.ops import guard, guard_length, rebuild
 
@@ -99,7 +99,7 @@ class Order:
         made: dict[fx.Node, dict[int, nn.Parameter]] = {}
         flow = set(self.flow)
         for node in captured(self.program).nodes:
-            read = node_parameters(self.program.model, node, self.program.constants).values()
+            read = node_parameters(self.program, node).values()
             own = {id(parameter): parameter for parameter in read if parameter.requires_grad}
             for source in node.all_input_nodes:
                 own |= made.get(source, {})
@@ -252,13 +252,7 @@ def holders(holder: Holder | None) -> Iterator[Holder]:
 
 def writes(order: Order) -> Iterator[Barrier]:
     """Yield barriers before in-place writes that a clone on the cut would hide from other readers of the memory."""
-    program, index = order.program, order.index
-    outside = {
-        storage
-        for node in captured(program).nodes
-        if node.op in ("placeholder", "get_attr")
-        for storage in program.measures[node.name].storages
-    }
+    program, index, outside = order.program, order.index, memory_outside(order.program)
     held: dict[int, list[fx.Node]] = {}
     written: dict[int, list[fx.Node]] = {}
     for node in order.nodes:

@@ -3,23 +3,24 @@
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
-from dnifx.ir import Cut, Edge, Program, Recurrent, module_path
+from dnifx.ir import Cut, Edge, Program, Recurrent
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.record.structure import copied_arguments
 from dnifx.passes.cuts.balance import balanced_cuts
 from dnifx.passes.cuts.calls import calls_by_path, outer_paths
 from dnifx.passes.cuts.places import price_of
-from dnifx.passes.graph import captured
+from dnifx.passes.graph import captured, computing
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.emitted.interface import detached
+from dnifx.runtime.net.states import model_name
 
 CutSpec = str | Edge | Recurrent | int | Callable[[fx.Node], bool] | Sequence[str | Edge | Recurrent]
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -36,7 +37,7 @@ class ResolveCuts(Pass):
             fewer bytes across the cuts.
     """
 
-    cuts: CutSpec = field(default=())
+    cuts: CutSpec = ()
     slack: float = 0.1
     name: ClassVar[str] = "cuts"
     requires: ClassVar[tuple[str, ...]] = ("graph", "measures")
@@ -67,7 +68,8 @@ class FixedCuts(Pass):
         missing = [name for cut in self.cuts for name in cut.nodes if name not in names]
         if missing:
             raise CutError(
-                f"{label(program)} was cut after the node {missing[0]!r}, which is not there for these inputs; name modules as cuts"
+                f"{model_name(program.model)} was cut after the node {missing[0]!r}, which is not there for these inputs; name modules "
+                "as cuts"
             )
         return replace(program, cuts=self.cuts)
 
@@ -98,7 +100,7 @@ def unpacked(program: Program, cut: Cut) -> Cut:
 
     def parts(node: fx.Node) -> list[str]:
         node = after_detach(node)
-        items = [user for user in node.users if is_item(user)]
+        items = [user for user in node.users if user.target in (operator.getitem, getattr)]
         packed = bool(items) and not program.measures[node.name].is_tensor and len(items) == len(node.users)
         return [name for item in items for name in parts(item)] if packed else [node.name]
 
@@ -111,11 +113,6 @@ def after_detach(node: fx.Node) -> fx.Node:
     if len(users) == 1 and (users[0].target is detached or (users[0].op, users[0].target) == ("call_method", "detach")):
         return users[0]
     return node
-
-
-def is_item(node: fx.Node) -> bool:
-    """Whether a node takes a value out of a container."""
-    return node.op == "call_function" and node.target in (operator.getitem, getattr)
 
 
 def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, ...]:
@@ -132,17 +129,19 @@ def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, .
         return balanced_cuts(program, spec, slack)
     graph = captured(program)
     if callable(spec):
-        chosen = [node for node in graph.nodes if node.op.startswith("call") and spec(node)]
+        chosen = [node for node in computing(graph) if spec(node)]
         if not chosen:
-            raise CutError(f"the callable cuts={getattr(spec, '__name__', spec)!r} chose no node of {label(program)}")
-        return unique(Cut(node_title(node), (node.name,)) for node in chosen)
+            raise CutError(
+                f"the callable cuts={getattr(spec, '__name__', spec)!r} chose no node of {model_name(program.model)}"
+            )
+        return unique(Cut(str(node.target) if node.op == "call_module" else node.name, (node.name,)) for node in chosen)
     if spec == "each":
         return blocks(program)
     items = [spec] if isinstance(spec, (str, Edge)) else list(spec)
     if not items:
         paths = [path for path, _ in program.model.named_modules() if path]
         raise CutError(
-            f"cuts={spec!r} asks for no cut; name a module of {label(program)}, for example {nearest('', paths)}"
+            f"cuts={spec!r} asks for no cut; name a module of {model_name(program.model)}, for example {nearest('', paths)}"
         )
     calls = calls_by_path(graph)
     return unique(cut for item in items for cut in resolve_one(program, item, calls))
@@ -160,7 +159,7 @@ def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node
     matched = [path for path in calls if glob_matches(item, path)] if is_glob(item) else [item] if item in calls else []
     if matched:
         return [Cut(path, exits(calls[path])) for path in matched]
-    names = [node.name for node in captured(program).nodes if node.op.startswith("call")]
+    names = [node.name for node in computing(captured(program))]
     found = [name for name in names if glob_matches(item, name)]
     if found:
         return [Cut(name, (name,)) for name in found]
@@ -169,10 +168,10 @@ def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node
 
 def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
     """Return the error text for a name that cuts nothing: why, and which names are near."""
-    near = f"the nearest names are {nearest(item, names)}"
+    model, near = model_name(program.model), f"the nearest names are {nearest(item, names)}"
     module = dict(program.model.named_modules()).get(item.partition("@")[0])
     if module is None or is_glob(item):
-        return f"no cut {item!r}: {label(program)} has no module or node of that name; {near}"
+        return f"no cut {item!r}: {model} has no module or node of that name; {near}"
     kept = next(
         (kept for kept in (program.capture.kept if program.capture else ()) if item.startswith(f"{kept.path}.")), None
     )
@@ -181,11 +180,11 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
     mode = "training" if program.model.training else "evaluation"
     if not is_called(program, module):
         return (
-            f"no cut {item!r}: {label(program)} has that module, but its forward does not call it for these inputs in {mode} mode; give an "
+            f"no cut {item!r}: {model} has that module, but its forward does not call it for these inputs in {mode} mode; give an "
             f"example (args=, kwargs=, model.train() or .eval()) for which it does, or another cut: {near}"
         )
     return (
-        f"no cut {item!r}: the forward of {label(program)} calls that module, but the output does not depend on its result, or it is "
+        f"no cut {item!r}: the forward of {model} calls that module, but the output does not depend on its result, or it is "
         f"called fewer times than the name says; {near}"
     )
 
@@ -242,7 +241,9 @@ def blocks(program: Program) -> tuple[Cut, ...]:
             ends = (end_of_block(program, nodes[0]).name,) if len(nodes) == 1 else exits(nodes)
             chosen.append(Cut(path, ends))
     if not chosen:
-        raise CutError(f"cuts='each' finds no block with parameters in {label(program)}; name nodes or modules instead")
+        raise CutError(
+            f"cuts='each' finds no block with parameters in {model_name(program.model)}; name nodes or modules instead"
+        )
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     return tuple(sorted(chosen, key=lambda cut: order[cut.nodes[-1]]))
 
@@ -278,7 +279,7 @@ def continues_block(program: Program, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = program.model.get_submodule(str(node.target))
         return isinstance(module, NORMALISATIONS) or next(module.parameters(), None) is None
-    return not any(node_parameters(program.model, argument, program.constants) for argument in node.all_input_nodes)
+    return not any(node_parameters(program, argument) for argument in node.all_input_nodes)
 
 
 def without_last_cuts(program: Program, spec: Any) -> Program:
@@ -335,13 +336,3 @@ def glob_matches(pattern: str, path: str) -> bool:
         raise CutError(
             f"{pattern!r} is no pattern for names ({error}); write *, **, ? and [...] as in file names"
         ) from error
-
-
-def node_title(node: fx.Node) -> str:
-    """Return the name by which a user knows a node: the module's path for a call of a module, else the node's name."""
-    return module_path(node) if node.op == "call_module" else node.name
-
-
-def label(program: Program) -> str:
-    """Name the model in an error text."""
-    return type(program.model).__name__

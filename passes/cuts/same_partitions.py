@@ -5,13 +5,14 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import networkx as nx
 from torch import fx
 
 from dnifx.errors import CutError
 from dnifx.ir import Cut, Edge, Program, module_path
 from dnifx.passes.cuts.calls import calls_by_path
-from dnifx.passes.cuts.partition import neighbours, ordered_pairs, with_reads
-from dnifx.passes.graph import INSERTED, captured, output_of
+from dnifx.passes.cuts.partition import ordered_pairs, with_reads
+from dnifx.passes.graph import INSERTED, captured, computing, output_of
 from dnifx.passes.pipeline import Pass
 
 Place = tuple[str, str, str]
@@ -93,8 +94,8 @@ def places(graph: fx.Graph) -> list[tuple[fx.Node, Place, int]]:
     """Return each captured computing node with its place, and how many nodes of that place come before it."""
     seen: Counter[Place] = Counter()
     found = []
-    for node in graph.nodes:
-        if node.op.startswith("call") and not node.meta.get(INSERTED):
+    for node in computing(graph):
+        if not node.meta.get(INSERTED):
             stack = node.meta.get("nn_module_stack") or {}
             does = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
             place = (next(reversed(stack), ""), module_path(node), str(does))
@@ -133,9 +134,7 @@ def inherited(
         CutError: A value would flow back.
     """
     found: dict[str, int] = {}
-    for node in graph.nodes:
-        if not node.op.startswith("call"):
-            continue
+    for node in computing(graph):
         least = max((found.get(source.name, 0) for source in node.all_input_nodes), default=0)
         found[node.name] = partition_of.get(same.get(node.name, ""), max(least, around.get(node.name, 0)))
         if found[node.name] < least:
@@ -152,7 +151,7 @@ def with_order_kept(program: Program, partition_of: Mapping[str, int]) -> dict[s
     Raises:
         CutError: A node that cannot be moved would run before another that the model runs first.
     """
-    before, found = neighbours(ordered_pairs(program), reverse=True), dict(partition_of)
+    before, found = nx.DiGraph(ordered_pairs(program)).pred, dict(partition_of)
     for node in captured(program).nodes:
         follows = max((found[other.name] for other in before.get(node, ())), default=0)
         if follows > found.get(node.name, follows):

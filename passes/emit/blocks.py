@@ -1,4 +1,4 @@
-"""Blocks of a training step: lines with the names that they define, and what their writers ask of the schedule."""
+"""Blocks of a training step: the lines of each action, and what their writers ask of the schedule."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -20,11 +20,10 @@ PREFIXES = tuple(
 
 @dataclass(frozen=True)
 class Block:
-    """The lines of one action, and the local names that they define."""
+    """The lines of one action."""
 
     title: str
     lines: tuple[str, ...]
-    defines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,15 @@ def fit_gradients(made: str, target: str) -> str:
 
 
 def dead_after(blocks: Sequence[Block]) -> list[list[str]]:
-    """Return, for each block, the names that no later block reads. Text in quotes holds no names."""
-    last: dict[str, int] = {}
-    defined = {name for block in blocks for name in block.defines}
-    for index, block in enumerate(blocks):
-        read = set(re.findall(r"\w+", re.sub(r"'[^']*'", "", " ".join(block.lines))))
-        last.update(dict.fromkeys(defined & read, index))
+    """Return, for each block, the names that no later block reads; what the first block assigns lasts to the end.
+
+    Text in quotes holds no names.
+    """
+    texts = [re.sub(r"'[^']*'", "", "\n".join(block.lines)) for block in blocks]
+    last = {name: index for index, text in enumerate(texts) for name in re.findall(r"\w+", text)}
+    left = (" ".join(re.findall(r"^ *([\w*, =]+) = ", text, flags=re.MULTILINE)) for text in texts)
+    lasting, *made = (set(re.findall(r"\w+", names)) for names in left)
     dead: list[list[str]] = [[] for _ in blocks]
-    for name in sorted(last):
+    for name in sorted(set().union(*made) - lasting):
         dead[last[name]].append(name)
     return dead

@@ -18,7 +18,7 @@ from dnifx.passes.capture.symbolic import PathTracer
 from dnifx.passes.emit.code import function_code, import_block, partition_code
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.emit.step import StepWriter
-from dnifx.passes.graph import flat_output
+from dnifx.passes.graph import flat_output, input_names
 from dnifx.passes.measure import data_inputs
 from dnifx.runtime.emitted import interface as interface_file
 from dnifx.runtime.emitted import windows as windows_file
@@ -141,12 +141,11 @@ def model_roots(program: Program) -> tuple[str, str]:
 
 def fused_call(program: Program, models: Mapping[str, fx.Graph]) -> str:
     """Return the expression of the fused program's flat outputs. If the loss is predicted, a forward refuses to train."""
-    inputs = program.signature.inputs if program.signature is not None else ()
     context = ("context",) if program.context is not None else ()
     reset = ("reset",) if program.recurrences else ()
     asks = {own_gradients, predicted_gradients}
     inside = any(node.target in asks for graph in models.values() for node in graph.nodes)
-    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*inputs, *context, *reset))})"
+    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*input_names(program), *context, *reset))})"
     critic = next((each.boundary for each in program.interfaces if each.needs_loss), None)
     if critic is None or program.recurrences:
         return call
@@ -229,12 +228,7 @@ def traced_model(
 ) -> fx.Graph:
     """Return an estimator or input model as a graph over the paths that it has in the decoupled module.
 
-    Args:
-        model: The estimator or input model.
-        path: Where it lies in the decoupled module.
-        specs: The values that it takes.
-        sees: Whether it sees a context.
-        masked: Whether it takes the mask.
+    It takes values of the ``specs``, a context if it ``sees`` one, and the mask if ``masked``.
 
     Raises:
         CaptureError: torch.fx cannot trace it.

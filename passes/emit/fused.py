@@ -1,6 +1,7 @@
 """Emit: the fused graph, one program with an interface node on every boundary."""
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -134,28 +135,54 @@ def placeholders(graph: fx.Graph, *names: str | None) -> tuple[fx.Node, ...]:
     return tuple(node for node in graph.nodes if node.op == "placeholder" and node.name in names)
 
 
-def items(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
-    """Add the nodes that take a tuple apart."""
-    return tuple(graph.create_node("call_function", operator.getitem, (node, index)) for index in range(count))
-
-
 @dataclass(frozen=True)
-class FusedWriter:
-    """Writes interfaces into a fused graph.
+class GraphWriter:
+    """Writes nodes into a fused graph.
 
     Attributes:
         program: The program.
         graph: The graph, changed in place.
         mean: Whether the loss averages over examples.
+    """
+
+    program: Program
+    graph: fx.Graph
+    mean: bool
+
+    def function(self, target: Callable[..., Any], *args: Any, name: str | None = None, **options: Any) -> fx.Node:
+        """Add a function call."""
+        return self.graph.create_node("call_function", target, args, options, name)
+
+    def detached(self, value: fx.Node, suffix: str = "detached") -> fx.Node:
+        """Add the node of a detached value."""
+        return self.graph.create_node("call_method", "detach", (value,), name=f"{value.name}_{suffix}")
+
+    def items(self, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
+        """Add the nodes that take a tuple apart."""
+        return tuple(self.function(operator.getitem, node, index) for index in range(count))
+
+    def estimate(self, key: str, origin: str, *given: Any) -> fx.Node:
+        """Add the call of a boundary's estimator, and say where it comes from."""
+        made = self.graph.create_node("call_module", self.path(key), given, name=f"estimate_{key}")
+        made.meta["provenance"] = origin
+        return made
+
+    def path(self, key: str, name: str = "interfaces") -> str:
+        """Return the path of a boundary's estimator, or of its input model, in the decoupled module."""
+        return f"{interface_root(self.program.model, name)}.{key}"
+
+
+@dataclass(frozen=True)
+class FusedWriter(GraphWriter):
+    """Writes interfaces into a fused graph.
+
+    Attributes:
         examples: The node that counts the examples.
         features: The node of the context's features.
         errors: The boundaries whose estimators answer from the output's error, each with the nodes of its values.
         predictions: The nodes of the losses that estimators predict.
     """
 
-    program: Program
-    graph: fx.Graph
-    mean: bool
     examples: fx.Node | int
     features: fx.Node | None
     errors: list[tuple[Boundary, tuple[fx.Node, ...]]] = field(default_factory=list)
@@ -163,79 +190,64 @@ class FusedWriter:
 
     def interface(self, boundary: Boundary, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Add one boundary's estimator and interface node; return what its consumers read."""
-        graph, count = self.graph, len(values)
-        interface = self.program.interfaces[boundary.index]
+        interface, count = self.program.interfaces[boundary.index], len(values)
         if interface.locked and not interface.blends:
             return values
         for message in self.program.messages:
             if message.boundary.index == boundary.index:
                 return self.message(message, values)
         if interface.scheduled_only(windows=bool(self.program.recurrences)):
-            return items(graph, graph.create_node("call_function", scheduled_alone, (values, boundary.name)), count)
+            return self.items(self.function(scheduled_alone, values, boundary.name), count)
         if interface.needs_error:
             self.errors.append((boundary, values))
             return tuple(self.detached(value, "crossing") for value in values)
         seen = self.masked(tuple(self.seen(value, interface) for value in values))
         asked = (seen, self.features, *(self.mask if interface.needs_mask else ()))
-        estimates = graph.create_node("call_module", self.path(boundary), asked, name=f"estimate_{boundary.key}")
-        estimates.meta["provenance"] = provenance(boundary, interface)
-        given: tuple[Any, ...] = (values, self.masked(items(graph, estimates, count)), self.examples, self.mean)
+        estimates = self.estimate(boundary.key, provenance(boundary, interface), *asked)
+        given: tuple[Any, ...] = (values, self.masked(self.items(estimates, count)), self.examples, self.mean)
         given += (interface.mix,) if interface.mix else ()
         if interface.needs_loss:
-            self.predictions.append(graph.create_node("call_function", operator.getitem, (estimates, count)))
+            self.predictions.append(self.function(operator.getitem, estimates, count))
         named: dict[str, Any] = {"boundary": boundary.name}
         if interface.input_model is not None:
-            named["imagined"] = self.masked(items(graph, self.imagine(boundary), count))
-        swapped = graph.create_node("call_function", swap_gradients, given, named, name=f"swap_{boundary.key}")
-        return self.crossing(swapped, values)
+            named["imagined"] = self.masked(self.items(self.imagine(boundary), count))
+        return self.crossing(self.function(swap_gradients, *given, name=f"swap_{boundary.key}", **named), values)
 
     def message(self, message: Message, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Add the estimator of messages, which sees all messages of all examples one by one, and its interface node."""
-        graph, boundary = self.graph, message.boundary
-        interface = self.program.interfaces[boundary.index]
-        seen = tuple(
-            graph.create_node("call_method", "flatten", (self.seen(value, interface), 0, 1)) for value in values
-        )
-        estimates = graph.create_node("call_module", self.path(boundary), (seen, None), name=f"estimate_{boundary.key}")
-        estimates.meta["provenance"] = provenance(boundary, interface)
-        given = (values, items(graph, estimates, len(values)), self.examples, self.mean, message.scale)
-        named: dict[str, Any] = {"boundary": boundary.name}
-        swapped = graph.create_node("call_function", swap_messages, given, named, name=f"swap_{boundary.key}")
+        boundary, interface = message.boundary, self.program.interfaces[message.boundary.index]
+        seen = tuple(self.graph.call_method("flatten", (self.seen(value, interface), 0, 1)) for value in values)
+        estimates = self.estimate(boundary.key, provenance(boundary, interface), seen, None)
+        given = (values, self.items(estimates, len(values)), self.examples, self.mean, message.scale)
+        swapped = self.function(swap_messages, *given, name=f"swap_{boundary.key}", boundary=boundary.name)
         return self.crossing(swapped, values)
 
     def crossing(self, swapped: fx.Node, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Add the nodes of what crosses in place of some values."""
         return tuple(
-            self.graph.create_node("call_function", operator.getitem, (swapped, i), name=f"{value.name}_crossing")
-            for i, value in enumerate(values)
+            self.function(operator.getitem, swapped, index, name=f"{value.name}_crossing")
+            for index, value in enumerate(values)
         )
 
     def end(self, outputs: Any) -> Any:
         """Return what the graph returns: the outputs, which pass the node of the error, and any predictions of the loss."""
         if self.errors:
-            estimators = tuple(self.graph.get_attr(self.path(boundary)) for boundary, _ in self.errors)
+            estimators = tuple(self.graph.get_attr(self.path(boundary.key)) for boundary, _ in self.errors)
             for node, (boundary, _) in zip(estimators, self.errors, strict=True):
                 node.meta["provenance"] = provenance(boundary, self.program.interfaces[boundary.index])
             values = tuple(values for _, values in self.errors)
             given = (outputs[0], values, estimators, self.examples, self.mean, *self.mask)
-            named: dict[str, Any] = {"boundary": ", ".join(boundary.name for boundary, _ in self.errors)}
-            outputs = (self.graph.create_node("call_function", feed_back, given, named),)
+            outputs = (
+                self.function(feed_back, *given, boundary=", ".join(boundary.name for boundary, _ in self.errors)),
+            )
         return (outputs, tuple(self.predictions)) if self.predictions else outputs
-
-    def path(self, boundary: Boundary, name: str = "interfaces") -> str:
-        """Return the path of a boundary's estimator, or of its input model, in the decoupled module."""
-        return f"{interface_root(self.program.model, name)}.{boundary.key}"
 
     def seen(self, value: fx.Node, interface: Interface) -> fx.Node:
         """Add the node of a value as the estimator sees it: detached, unless the estimator's own loss flows back."""
         if not interface.prop:
-            return self.detached(value, "detached")
+            return self.detached(value)
         given = (value, interface.prop * (1 - interface.mix), self.examples, self.mean)
-        return self.graph.create_node("call_function", leak_gradient, given, name=f"{value.name}_leaking")
-
-    def detached(self, value: fx.Node, suffix: str) -> fx.Node:
-        """Add the node of a detached value."""
-        return self.graph.create_node("call_method", "detach", (value,), name=f"{value.name}_{suffix}")
+        return self.function(leak_gradient, *given, name=f"{value.name}_leaking")
 
     @property
     def mask(self) -> tuple[fx.Node, ...]:
@@ -245,16 +257,14 @@ class FusedWriter:
     def masked(self, tensors: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Add the nodes that leave out tokens that do not count, where there is a mask."""
         for mask in self.mask:
-            tensors = tuple(self.graph.create_node("call_function", count_only, (each, mask)) for each in tensors)
+            tensors = tuple(self.function(count_only, each, mask) for each in tensors)
         return tensors
 
     def imagine(self, boundary: Boundary) -> fx.Node:
         """Add the call of a boundary's input model on the model's own inputs."""
         inputs = self.masked(placeholders(self.graph, *data_inputs(self.program)))
-        given = (inputs, self.features)
-        return self.graph.create_node(
-            "call_module", self.path(boundary, INPUT_MODELS), given, name=f"imagine_{boundary.key}"
-        )
+        path, given = self.path(boundary.key, INPUT_MODELS), (inputs, self.features)
+        return self.graph.create_node("call_module", path, given, name=f"imagine_{boundary.key}")
 
 
 def provenance(boundary: Boundary, interface: Interface) -> str:

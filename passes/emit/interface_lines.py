@@ -22,24 +22,18 @@ class InterfaceLines(StepPlan):
         interface, key = self.program.interfaces[action.index], boundary.key
         detached = ".detach().requires_grad_()" if interface.prop else ".detach()"
         seen = tuple_of(f"{local(name)}{detached}" for name in boundary.values)
-        lines, defines = [], [f"estimate_{key}"]
+        lines = []
         if interface.prop:
             lines.append(f"seen_{key} = {seen}")
-            defines.append(f"seen_{key}")
             seen = f"seen_{key}"
         asked = [self.counted(seen), "error" if interface.needs_error else "features"]
         if self.program.mask is not None and interface.needs_mask:
             asked.append(local(self.program.mask))
-        made = f"estimate_{key}"
-        if interface.needs_loss:
-            made = f"*estimate_{key}, predicted_{key}"
-            defines.append(f"predicted_{key}")
+        made = f"*estimate_{key}, predicted_{key}" if interface.needs_loss else f"estimate_{key}"
         lines.append(f"{made} = self.estimate_{key}({', '.join(asked)})")
         if self.program.mask is not None:
             lines.append(f"estimate_{key} = {self.counted(f'estimate_{key}', 'estimate')}")
-        compared, compared_defines = self.with_target(action)
-        title = f"{action}: {provenance(boundary, interface)}"
-        return Block(title, (*lines, *compared), (*defines, *compared_defines))
+        return Block(f"{action}: {provenance(boundary, interface)}", (*lines, *self.with_target(action)))
 
     def counted(self, tensors: str, each: str = "value") -> str:
         """Return the expression of a tuple of tensors. Where there is a mask, padding is zero in them."""
@@ -50,7 +44,6 @@ class InterfaceLines(StepPlan):
     def imagine(self, action: Action) -> Block:
         """Predict from the data what a partition takes from earlier ones. A model that has run does not run again."""
         lines: list[str] = []
-        defines: list[str] = []
         inputs = self.counted(tuple_of(map(local, data_inputs(self.program))))
         before = self.actions[: self.actions.index(unplaced(action))]
         answered = {each.index for each in before if each.kind is Kind.INPUT}
@@ -59,12 +52,10 @@ class InterfaceLines(StepPlan):
             if wanted and not answered & set(boundary.consumers):
                 made = f"imagined_{boundary.key}"
                 lines.append(f"{made} = {self.counted(f'self.imagine_{boundary.key}({inputs}, features)')}")
-                defines.append(made)
                 for position, name in enumerate(boundary.values):
-                    defines.append(f"leaf_imagined_{name}")
                     lines.append(f"leaf_imagined_{name} = {made}[{position}].detach().requires_grad_()")
         title = f"{action}: synthetic inputs of {self.program.partitions[action.index].name}"
-        return Block(title, tuple(lines) or ("pass",), tuple(defines))
+        return Block(title, tuple(lines) or ("pass",))
 
     def arrive(self, action: Action) -> Block:
         """Take the gradients that all consumers sent, per example."""
@@ -76,25 +67,23 @@ class InterfaceLines(StepPlan):
         items = [f"per_example({self.arrived(boundary, name)}, scale)" for name in boundary.values]
         if self.program.mask is not None:
             items = [f"count_only({item}, {local(self.program.mask)})" for item in items]
-        compared, defines = self.with_target(action)
-        lines = (f"target_{boundary.key} = {tuple_of(items)}", *compared)
-        return Block(title, lines, (f"target_{boundary.key}", *defines))
+        return Block(title, (f"target_{boundary.key} = {tuple_of(items)}", *self.with_target(action)))
 
     def arrived(self, boundary: Boundary, name: str) -> str:
         """Return the expression of the gradient that consumers sent to a boundary value."""
         return f"arrived({'leaf_imagined_' if self.imagined(boundary) else 'leaf_'}{name})"
 
-    def with_target(self, action: Action) -> tuple[list[str], list[str]]:
-        """Write what takes an estimate and its target, after the later of the two; return the lines and new names."""
+    def with_target(self, action: Action) -> list[str]:
+        """Write what takes an estimate and its target, after the later of the two."""
         both = [Action(kind, action.index) for kind in (Kind.SYNTHESISE, Kind.TARGET)]
         if not self.action_set.issuperset(both) or max(both, key=self.actions.index).kind is not action.kind:
-            return [], []
+            return []
         boundary = self.program.boundaries[action.index]
         key, pair = boundary.key, f"estimate_{boundary.key}, target_{boundary.key}"
         lines = [f"diagnostics[{boundary.name!r}] = compare({pair})"] if self.diagnose else []
         if not self.program.interfaces[action.index].prop or self.answers.get(boundary.index) is not Answer.BOTH:
-            return lines, []
-        return [*lines, f"propagated_{key} = propagated({pair}, seen_{key}, examples)"], [f"propagated_{key}"]
+            return lines
+        return [*lines, f"propagated_{key} = propagated({pair}, seen_{key}, examples)"]
 
     @cached_property
     def answers(self) -> Mapping[int, Answer]:

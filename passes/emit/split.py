@@ -32,12 +32,12 @@ class SplitPartitions(Pass):
         """Every graph is well formed and together they hold each node once."""
         for graph in program.submodules:
             graph.lint()
-        total = sum(
-            1 for graph in program.submodules for node in graph.nodes if node.op not in ("placeholder", "output")
+        expected, *made = (
+            sum(node.op not in ("placeholder", "output") for node in graph.nodes)
+            for graph in (captured(program), *program.submodules)
         )
-        expected = sum(1 for node in captured(program).nodes if node.op not in ("placeholder", "output"))
-        if total != expected:
-            raise PassError(f"split made {total} nodes of {expected}")
+        if sum(made) != expected:
+            raise PassError(f"split made {sum(made)} nodes of {expected}")
 
 
 def part_graph(nodes: dict[str, fx.Node], partition: Partition) -> fx.Graph:

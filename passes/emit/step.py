@@ -10,7 +10,8 @@ from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, local, tuple_o
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
-from dnifx.passes.measure import examples_of, node_parameters
+from dnifx.passes.graph import input_names
+from dnifx.passes.measure import examples_of, trains
 from dnifx.schedules import with_time
 
 
@@ -33,14 +34,13 @@ class StepWriter(StepPlan):
         """Write the actions that the schedule names, and no other."""
         start = self.windows.start()
         blocks = [self.prelude(), *([start] if start else []), *map(self.block, self.schedule.actions)]
-        inputs = self.program.signature.inputs if self.program.signature else ()
         body = [f'"""One training step: {self.schedule.name}."""']
         for block, dead in zip(blocks, dead_after(blocks), strict=True):
             body += [f"# {block.title}", *block.lines]
             if dead:
                 body.append(f"del {', '.join(dead)}")
         body.append("return loss, output, diagnostics")
-        head = f"def step({', '.join(['self', *map(local, inputs), 'target', 'context=None'])}):"
+        head = f"def step({', '.join(['self', *map(local, input_names(self.program)), 'target', 'context=None'])}):"
         return "\n".join([head, *(f"    {line}" for line in body)]) + "\n"
 
     @cached_property
@@ -90,28 +90,23 @@ class StepWriter(StepPlan):
             return self.end(title, call)
         names = [local(name) for name in partition.outputs]
         lines = [f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call]
-        leaves = []
         for boundary in self.produced(action.index):
             grad = ".requires_grad_()" if self.runs(Kind.TARGET, boundary.index) else ""
-            for name in boundary.values:
-                leaves.append(f"leaf_{name}")
-                lines.append(f"leaf_{name} = {local(name)}.detach(){grad}")
-        return Block(title, tuple(lines), (*names, *leaves))
+            lines += [f"leaf_{name} = {local(name)}.detach(){grad}" for name in boundary.values]
+        return Block(title, tuple(lines))
 
     def end(self, title: str, call: str) -> Block:
         """Run the last partition; compute the loss, and what estimators need of the end."""
-        recurrent, interfaces = bool(self.program.recurrences), self.program.interfaces
-        lines = [
-            f"outputs = {call}; output = self.unflatten(outputs)" if recurrent else f"output = self.unflatten({call})"
-        ]
-        defines, loss = ["outputs"] if recurrent else [], "loss = self.compute_loss(output, target)"
+        interfaces, lines = self.program.interfaces, [f"output = self.unflatten({call})"]
+        if self.program.recurrences:
+            lines = [f"outputs = {call}; output = self.unflatten(outputs)"]
+        loss = "loss = self.compute_loss(output, target)"
         if any(each.needs_loss and each.fits and self.runs(Kind.FIT, each.boundary) for each in interfaces):
             loss = "loss, losses = self.compute_losses(output, target, examples)"
-            defines.append("losses")
         if any(each.needs_error and self.runs(Kind.SYNTHESISE, each.boundary) for each in interfaces):
             lines.append("output.requires_grad_()  # it carries no gradient where nothing behind the last cut learns")
-            return Block(title, (*lines, loss, "error = output_error(loss, output, scale)"), (*defines, "error"))
-        return Block(title, (*lines, loss), tuple(defines))
+            return Block(title, (*lines, loss, "error = output_error(loss, output, scale)"))
+        return Block(title, (*lines, loss))
 
     def backward(self, action: Action) -> Block:
         """Backpropagate inside a partition, from synthetic or arrived gradients and, at the end, from the loss."""
@@ -154,9 +149,8 @@ class StepWriter(StepPlan):
             if node.name not in nodes:
                 sure |= {node.name} & arriving
             elif node.name in flowing and not (node.op == "call_module" and node.target in kept):
-                parameters = node_parameters(program.model, node, program.constants).values()
                 sources = {source.name for source in node.all_input_nodes}
-                if sources & sure or any(each.requires_grad for each in parameters):
+                if sources & sure or trains(program, node):
                     sure.add(node.name)
         return all(name in sure for boundary in self.produced(partition) for name in boundary.values)
 

@@ -31,11 +31,10 @@ class WindowLines(StepPlan):
         """Detach the state, zero the rows to reset, and ask the estimators again what they said of the state."""
         if not self.program.carries:
             return None
-        lines, defines = ["reset = self.window.mask"], ["reset"]
+        lines = ["reset = self.window.mask"]
         fitted = self.having(Kind.FIT)
         if any(reaches_core(each) for each in fitted):
             lines.append("again = self.window.again()")
-            defines.append("again")
         for each in fitted:
             seen = f"seen_start_{each.key}"
             lines += self.first_state(each)
@@ -43,14 +42,12 @@ class WindowLines(StepPlan):
                 f"tuple(map(torch.Tensor.detach, {seen}))" if each.cut.auxiliary and not each.cut.into_core else seen
             )
             lines.append(f"estimate_start_{each.key} = self.estimate_{each.key}({asked})")
-            defines += [seen, f"estimate_start_{each.key}"]
         arriving = {name for each in self.having(Kind.TARGET) for name in each.inputs}
         for carry in self.program.carries:
             grad = ".requires_grad_()" if carry.input in arriving else ""
             state = f"without_rows({local(carry.input)}.detach(), reset, {carry.dim})"
             lines.append(f"leaf_{carry.input} = {state}{grad}")
-            defines.append(f"leaf_{carry.input}")
-        return Block("the window starts from the state that the last one left", tuple(lines), tuple(defines))
+        return Block("the window starts from the state that the last one left", tuple(lines))
 
     def boundary_of(self, action: Action) -> Recurrence | None:
         """Return the boundary in time that an action belongs to; None for any other action."""
@@ -96,12 +93,10 @@ class WindowLines(StepPlan):
         key, values = each.key, tuple_of(self.values(each))
         weight = f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}"
         lines = [f"end_{key} = window_gradients(self.estimate_{key}, {values}, {each.dims}, {weight})"]
-        defines = [f"end_{key}"]
         if self.traced(each):
             leaves = tuple_of(f"leaf_{name}" for name in each.inputs)
             lines.append(f"jacobian_{key} = window_jacobian({values}, {leaves}, {each.dims})")
-            defines.append(f"jacobian_{key}")
-        return Block(f"{action}: {described(each)}", tuple(lines), tuple(defines))
+        return Block(f"{action}: {described(each)}", tuple(lines))
 
     def traced(self, each: Recurrence) -> bool:
         """Whether this step fits the estimator of a boundary by its trace."""
@@ -113,8 +108,7 @@ class WindowLines(StepPlan):
         lines = [f"target_start_{each.key} = window_targets({leaves}, reset, {each.dims}, scale)"]
         if self.diagnose and each in self.having(Kind.FIT):
             lines.append(f"diagnostics[{each.name!r}] = compare(estimate_start_{each.key}, target_start_{each.key})")
-        title = f"{action}: the target of {each.name} has arrived at the window's start"
-        return Block(title, tuple(lines), (f"target_start_{each.key}",))
+        return Block(f"{action}: the target of {each.name} has arrived at the window's start", tuple(lines))
 
     def fit(self, action: Action, each: Recurrence) -> Block:
         """Fit the estimator to what arrived at the window's start."""
@@ -124,8 +118,7 @@ class WindowLines(StepPlan):
             values = tuple_of(map(self.leaving, each.values))
             asked = f"self.head_{key}, self.estimate_{key}, {seen}, {values}, {each.dims}, reset, examples"
             lines += ["if again is not None:", f"    auxiliary_fit({asked})"]
-        traced = self.traced(each)
-        if traced:
+        if self.traced(each):
             weight = f"{each.cut.scale} * {each.cut.trace}"
             lines += [
                 f"trace_{key} = extend_trace(self.window.traces.get({key!r}), self.estimate_{key}, {seen}, {weight})",
@@ -135,7 +128,7 @@ class WindowLines(StepPlan):
         else:
             lines += fit_lines((f"*{estimate}", fit_gradients(estimate, target)))
         lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
-        return Block(f"{action}: fit the interface of {each.name}", tuple(lines), (f"trace_{key}",) if traced else ())
+        return Block(f"{action}: fit the interface of {each.name}", tuple(lines))
 
 
 def reaches_core(each: Recurrence) -> bool:

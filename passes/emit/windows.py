@@ -9,8 +9,8 @@ from torch import fx
 
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Program, Recurrence
-from dnifx.passes.emit.fused import EXAMPLES, SOURCE, interface_root, items
-from dnifx.passes.graph import copied, flat_output, output_of
+from dnifx.passes.emit.fused import EXAMPLES, SOURCE, GraphWriter
+from dnifx.passes.graph import copied, flat_output, input_names, output_of
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.recurrences import described
 from dnifx.passes.time.states import state_positions
@@ -41,7 +41,7 @@ class EmitWindows(Pass):
         """
         if program.fused is None:
             raise PassError("the program was not emitted; run emit first")
-        if program.signature is not None and RESET in program.signature.inputs:
+        if RESET in input_names(program):
             raise CutError(
                 f"the model has an input named {RESET!r}; a decoupled module uses that name for the rows to reset: rename it"
             )
@@ -58,18 +58,8 @@ class EmitWindows(Pass):
 
 
 @dataclass(frozen=True)
-class WindowWriter:
-    """Writes into a fused graph.
-
-    Attributes:
-        program: The program.
-        graph: The graph, changed in place.
-        mean: Whether the loss averages over examples.
-    """
-
-    program: Program
-    graph: fx.Graph
-    mean: bool
+class WindowWriter(GraphWriter):
+    """Writes both ends of a window into a fused graph."""
 
     @property
     def nodes(self) -> Mapping[str, fx.Node]:
@@ -106,8 +96,8 @@ class WindowWriter:
         left = tuple(map(self.detached, states))
         given = (states if waits(each) else left, self.estimates(each, left), reset, each.dims)
         back = (mix_of(each) * each.cut.scale,) if waits(each) else ()
-        names = {"name": f"start_{each.key}", "boundary": each.name}
-        started = self.function(start_window, *given, self.examples, self.mean, *back, **names)
+        given = (*given, self.examples, self.mean, *back)
+        started = self.function(start_window, *given, name=f"start_{each.key}", boundary=each.name)
         for index, state in enumerate(states):
             self.take_place(state, self.function(operator.getitem, started, index), {*left, started})
 
@@ -143,7 +133,7 @@ class WindowWriter:
         estimates = self.estimates(each, tuple(map(self.detached, values)))
         given = (outputs, values, estimates, each.dims, each.cut.scale, self.examples, self.mean)
         ended = self.function(end_window, *given, name=f"end_{each.key}", boundary=each.name)
-        seen = dict(zip(outputs, items(self.graph, ended, len(outputs)), strict=True))
+        seen = dict(zip(outputs, self.items(ended, len(outputs)), strict=True))
         return [node if place in alone else seen.get(node, node) for place, node in enumerate(flat)]
 
     def differentiable(self, node: object) -> bool:
@@ -158,18 +148,7 @@ class WindowWriter:
     def estimates(self, each: Recurrence, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Write the estimator's answer to detached values of the state."""
         seen = tuple(self.function(by_example, *pair) for pair in zip(values, each.dims, strict=True))
-        target = f"{interface_root(self.program.model)}.{each.key}"
-        made = self.graph.create_node("call_module", target, (seen, None), name=f"estimate_{each.key}")
-        made.meta["provenance"] = described(each)
-        return items(self.graph, made, len(values))
-
-    def detached(self, value: fx.Node) -> fx.Node:
-        """Write the detached value of a node."""
-        return self.graph.create_node("call_method", "detach", (value,), name=f"{value.name}_detached")
-
-    def function(self, target: object, *args: object, name: str | None = None, **kwargs: object) -> fx.Node:
-        """Write a function call."""
-        return self.graph.create_node("call_function", target, args, kwargs, name=name)  # type: ignore[arg-type]
+        return self.items(self.estimate(each.key, described(each), seen, None), len(values))
 
 
 def waits(each: Recurrence) -> bool:

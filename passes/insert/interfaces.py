@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ InputFactory = Callable[[InputSpec], nn.Module]
 InputChoice = str | InputFactory
 InputChoices = InputChoice | Mapping[str, InputChoice] | None
 Chosen = TypeVar("Chosen")
+Spec = TypeVar("Spec", BoundarySpec, InputSpec)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int
     if context == "label":
         if num_classes is None or num_classes < 2:
             raise ContextError(f"context='label' needs num_classes= of 2 or more, got {num_classes!r}")
-        return Context(Label(num_classes), num_classes, f"label ({num_classes} classes)", num_classes)
+        one_hot = partial(torch.nn.functional.one_hot, num_classes=num_classes)
+        return Context(one_hot, num_classes, f"label ({num_classes} classes)", num_classes)
     if callable(context):
         if num_classes is None or num_classes < 1:
             raise ContextError(
@@ -97,17 +100,6 @@ def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int
         name = getattr(context, "__name__", type(context).__name__)
         return Context(Features(context, num_classes, name), num_classes, name)
     raise ContextError(f"context={context!r}: give None, 'label' or a callable from the context to features")
-
-
-@dataclass(frozen=True)
-class Label:
-    """One-hot features of integer labels."""
-
-    classes: int
-
-    def __call__(self, label: Tensor) -> Tensor:
-        """Return [batch, ..., classes] from labels [batch, ...]."""
-        return torch.nn.functional.one_hot(label, self.classes)
 
 
 @dataclass(frozen=True)
@@ -202,12 +194,8 @@ def with_input_model(
             "partition that runs on a synthetic input sends none back, so give this boundary another estimator"
         )
     inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
-    model = factory(InputSpec(boundary.name, inputs, boundary.specs, context.width if context else None))
-    if not isinstance(model, nn.Module):
-        raise EstimatorError(
-            f"the factory {factory!r} returned {type(model).__name__} for boundary {boundary.name!r}; it must return an nn.Module"
-        )
-    return replace(interface, input_model=model.to(device=boundary.specs[0].device, dtype=boundary.specs[0].dtype))
+    spec = InputSpec(boundary.name, inputs, boundary.specs, context.width if context else None)
+    return replace(interface, input_model=build(factory, spec))
 
 
 def check_mask(mask: str | None, program: Program) -> None:
@@ -288,18 +276,18 @@ def find_factory(choice: Choice, boundary: Boundary) -> Factory:
     return choice
 
 
-def build(factory: Factory, spec: BoundarySpec) -> nn.Module:
+def build(factory: Callable[[Spec], nn.Module], spec: Spec) -> nn.Module:
     """Call a factory, and give its module the device and dtype of the values.
 
     Raises:
         EstimatorError: The factory returns something that is not a module.
     """
-    estimator = factory(spec)
-    if not isinstance(estimator, nn.Module):
+    made = factory(spec)
+    if not isinstance(made, nn.Module):
         raise EstimatorError(
-            f"the factory {factory!r} returned {type(estimator).__name__} for boundary {spec.name!r}; it must return an nn.Module"
+            f"the factory {factory!r} returned {type(made).__name__} for boundary {spec.name!r}; it must return an nn.Module"
         )
-    return estimator.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
+    return made.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
 
 
 def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) -> None:
@@ -318,7 +306,8 @@ def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) 
     try:
         with mode, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             values = tuple(map(empty, spec.values))
-            features = None if spec.context is None else example_features(spec, spec.context, values[0])
+            batch = values[0].shape[0] if spec.batch is None else spec.batch
+            features = None if spec.context is None else values[0].new_empty(batch, spec.context)
             if interface.needs_error and spec.output is not None:
                 features = empty(spec.output)
             mask = tuple(map(empty, program.measures[str(program.mask)].tensors)) if masked else ()
@@ -349,12 +338,6 @@ def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) 
 def empty(spec: TensorSpec) -> Tensor:
     """Return a tensor of a spec, without values."""
     return torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
-
-
-def example_features(spec: BoundarySpec, width: int, value: Tensor) -> Tensor:
-    """Return context features of the right shape, without values."""
-    batch = value.shape[0] if spec.batch is None else spec.batch
-    return torch.empty(batch, width, dtype=value.dtype, device=value.device)
 
 
 def as_written(factory: Any) -> str:

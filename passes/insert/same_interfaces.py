@@ -1,7 +1,5 @@
 """What another input kind has to share with the first one, so that the same interfaces and optimizers serve both."""
 
-from collections.abc import Iterable
-
 from dnifx.errors import EstimatorError, InputError
 from dnifx.ir import Boundary, Interface, Program
 from dnifx.passes.insert.interfaces import boundary_spec, check_estimates
@@ -38,15 +36,15 @@ def crossing_differences(first: Program, program: Program) -> list[str]:
     """Return in words how the values that cross the cuts differ from those of the first program."""
     before, now = crossing(first), crossing(program)
     lost = [f"nothing crosses at {name!r}" for name in before if name not in now]
-    new = [f"{_listed(now[name])} cross at {name!r}, where nothing did" for name in now if name not in before]
+    new = [f"{', '.join(now[name])} cross at {name!r}, where nothing did" for name in now if name not in before]
     other = [
-        f"{_listed(now[name])} cross at {name!r}, where it was {_listed(before[name])}"
+        f"{', '.join(now[name])} cross at {name!r}, where it was {', '.join(before[name])}"
         for name in now
         if name in before and len(now[name]) != len(before[name])
     ]
     found = lost + new + other
     if not found and list(before) != list(now):
-        found.append(f"values cross in the order {_listed(now)}, where it was {_listed(before)}")
+        found.append(f"values cross in the order {', '.join(now)}, where it was {', '.join(before)}")
     if len(first.partitions) != len(program.partitions):
         found.append(f"there are {len(program.partitions)} partitions, where there were {len(first.partitions)}")
     return found
@@ -54,14 +52,8 @@ def crossing_differences(first: Program, program: Program) -> list[str]:
 
 def crossing(program: Program) -> dict[str, tuple[str, ...]]:
     """Return the values that cross at each cut, inside the model and in time, by the cut's name."""
-    return {
-        **{boundary.name: boundary.values for boundary in program.boundaries},
-        **{recurrence.name: recurrence.values for recurrence in program.recurrences},
-    }
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    inside = {boundary.name: boundary.values for boundary in program.boundaries}
+    return inside | {recurrence.name: recurrence.values for recurrence in program.recurrences}
 
 
 def refuse_sizes(first: Program, program: Program, mine: Boundary, its: Boundary, interface: Interface) -> None:

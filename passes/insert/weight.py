@@ -3,10 +3,8 @@
 import warnings
 from collections.abc import Sequence
 
-from torch import nn
-
 from dnifx.errors import CostWarning
-from dnifx.ir import Interface, Program
+from dnifx.ir import Interface, Program, count_parameters
 
 MOST = 5
 """How many times the model's weights the estimators may have without a warning."""
@@ -17,8 +15,8 @@ SMALL = 1_000_000
 
 def warn_of_weight(program: Program, interfaces: Sequence[Interface]) -> None:
     """Warn where the estimators have many times the weights of the model."""
-    sizes = {each.boundary: weights(each.estimator) for each in interfaces}
-    total, own = sum(sizes.values()), weights(program.model)
+    sizes = {each.boundary: count_parameters(each.estimator) for each in interfaces}
+    total, own = sum(sizes.values()), count_parameters(program.model)
     if total <= max(MOST * own, SMALL):
         return
     largest = program.boundaries[max(sizes, key=sizes.__getitem__)]
@@ -30,8 +28,3 @@ def warn_of_weight(program: Program, interfaces: Sequence[Interface]) -> None:
         CostWarning,
         stacklevel=2,
     )
-
-
-def weights(module: nn.Module) -> int:
-    """Return how many weights a module has."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -76,7 +76,7 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
     groups: dict[tuple[int, str], list[fx.Node]] = {}
     live = differentiable(program)
     for node in captured(program).nodes:
-        if node in live and crosses(program, node):
+        if node in live and program.measures[node.name].is_tensor and consumers_of(program, node):
             groups.setdefault((program.partition_of[node.name], cut_name(program, node)), []).append(node)
     boundaries: list[Boundary] = []
     taken: set[str] = set()
@@ -94,12 +94,6 @@ def consumers_of(program: Program, node: fx.Node) -> set[int]:
     """Return the other partitions that use a node's value, beyond passing it on as a state."""
     users = [user for user in node.users if not only_as_state(program, node, user)]
     return {program.partition_of[user.name] for user in users} - {program.partition_of[node.name]}
-
-
-def crosses(program: Program, node: fx.Node) -> bool:
-    """Whether a node's value carries a gradient into another partition."""
-    measure = program.measures[node.name]
-    return measure.is_tensor and measure.requires_grad and bool(consumers_of(program, node))
 
 
 def cut_name(program: Program, node: fx.Node) -> str:
@@ -140,12 +134,8 @@ def form_partitions(program: Program) -> tuple[tuple[Partition, ...], list[str]]
 
 def used_parameters(program: Program, nodes: Iterable[fx.Node], names: Mapping[int, str]) -> tuple[str, ...]:
     """Return the paths of the trainable parameters that nodes read, each once, by its first name in the model."""
-    found: dict[str, None] = {}
-    for node in nodes:
-        for parameter in node_parameters(program.model, node, program.constants).values():
-            if parameter.requires_grad and id(parameter) in names:
-                found[names[id(parameter)]] = None
-    return tuple(found)
+    read = chain.from_iterable(node_parameters(program, node).values() for node in nodes)
+    return tuple(dict.fromkeys(names[id(each)] for each in read if each.requires_grad and id(each) in names))
 
 
 def ownership_notes(
@@ -179,11 +169,7 @@ def describe(
     inputs = dict.fromkeys(source.name for node in nodes for source in node.all_input_nodes if source not in inside)
     outputs = [node.name for node in nodes if any(user not in inside for user in node.users)]
     measures = [program.measures[node.name] for node in nodes if node.op != "output"]
-    parameters = {
-        id(parameter): parameter
-        for node in nodes
-        for parameter in node_parameters(program.model, node, program.constants).values()
-    }
+    parameters = {id(each): each for node in nodes for each in node_parameters(program, node).values()}
     return Partition(
         index=index,
         nodes=tuple(node.name for node in nodes),

@@ -6,7 +6,7 @@ from dnifx.errors import LegalizeError
 from dnifx.ir import Program
 from dnifx.passes.graph import INSERTED, captured, described, listed
 from dnifx.passes.legalize.writes import add_clone
-from dnifx.passes.measure import made_of_parameters, node_parameters, written_memory
+from dnifx.passes.measure import made_of_parameters, trains, written_memory
 
 
 def repeat_parameters(program: Program, partition_of: dict[str, int]) -> list[str]:
@@ -56,8 +56,7 @@ def trained_memory(program: Program) -> set[int]:
     return {
         storage
         for node in captured(program).nodes
-        if node.op == "get_attr"
-        and any(each.requires_grad for each in node_parameters(program.model, node, program.constants).values())
+        if node.op == "get_attr" and trains(program, node)
         for storage in program.measures[node.name].storages
     }
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from dnifx.errors import LegalizeError
 from dnifx.ir import Program
-from dnifx.passes.graph import INSERTED, described, memory_written
+from dnifx.passes.graph import INSERTED, computing, described, memory_outside, memory_written
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ def crossing_writes(graph: fx.Graph, program: Program, partition_of: dict[str, i
 
     Memory of inputs, parameters and buffers is left out: the write has to reach it, and its readers keep their turns.
     """
-    calls = [node for node in graph.nodes if node.op.startswith("call")]
-    sources = [node for node in graph.nodes if node.op in ("placeholder", "get_attr")]
-    outside = {storage for node in sources for storage in program.measures[node.name].storages}
+    calls, outside = computing(graph), memory_outside(program)
     values: dict[int, list[fx.Node]] = {}
     for node in calls:
         for storage in program.measures[node.name].storages:

@@ -14,7 +14,7 @@ from dnifx.errors import CutError, EstimatorError, PassError
 from dnifx.estimators import BoundarySpec, SyntheticState
 from dnifx.ir import Boundary, Carry, Interface, Program, Recurrence, Recurrent, count_parameters, free_name, identifier
 from dnifx.passes.graph import captured
-from dnifx.passes.insert.interfaces import Choice, Choices, assign, make_interface
+from dnifx.passes.insert.interfaces import Choice, Choices, assign, build, make_interface
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.traces import check_traced
 from dnifx.runtime.emitted.windows import by_example
@@ -33,11 +33,12 @@ class FormRecurrences(Pass):
         Raises:
             CutError: A next state has another shape than its state, or no state carries a gradient.
         """
-        for carry in program.carries:
-            check_carry(program, carry)
         groups: dict[tuple[int, int], list[Carry]] = {}
         for carry in program.carries:
-            if carry.value in program.partition_of and carries_gradient(program, carry):
+            check_carry(program, carry)
+            measure = program.measures[carry.value]
+            learns = measure.requires_grad and measure.tensors[0].dtype.is_floating_point
+            if learns and carry.value in program.partition_of:
                 groups.setdefault((carry.cut, program.partition_of[carry.value]), []).append(carry)
         if not groups:
             raise CutError(
@@ -62,12 +63,6 @@ def check_carry(program: Program, carry: Carry) -> None:
         )
     if carry.dim >= max(1, len(old.shape)):
         raise CutError(f"{cut!r}: the state {old} has no dimension {carry.dim}; give batch_dim=, which counts examples")
-
-
-def carries_gradient(program: Program, carry: Carry) -> bool:
-    """Whether a next state is differentiable."""
-    measure = program.measures[carry.value]
-    return measure.requires_grad and measure.tensors[0].dtype.is_floating_point
 
 
 def recurrence(program: Program, title: str, cut: Recurrent, producer: int, carries: tuple[Carry, ...]) -> Recurrence:
@@ -166,8 +161,7 @@ def head_of(each: Recurrence) -> nn.Module | None:
     """Build the head that predicts the next synthetic gradient, for the auxiliary task."""
     if not each.cut.auxiliary:
         return None
-    spec = BoundarySpec(each.name, each.specs)
-    return SyntheticState()(spec).to(device=each.specs[0].device, dtype=each.specs[0].dtype)
+    return build(SyntheticState(), BoundarySpec(each.name, each.specs))
 
 
 def spatial_choices(gradient: Choices, recurrents: tuple[Recurrent, ...], cuts: bool) -> Choices:

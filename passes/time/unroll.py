@@ -13,12 +13,7 @@ from dnifx.runtime.net.states import follow
 class Unrolled(nn.Module):
     """A cell, run for a fixed number of steps: (x, state) -> (outputs, next state).
 
-    Args:
-        cell: Takes (input of one step, state). All steps share its parameters.
-        steps: Steps of a window.
-        output: The path of a step's output in what the cell returns; empty if it is the whole.
-        next_state: The path of the next state.
-        time: The dimension of inputs and outputs that counts steps.
+    ``unroll`` explains the arguments; an empty path leads to the whole of what the cell returns.
     """
 
     def __init__(self, cell: nn.Module, steps: int, output: str, next_state: str, time: int) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 import dnifx
 from dnifx.errors import CutError
 from dnifx.ir import Measure, Program, TensorSpec
-from dnifx.passes.cuts.balance import balanced_cuts, capped, execution_order
+from dnifx.passes.cuts.balance import balanced_cuts, capped
 from dnifx.passes.cuts.places import Place, find_places
-from dnifx.passes.graph import captured
+from dnifx.passes.graph import captured, computing
 from tests.passes.programs import compiled, mlp
 
 
@@ -43,7 +43,7 @@ def costed(draw: st.DrawFn) -> Program:
 
 def choices(program: Program, places: list[Place], parts: int) -> list[tuple[int, int, tuple[str, ...]]]:
     """Return, for every choice of places, the capped cost of its costliest partition, its price, and the last nodes."""
-    nodes = execution_order(captured(program))
+    nodes = computing(captured(program))
     costs = [program.measures[node.name].cost for node in nodes]
     positions = [place.position for place in places]
     sums = [0, *capped([sum(costs[: end + 1]) for end in (*positions, len(nodes) - 1)], parts)]
@@ -58,7 +58,7 @@ def choices(program: Program, places: list[Place], parts: int) -> list[tuple[int
 
 @given(costed(), st.integers(2, 4), st.sampled_from([0.0, 0.1, 0.5]))
 def test_the_choice_is_the_oracles(program: Program, parts: int, slack: float) -> None:
-    places, _ = find_places(program, execution_order(captured(program)), parts - 1)
+    places, _ = find_places(program, computing(captured(program)), parts - 1)
     if len(places) < parts - 1:
         with pytest.raises(CutError, match=f"cuts={parts} asks for {parts} partitions, but Module can be cut at"):
             balanced_cuts(program, parts, slack)

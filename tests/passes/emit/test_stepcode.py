@@ -54,11 +54,12 @@ def test_every_value_is_let_go_after_its_last_reader() -> None:
 
 def test_dead_after_finds_the_last_block_that_reads() -> None:
     blocks = [
-        Block("a", ("x = 1", "y = 2"), ("x", "y")),
-        Block("b", ("z = y",), ("z",)),
-        Block("c", ("f(z, xy, 'y')",)),
+        Block("first", ("lasting = kept = 0",)),
+        Block("a", ("x = 1", "y, = 2,")),
+        Block("b", ("z = lasting = kept = y", "d['k'] = f(q=x)")),
+        Block("c", ("f(z, xy, 'y')", "*u, v = (w for w in z)")),
     ]
-    assert list(dead_after(blocks)) == [["x"], ["y"], ["z"]]
+    assert list(dead_after(blocks)) == [[], [], ["x", "y"], ["u", "v", "z"]]
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(True, "scale = 1.0 / examples"), (False, "scale = 1.0\n")])
