@@ -30,6 +30,10 @@ class Signature(Protocol):
         """The attributes that the graph takes from the model or leaves there, as ``self.gate.alpha``."""
 
     @property
+    def results(self) -> tuple[str | None, ...]:
+        """For each output that forward leaves on the model, its attribute; None for a state, which forward reads too."""
+
+    @property
     def left(self) -> int:
         """How many of the flat outputs, the last ones, forward leaves on the model."""
 

@@ -145,6 +145,13 @@ class CapturedSignature:
         return tuple(dict.fromkeys([*read, *(each.path for each in self.writes)]))
 
     @property
+    def results(self) -> tuple[str | None, ...]:
+        """For each output that forward leaves on the model, its attribute; None for a state, which forward reads too."""
+        read = {each.path for each in (*self.numbers, *self.held, *self.fixed)}
+        paths = (None if each.path in read else each.path for each in self.writes for _ in range(each.count))
+        return tuple(paths)
+
+    @property
     def left(self) -> int:
         """How many of the flat outputs, the last ones, forward leaves on the model."""
         return sum(each.count for each in self.writes)

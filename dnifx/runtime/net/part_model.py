@@ -46,6 +46,11 @@ class PartSignature:
         return ()
 
     @property
+    def results(self) -> tuple[str | None, ...]:
+        """Nothing: a part leaves nothing on the model."""
+        return ()
+
+    @property
     def left(self) -> int:
         """Nothing: a part leaves nothing on the model."""
         return 0

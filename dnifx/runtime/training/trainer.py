@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnifx.errors import ContextError, InputError, StateError, nearest
+from dnifx.errors import ContextError, InputError, LossError, StateError, nearest
 from dnifx.ir import Kind, Message, Program, Schedule
 from dnifx.runtime.emitted.interface import compare, fit_gradient
 from dnifx.runtime.net.net import Net
@@ -74,6 +74,7 @@ class Trainer:
         self.net, self.steps = net, 0
         self.source = net.emitters.schedule(schedule, net.program)
         refuse_refrozen(net.program)
+        refuse_results(net.program)
         parameters = dict(net.original.named_parameters())
         owned = {
             each.name: [parameters[name] for name in each.parameters] for each in net.partitions if each.parameters
@@ -357,6 +358,25 @@ def local_schedule(schedule: Schedule, partitions: Sequence[int], boundaries: Se
         if action.index in known:
             found.append(replace(action, index=known.index(action.index)))
     return Schedule(schedule.name, tuple(found))
+
+
+def refuse_results(program: Program) -> None:
+    """Raise LossError where a partition before the last leaves a result with a gradient on the model, for a loss to read.
+
+    Such a partition has made its backward pass before the loss is known.
+    """
+    results = program.signature.results if program.signature is not None else ()
+    if not results or program.graph is None or program.parts:
+        return
+    outputs: Any = program.graph.output_node().args[0]
+    for node, path in zip(outputs[-len(results) :], results, strict=True):
+        home = program.partition_of.get(node.name, len(program.partitions) - 1)
+        if path and home < len(program.partitions) - 1 and program.measures[node.name].requires_grad:
+            raise LossError(
+                f"forward leaves {path} with a gradient in submod_{home}, which has made its backward pass before the loss is known: a "
+                "loss that reads it would not train it. Return it in the output, detach it in forward, or train the net in a loop of "
+                "your own (net(x), loss.backward())"
+            )
 
 
 def refuse_refrozen(program: Program) -> None:

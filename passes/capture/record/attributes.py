@@ -1,6 +1,7 @@
 """What Python reads from a model's attributes while the model runs, and what it writes there."""
 
 import inspect
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -106,7 +107,8 @@ class AttributeWatch:
 def is_computed(holder: Any, name: str) -> bool:
     """Whether an attribute is a property or another descriptor, which reads other attributes."""
     found = inspect.getattr_static(type(holder), name, None)
-    return hasattr(type(found), "__get__") and hasattr(type(found), "__set__")
+    is_slot = isinstance(found, types.MemberDescriptorType)
+    return not is_slot and hasattr(type(found), "__get__") and hasattr(type(found), "__set__")
 
 
 def _is_object(value: Any) -> bool:
@@ -169,6 +171,9 @@ class ModelAttributes:
         numbers: The numbers that are inputs, with the names of their inputs.
         written: What was assigned.
         asked: What Python asked of tensors that their dtypes and sizes do not say: ``requires_grad``, ``is_contiguous``.
+        known: The objects whose attributes count.
+        objects: The objects that were read, which are part of the input kind by their identity.
+        contents: The containers that the run filled in place.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, recorder: RunningRecorder) -> None:

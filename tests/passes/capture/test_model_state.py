@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import dnifx
-from dnifx.errors import CaptureError, CutError, DnifxError, StateError
+from dnifx.errors import CaptureError, CutError, DnifxError, LossError, StateError
 
 
 class Config:
@@ -141,6 +141,7 @@ def test_the_state_after_several_calls_is_the_models(
     kinds: list[Any], steps: list[str], cut: str, scheduled: bool
 ) -> None:
     """Values that are read may change between the calls; outputs and all that is left behind stay the model's."""
+    assume(not (scheduled and Tells in kinds))  # see test_a_trainer_refuses_a_term_that_it_could_not_train
     torch.manual_seed(0)
     model = Model(kinds)
     plain = copy.deepcopy(model)
@@ -213,6 +214,20 @@ def test_a_term_that_the_loss_reads_has_its_gradient() -> None:
         assert own.grad is not None
         assert other.grad is not None
         assert torch.allclose(own.grad, other.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_trainer_refuses_a_term_that_it_could_not_train() -> None:
+    x = torch.randn(3, 4)
+    net = dnifx.decouple(Model([Tells, Anneals]), ["blocks.0"], args=(x,), gradient="zero", loss=nn.MSELoss())
+    with pytest.raises(LossError, match=r"forward leaves self.blocks.0.penalty with a gradient in submod_0"):
+        net.trainer(sgd)
+    model = Model([Tells])
+    net = dnifx.decouple(
+        model, ["first"], args=(x,), gradient="zero", loss=lambda output, _: output.mean() + model.blocks[0].penalty
+    )
+    before = [parameter.clone() for parameter in model.blocks.parameters()]
+    net.trainer(sgd).step(x, target=None)
+    assert all(not torch.equal(one, other) for one, other in zip(before, model.blocks.parameters(), strict=True))
 
 
 def test_a_net_that_was_copied_has_a_state_of_its_own() -> None:
