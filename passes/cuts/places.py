@@ -323,7 +323,7 @@ def nodes_in(argument: Any) -> list[fx.Node]:
 def loops(order: Order, reads: Iterable[tuple[int, nn.Parameter]]) -> Iterator[Barrier]:
     """Yield barriers in loops that run as often as an input is long: other values would cross at another length.
 
-    Such a loop reads the same parameters in each step, and a guard holds the length that it ran over.
+    Such a loop reads the same parameters by the same operation in each step, and a guard holds the length that it ran over.
     """
     guards: list[Any] = [node.args[:2] for node in order.nodes if node.target in (guard, guard_length)]
     readers: dict[int, list[int]] = {}
@@ -331,6 +331,8 @@ def loops(order: Order, reads: Iterable[tuple[int, nn.Parameter]]) -> Iterator[B
         readers.setdefault(id(parameter), []).append(index)
     looped: dict[int, list[tuple[int, ...]]] = {}
     for steps in {tuple(found): None for found in readers.values() if len(found) > 1}:
+        if len({(order.nodes[index].op, order.nodes[index].target) for index in steps}) > 1:
+            continue  # weights that are tied are read by other operations, not by the steps of a loop
         looped.setdefault(len(steps), []).append(steps)
     for times, found in looped.items():
         over = next(((source, n) for source, n in guards if type(n) is int and abs(n - times) <= 1), None)

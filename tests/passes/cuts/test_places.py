@@ -384,3 +384,23 @@ def test_one_warning_says_that_estimators_outweigh_the_model() -> None:
         net.eval()(x[:1])
         dnifx.decouple(model, ["1"], args=(x,), gradient=Synthetic(hidden=1))
         dnifx.decouple(model, ["1"], args=(x,), gradient="zero")
+
+
+class Tied(nn.Module):
+    """A head that shares the weight of the embedding, and a split into as many pieces as the weight is read times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(9, 6), nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first, second, third = self.blocks(self.embed(tokens)).split([2, 2, 2], dim=-1)
+        scores: Tensor = self.head(torch.cat([third, second, first], -1))
+        return scores
+
+
+def test_a_tied_weight_is_not_a_loop() -> None:
+    net = dnifx.decouple(Tied(), 4, args=(torch.randint(0, 9, (3, 5)),), gradient="zero")
+    assert len(net.partitions) == 4
