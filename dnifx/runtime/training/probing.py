@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -73,11 +74,12 @@ def run_probe(
     part: TrainedPart, input_kind: InputKind, inputs: tuple[Any, ...], target: Any, context: Any, true: bool
 ) -> tuple[Tensor, Diagnostics]:
     """Run one of the two steps of a probe."""
-    step = part.functions.probing(input_kind, true)
+    step, names = part.functions.probing(input_kind, true), copy(part.functions.names(input_kind))
+    names.unflatten = input_kind.signature.unflatten  # a probe leaves nothing on the model
     with untouched(part.net), torch.enable_grad():
-        loss, _, diagnostics = step(part.functions.names(input_kind), *inputs, target, context)
-    names = [boundary.name for boundary in part.program.boundaries]
-    return loss, {name: diagnostics[name] for name in names if name in diagnostics}
+        loss, _, diagnostics = step(names, *inputs, target, context)
+    boundaries = [boundary.name for boundary in part.program.boundaries]
+    return loss, {name: diagnostics[name] for name in boundaries if name in diagnostics}
 
 
 @contextmanager

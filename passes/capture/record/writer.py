@@ -2,7 +2,7 @@
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -179,10 +179,6 @@ class Writer:
             self.constants[name] = thing
             self._alive += [thing, source]
         return self.add("get_attr", self._constant_names[identity])
-
-    def constant_identities(self) -> Collection[int]:
-        """Return the identities of the model's objects that the constants are read for."""
-        return self._constant_names.keys()
 
     def number(self, number: Number) -> Any:
         """Return the node that computes a symbolic number, or its plain value where no node computes it."""

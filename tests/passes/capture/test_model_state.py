@@ -216,6 +216,16 @@ def test_a_term_that_the_loss_reads_has_its_gradient() -> None:
         assert torch.allclose(own.grad, other.grad, rtol=1e-6, atol=1e-9)
 
 
+def test_a_probe_leaves_the_state_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, x, target = Model([Averages, Remembers]), torch.randn(3, 4), torch.zeros(3, 2)
+    trainer = dnifx.decouple(model, ["first"], args=(x,), loss=nn.MSELoss()).trainer(sgd)
+    trainer.step(x, target=target)
+    before = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in state_of(model)]
+    trainer.probe(x, target=target)
+    assert same(before, state_of(model))
+
+
 def test_a_trainer_refuses_a_term_that_it_could_not_train() -> None:
     x = torch.randn(3, 4)
     net = dnifx.decouple(Model([Tells, Anneals]), ["blocks.0"], args=(x,), gradient="zero", loss=nn.MSELoss())
