@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnifx.errors import ContextError, InputError, LossError, StateError, nearest
-from dnifx.ir import Kind, Message, Program, Schedule
+from dnifx.errors import ContextError, InputError
+from dnifx.ir import Kind, Message, Schedule
 from dnifx.runtime.emitted.interface import compare, fit_gradient
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange
@@ -23,6 +23,8 @@ from dnifx.runtime.training.optimizers import (
 )
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
+from dnifx.runtime.training.refusals import refuse_refrozen, refuse_results
+from dnifx.runtime.training.saving import saved, take_up
 
 
 @dataclass(frozen=True)
@@ -295,16 +297,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a run needs to go on, in the middle of a period too: step, weights, optimizers, what is kept."""
-        return {
-            "steps": self.steps,
-            "net": self.net.state_dict(),
-            **{
-                group: {name: each.state_dict() for name, each in items.items()} for group, items in self.groups.items()
-            },
-            "schedule": self.source.state_dict(),
-            "parts": [part.state_dict() for part in self.parts],
-            "messages": [each.state_dict() for each in self.exchange.buffers] if self.exchange is not None else [],
-        }
+        return saved(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -312,33 +305,7 @@ class Trainer:
         Raises:
             StateError: It belongs to another trainer.
         """
-        missing = sorted({"steps", "net", "schedule", "parts", "messages"} - set(state))
-        if missing:
-            raise StateError(f"the saved state lacks {', '.join(missing)}; give what trainer.state_dict() returned")
-        if len(state["parts"]) != len(self.parts):
-            raise StateError(
-                f"the saved state has {len(state['parts'])} parts of {len(self.parts)}; make the trainer with the same model, cuts and "
-                "rates"
-            )
-        for group, items in self.groups.items():
-            if set(state.get(group, ())) != set(items):
-                raise StateError(
-                    f"the saved state has {group} for {sorted(state.get(group, ()))}, this trainer for {sorted(items)}; "
-                    "make the trainer with the same model, cuts and optimizers"
-                )
-        try:
-            self.net.load_state_dict(state["net"])
-        except (KeyError, RuntimeError) as error:
-            raise StateError(f"the saved weights do not fit this module: {error}") from error
-        self.source.load_state_dict(state["schedule"])
-        for part, kept in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(kept)
-        for buffer, kept in zip(self.exchange.buffers if self.exchange else (), state["messages"], strict=True):
-            buffer.load_state_dict(kept)
-        for group, items in self.groups.items():
-            for name, item in items.items():
-                item.load_state_dict(state[group][name])
-        self.steps = state["steps"]
+        take_up(self, state)
 
     @property
     def groups(self) -> dict[str, Mapping[str, Any]]:
@@ -358,39 +325,3 @@ def local_schedule(schedule: Schedule, partitions: Sequence[int], boundaries: Se
         if action.index in known:
             found.append(replace(action, index=known.index(action.index)))
     return Schedule(schedule.name, tuple(found))
-
-
-def refuse_results(program: Program) -> None:
-    """Raise LossError where a partition before the last leaves a result with a gradient on the model, for a loss to read.
-
-    Such a partition has made its backward pass before the loss is known.
-    """
-    results = program.signature.results if program.signature is not None else ()
-    if not results or program.graph is None or program.parts:
-        return
-    outputs: Any = program.graph.output_node().args[0]
-    for node, path in zip(outputs[-len(results) :], results, strict=True):
-        home = program.partition_of.get(node.name, len(program.partitions) - 1)
-        if path and home < len(program.partitions) - 1 and program.measures[node.name].requires_grad:
-            raise LossError(
-                f"forward leaves {path} with a gradient in submod_{home}, which has made its backward pass before the loss is known: a "
-                "loss that reads it would not train it. Return it in the output, detach it in forward, or train the net in a loop of "
-                "your own (net(x), loss.backward())"
-            )
-
-
-def refuse_refrozen(program: Program) -> None:
-    """Raise StateError where parameters were frozen or unfrozen after the module was made: its steps are written for the others."""
-    used = {name for partition in program.partitions for name in partition.uses}
-    read = {name for name, parameter in program.model.named_parameters() if parameter.requires_grad}
-    frozen = sorted(used - read)
-    idle = [
-        boundary.name
-        for boundary, interface in zip(program.boundaries, program.interfaces, strict=True)
-        if interface.fits and not any(parameter.requires_grad for parameter in interface.estimator.parameters())
-    ]
-    if frozen or idle:
-        what = f"parameters {nearest('', frozen, 3)}" if frozen else f"the estimators of {nearest('', idle, 3)}"
-        raise StateError(
-            f"{what} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad back)"
-        )
