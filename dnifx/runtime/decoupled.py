@@ -13,6 +13,7 @@ from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError,
 from dnifx.ir import Boundary
 from dnifx.runtime.emitted.interface import losses_of, tell_losses
 from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.input_kinds import InputKind, Undo
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
@@ -49,7 +50,13 @@ class DecoupledModule(Net):
             self.straight = before
 
     def forward(
-        self, *args: Any, context: Any = None, target: Any = None, reset: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        context: Any = None,
+        target: Any = None,
+        reset: Tensor | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **named: Any,
     ) -> Any:
         """Run the model.
 
@@ -59,7 +66,9 @@ class DecoupledModule(Net):
             target: What the loss compares the output with, where estimators predict the loss (``Critic``, ``Sobolev``): the
                 module computes its own ``loss=`` once more for them, without a gradient.
             reset: Where states are cut in time, which examples begin an episode, [batch] and boolean: they start from zero.
-            **kwargs: As the model takes them.
+            kwargs: Keyword arguments of the model, by name. An argument of the model that is called ``context``, ``target``,
+                ``reset`` or ``kwargs`` belongs here where the net takes that name for itself.
+            **named: Keyword arguments of the model.
 
         Raises:
             ContextError: There is a context and it was not given, or the other way round.
@@ -67,11 +76,12 @@ class DecoupledModule(Net):
             EstimatorError: An estimator needs what only a training step sees.
         """
         if self.program.context is None and context is not None:
-            kwargs["context"] = context
+            named["context"] = context
         if reset is not None and not self.recurrences:
-            kwargs["reset"] = reset
+            named["reset"] = reset
         if target is not None and not self.foresees:
-            kwargs["target"] = target
+            named["target"] = target
+        kwargs = model_keywords(named, kwargs)
         blind = self.blind()
         bare = self.straight or not torch.is_grad_enabled()
         if bare or ((self.imagines or self.foresees or blind) and not self.training):

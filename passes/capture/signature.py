@@ -14,6 +14,9 @@ from dnifx.passes.capture.record.node_values import Path
 from dnifx.passes.capture.record.structure import follow, path_name, walk
 from dnifx.passes.graph import listed
 
+SHARED_NAMES = ("target", "context", "reset", "diagnose", "kwargs")
+"""Arguments of a decoupled module or a training step; a model may have arguments of the same names."""
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -60,10 +63,20 @@ class ForwardCall:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise InputError(
-                f"{self.model} cannot be called with these arguments: {error}; its forward takes {self.signature}"
+                f"{self.model} cannot be called with these arguments: {error}; its forward takes {self.signature}{self.hint}"
             ) from error
         bound.apply_defaults()
         return bound
+
+    @property
+    def hint(self) -> str:
+        """How to give an argument whose name the net uses too, for an error text; nothing where there is none."""
+        shared = [name for name in SHARED_NAMES if name in self.signature.parameters]
+        return (
+            f". The net and its trainer use {shared[0]!r} too: give it as kwargs={{{shared[0]!r}: ...}}"
+            if shared
+            else ""
+        )
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, so that position, keyword and default mean the same."""

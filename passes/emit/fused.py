@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 
-from dnifx.errors import ContextError, PassError
+from dnifx.errors import PassError
 from dnifx.ir import Boundary, Interface, Message, Program, count_parameters
-from dnifx.passes.capture.signature import forward_signature
 from dnifx.passes.graph import captured, flat_output, left_positions
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
@@ -101,12 +100,14 @@ def context_node(graph: fx.Graph, program: Program) -> fx.Node | None:
     """Add the context's placeholder, where estimators see one."""
     if program.context is None:
         return None
-    if CONTEXT in forward_signature(program.model).parameters:
-        raise ContextError(
-            f"{type(program.model).__name__} has an input named {CONTEXT!r}; a decoupled module uses that name for the context "
-            "of its estimators: rename the model's input"
-        )
-    return graph.create_node("placeholder", CONTEXT, (None,), {}, name=CONTEXT)
+    return own_input(graph, CONTEXT)
+
+
+def own_input(graph: fx.Graph, name: str) -> fx.Node:
+    """Add an input of the net itself, None by default; it gets another name where the model has an input of that name."""
+    node = graph.create_node("placeholder", name, (None,), {}, name=name)
+    node.target = node.name
+    return node
 
 
 def examples_node(graph: fx.Graph, program: Program) -> fx.Node | int:

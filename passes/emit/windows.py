@@ -9,8 +9,8 @@ from torch import fx
 
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Program, Recurrence
-from dnifx.passes.emit.fused import EXAMPLES, SOURCE, GraphWriter
-from dnifx.passes.graph import copied, flat_output, input_names, output_of
+from dnifx.passes.emit.fused import EXAMPLES, SOURCE, GraphWriter, own_input
+from dnifx.passes.graph import copied, flat_output, output_of
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.recurrences import described
 from dnifx.passes.time.states import state_positions
@@ -37,14 +37,10 @@ class EmitWindows(Pass):
         """Write the graph.
 
         Raises:
-            CutError: An input of the model is called ``reset``, or the model returns nothing but its state.
+            CutError: The model returns nothing but its state.
         """
         if program.fused is None:
             raise PassError("the program was not emitted; run emit first")
-        if RESET in input_names(program):
-            raise CutError(
-                f"the model has an input named {RESET!r}; a decoupled module uses that name for the rows to reset: rename it"
-            )
         graph = copied(program.fused)
         writer = WindowWriter(program, graph, self.mean)
         writer.start()
@@ -76,7 +72,7 @@ class WindowWriter(GraphWriter):
         """Detach the states, zero the rows to reset, and let what arrives fit the estimators."""
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         with self.graph.inserting_after(placeholders[-1]):
-            reset = self.graph.create_node("placeholder", RESET, (None,), {}, name=RESET)
+            reset = own_input(self.graph, RESET)
         with self.graph.inserting_before(self.examples.next):
             fitted: set[str] = set()
             for each in self.program.recurrences:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Kind, Message, Schedule
 from dnifx.runtime.emitted.interface import compare, fit_gradient
+from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.optimizers import (
@@ -95,35 +96,51 @@ class Trainer:
         self._fired: list[TrainedPart] = []
         self._local: dict[tuple[Schedule, int], Schedule] = {}
 
-    def step(self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any) -> StepResult:
+    def step(
+        self,
+        *args: Any,
+        target: Any,
+        context: Any = None,
+        diagnose: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> StepResult:
         """Train on one batch; with several rates, on one window.
 
         Args:
             *args: The model's inputs; states that are cut in time are carried from step to step where they are not given.
             target: What the loss compares the output with. Where losses have names, a mapping from these, which has to hold
                 those of the parts that fire.
-            context: What estimators see; the target by default.
+            context: What estimators see; the target by default. Where they see none, the model's argument of that name.
             diagnose: Compare every synthetic gradient with its target, where that arrives in this step.
-            **kwargs: The model's keyword inputs.
+            kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose`` or ``kwargs``
+                belongs here.
+            **named: Keyword inputs of the model.
 
         Raises:
             LossError: The loss cannot be computed from the output and the target, has a wrong form, or is not finite;
                 partitions before the loss may have made their update, those that depend on it have not.
             InputError: The inputs are not those of the example's kind.
         """
-        result = self.compute(*args, target=target, context=context, diagnose=diagnose, **kwargs)
+        result = self.compute(*args, target=target, context=context, diagnose=diagnose, kwargs=kwargs, **named)
         self.advance()
         return result
 
     def compute(
-        self, *args: Any, target: Any, context: Any = None, diagnose: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        target: Any,
+        context: Any = None,
+        diagnose: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+        **named: Any,
     ) -> StepResult:
         """Do all of a step that runs on the device: what ``step`` does before ``advance``, with the same arguments.
 
         A loop of one's own may capture it as a CUDA graph, once a few steps were made as they come, and call ``advance``
         after each replay; the graph is of one schedule and of the learning rates of its time.
         """
-        self.check_context(context)
+        context, kwargs = self.divided(context, named, kwargs)
         if self.steps == 0:
             self.forget()
         if self.exchange is not None:
@@ -221,11 +238,20 @@ class Trainer:
             part.steps += 1
         self.steps += 1
 
-    def check_context(self, context: Any) -> None:
-        """Raise ContextError where a context is given that nobody sees."""
+    def divided(
+        self, context: Any, named: Mapping[str, Any], kwargs: Mapping[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the context of the estimators and the keyword arguments of the model.
+
+        Raises:
+            ContextError: A context is given that nobody sees.
+        """
+        given = model_keywords(named, kwargs)
         if context is None:
-            return
+            return None, given
         if self.net.program.context is None:
+            if takes(self.net.original, "context"):
+                return None, model_keywords({"context": context}, given)
             raise ContextError(
                 "context= was given, but the estimators of this module see none; decouple it with context="
             )
@@ -233,8 +259,16 @@ class Trainer:
             raise ContextError(
                 "context= was given, but with several rates estimators see the target of the part that sends: leave it out"
             )
+        return context, given
 
-    def probe(self, *args: Any, target: Any, context: Any = None, **kwargs: Any) -> Probe:
+    def probe(
+        self,
+        *args: Any,
+        target: Any,
+        context: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> Probe:
         """Compare every estimate on a batch with the true gradient and with the target that it is fitted to.
 
         Weights, buffers, gradients, optimizers and random state are afterwards as they were. States that are cut in time are
@@ -243,15 +277,17 @@ class Trainer:
         Args:
             *args: The model's inputs.
             target: What the loss compares the output with.
-            context: What estimators see; the target by default.
-            **kwargs: The model's keyword inputs.
+            context: As ``step`` takes it.
+            kwargs: As ``step`` takes them.
+            **named: Keyword inputs of the model.
 
         Raises:
             InputError: The net has several rates, so that a target arrives once in a period.
         """
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
-        return probe(self.parts[0], args, kwargs, target, target if context is None else context)
+        context, given = self.divided(context, named, kwargs)
+        return probe(self.parts[0], args, given, target, target if context is None else context)
 
     def probe_period(self, windows: Sequence[tuple[Any, Any]]) -> PeriodProbe:
         """Compare every estimate over a whole period with the gradient of backpropagation through all of it.

@@ -232,7 +232,7 @@ def test_features_of_another_width_are_refused(made: Any, text: str) -> None:
         net(X, context=y)
 
 
-def test_a_model_with_an_input_called_context_is_refused_where_there_is_a_context() -> None:
+def test_a_model_may_have_an_input_called_context_where_there_is_a_context() -> None:
     class Taken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -242,8 +242,9 @@ def test_a_model_with_an_input_called_context_is_refused_where_there_is_a_contex
             result: Tensor = self.second(self.first(x) * context)
             return result
 
-    with pytest.raises(ContextError, match=r"Taken has an input named 'context'; .*rename the model's input"):
-        dnifx.decouple(Taken(), ["first"], args=(X, X), context="label", num_classes=3)
+    net = dnifx.decouple(Taken(), ["first"], args=(X, X), context="label", num_classes=3)
+    label = torch.zeros(len(X), dtype=torch.long)
+    assert torch.equal(net(X, kwargs={"context": X}, context=label), net.original(X, X))
     net = dnifx.decouple(Taken(), ["first"], args=(X, X))
     assert torch.equal(net(X, context=X), net.original(X, X))
 
