@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError
 from dnifx.ir import Boundary
-from dnifx.runtime.emitted.interface import losses_of, tell_losses
+from dnifx.runtime.emitted.ends import tell_losses
+from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.input_kinds import InputKind, Undo

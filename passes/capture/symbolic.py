@@ -12,8 +12,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Kept
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.signature import CapturedSignature
-from dnifx.runtime.emitted.interface import detached
-from dnifx.runtime.emitted.ops import Template
+from dnifx.runtime.emitted.ops import Template, detached
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dnifx.passes.cuts.places import price_of
 from dnifx.passes.graph import captured, computing
 from dnifx.passes.measure import node_parameters
 from dnifx.passes.pipeline import Pass
-from dnifx.runtime.emitted.interface import detached
+from dnifx.runtime.emitted.ops import detached
 from dnifx.runtime.net.states import model_name
 
 CutSpec = str | Edge | Recurrent | int | Callable[[fx.Node], bool] | Sequence[str | Edge | Recurrent]

@@ -20,8 +20,7 @@ from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.graph import flat_output, input_names
 from dnifx.passes.measure import data_inputs
-from dnifx.runtime.emitted import interface as interface_file
-from dnifx.runtime.emitted import windows as windows_file
+from dnifx.runtime.emitted import backward, ends, fitting, ops, windows
 from dnifx.runtime.emitted.gradients import own_gradients, predicted_gradients
 from dnifx.runtime.training.optimizers import fitted_in_time, fitted_parameters
 
@@ -105,7 +104,7 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
     program = net.program
     if program.fused is None or program.schedule is None or program.signature is None:
         raise PassError("the program was not emitted; run all passes first")
-    called = [*vars(interface_file).items(), *vars(windows_file).items()]
+    called = [pair for file in (backward, ends, fitting, ops, windows) for pair in vars(file).items()]
     imports = {name: value for name, value in called if getattr(value, "__module__", "").startswith(RUNTIME)}
     imports |= {"pathlib": pathlib, "pytree": pytree, "types": types}
     root, imagined = (f"self.{path}." for path in model_roots(program))

@@ -13,13 +13,9 @@ from dnifx.ir import Boundary, Interface, Message, Program, count_parameters
 from dnifx.passes.graph import captured, flat_output, left_positions
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
-from dnifx.runtime.emitted.interface import (
-    count_only,
-    feed_back,
-    leak_gradient,
-    scheduled_alone,
-    swap_gradients,
-)
+from dnifx.runtime.emitted.ends import feed_back, scheduled_alone
+from dnifx.runtime.emitted.fitting import count_only
+from dnifx.runtime.emitted.interface import leak_gradient, swap_gradients
 from dnifx.runtime.emitted.messages import swap_messages
 
 CONTEXT = "context"

@@ -15,7 +15,7 @@ from dnifx.passes.emit import interface_lines
 from dnifx.passes.emit import step as stepcode
 from dnifx.passes.emit.blocks import Block
 from dnifx.passes.legalize import legalize
-from dnifx.runtime.emitted import interface
+from dnifx.runtime.emitted import fitting, interface
 from dnifx.runtime.training import steps, trainer
 from tests.contracts import checks
 from tests.contracts.cases import Case
@@ -229,7 +229,7 @@ def add(one: Tensor | None, two: Tensor) -> Tensor | None:
 
 def task_reaches_the_estimator_scheduled(patch: Patch) -> None:
     wrong = {
-        "fit_gradient": lambda estimate, target, examples: interface.fit_gradient(estimate, target, examples) + target
+        "fit_gradient": lambda estimate, target, examples: fitting.fit_gradient(estimate, target, examples) + target
     }
     patch.setattr(steps, "STEP_GLOBALS", {**steps.STEP_GLOBALS, **wrong})
 
@@ -273,7 +273,7 @@ def oracle_that_detaches_fused(patch: Patch) -> None:
 
 
 def oracle_that_scales_scheduled(patch: Patch) -> None:
-    wrong = {"arrived": lambda leaf: interface.arrived(leaf) * 1.001}
+    wrong = {"arrived": lambda leaf: fitting.arrived(leaf) * 1.001}
     patch.setattr(steps, "STEP_GLOBALS", {**steps.STEP_GLOBALS, **wrong})
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dnifx
-from dnifx.runtime.emitted.interface import compare
+from dnifx.runtime.emitted.fitting import compare
 
 SHAPES = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 

@@ -15,7 +15,7 @@ from dnifx import Watch, schedules
 from dnifx.errors import DnifxWarning, HarmWarning, OptionError, StateError
 from dnifx.estimators import BoundarySpec, BPLambda, Synthetic
 from dnifx.runtime.decoupled import DecoupledModule
-from dnifx.runtime.emitted.interface import compare
+from dnifx.runtime.emitted.fitting import compare
 from tests.schedules.schedule_programs import programs
 
 

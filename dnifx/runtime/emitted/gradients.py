@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dnifx.runtime.emitted.interface import count_only
+from dnifx.runtime.emitted.fitting import count_only
 
 
 class OwnGradient(torch.autograd.Function):

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnifx.runtime.emitted.interface import differentiable_once, fit_gradient, loss_scale, per_example
+from dnifx.runtime.emitted.derivatives import differentiable_once
+from dnifx.runtime.emitted.fitting import example_weight, fit_gradient, per_example
 
 
 class MessageSwap(torch.autograd.Function):
@@ -21,7 +22,7 @@ class MessageSwap(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Take the messages, then as many estimates; return the messages."""
         count = len(tensors) // 2
-        ctx.boundary, ctx.scale, ctx.factor = boundary, loss_scale(examples, mean), factor
+        ctx.boundary, ctx.scale, ctx.factor = boundary, example_weight(examples, mean), factor
         ctx.save_for_backward(*tensors[count:])
         return tuple(value.view_as(value) for value in tensors[:count])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 Autocast = tuple[str, torch.dtype | None, bool]
 """An autocast region: device type, dtype, enabled."""
@@ -258,3 +259,16 @@ def _function(function: types.FunctionType, *cells: Any) -> types.FunctionType:
     )
     made.__kwdefaults__ = function.__kwdefaults__
     return made
+
+
+def detached(value: Any) -> Any:
+    """Detach every tensor in a value, as an operation inside ``torch.no_grad()`` does."""
+    return pytree.tree_map_only(Tensor, Tensor.detach, value)
+
+
+def differentiating(function: Any, *inputs: Any) -> Any:
+    """Call a function that differentiates inside; under ``torch.no_grad()`` its result keeps no graph."""
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        values = function(*inputs)
+    return values if wanted else detached(values)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnifx.runtime.emitted.interface import differentiable_once, fit_gradient, loss_scale, per_example
+from dnifx.runtime.emitted.derivatives import differentiable_once
+from dnifx.runtime.emitted.fitting import example_weight, fit_gradient, per_example
 
 
 class WindowStart(torch.autograd.Function):
@@ -52,7 +53,7 @@ class WindowStart(torch.autograd.Function):
         """Return the estimates' fit gradients, and what the gradient of the window before still lacks."""
         estimates = ctx.saved_tensors
         wanted = ctx.needs_input_grad[6 + len(estimates) :]
-        scale = loss_scale(ctx.examples, ctx.mean)
+        scale = example_weight(ctx.examples, ctx.mean)
         targets = window_targets(arriving, ctx.reset, ctx.dims, scale)
         fits = [
             fit_gradient(estimate, target, ctx.examples) if want else None
@@ -128,7 +129,7 @@ def end_window(
     boundary: str = "",
 ) -> tuple[Tensor, ...]:
     """Return a window's outputs; in the backward pass, the state that it leaves receives the estimates times ``scale``."""
-    weight = scale * loss_scale(examples, mean)
+    weight = scale * example_weight(examples, mean)
     given = boundary, len(outputs), tuple(dims), weight
     ended: tuple[Tensor, ...] = WindowEnd.apply(*given, *outputs, *values, *estimates)  # type: ignore[no-untyped-call]
     return ended

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import ContextError, PassError
 from dnifx.ir import Action, Interface, Kind, Message, Part, Schedule
-from dnifx.runtime.emitted.interface import per_example
+from dnifx.runtime.emitted.fitting import per_example
 from dnifx.runtime.emitted.windows import without_rows
 from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.net import Net

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import LossError
-from dnifx.runtime.emitted.interface import example_losses
+from dnifx.runtime.emitted.fitting import example_losses
 from dnifx.runtime.net.losses import Loss
 
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Program, Schedule
-from dnifx.runtime.emitted.interface import losses_of
+from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.carried_states import Window

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import InputError
 from dnifx.ir import Interface
-from dnifx.runtime.emitted.interface import compare, per_example
+from dnifx.runtime.emitted.fitting import compare, per_example
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.emitted.windows import by_example
 from dnifx.runtime.net.carried_states import Window
@@ -24,7 +24,7 @@ from dnifx.runtime.training.messages import BATCH, message_features
 from dnifx.runtime.training.part import TrainedPart
 
 Diagnostics = Mapping[str, Mapping[str, Tensor]]
-"""By boundary name, how an estimate compares with a target, as ``dnifx.runtime.emitted.interface.compare`` says."""
+"""By boundary name, how an estimate compares with a target, as ``dnifx.runtime.emitted.fitting.compare`` says."""
 
 
 @dataclass(frozen=True)

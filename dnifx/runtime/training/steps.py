@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from dnifx.ir import Program, Schedule
-from dnifx.runtime.emitted.interface import (
-    apply_gradients,
+from dnifx.runtime.emitted.backward import apply_gradients, backpropagate
+from dnifx.runtime.emitted.fitting import (
     arrived,
-    backpropagate,
     compare,
     count_only,
     fit_gradient,

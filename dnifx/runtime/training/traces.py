@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from dnifx.errors import InputError
-from dnifx.runtime.emitted.interface import fit_gradient
+from dnifx.runtime.emitted.fitting import fit_gradient
 from dnifx.runtime.emitted.windows import by_example, without_rows
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Kind, Message, Schedule
-from dnifx.runtime.emitted.interface import compare, fit_gradient
+from dnifx.runtime.emitted.fitting import compare, fit_gradient
 from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange

@@ -1,0 +1,37 @@
+"""The backward passes and updates of a training step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], shared: Sequence[Tensor] = ()) -> None:
+    """Backpropagate from the tensors that carry a graph. A detached value that was only passed on carries none.
+
+    Several backward passes reach the tensors in ``shared``. Their gradients are added in new memory: autograd may keep the
+    gradients of two leaves in the same memory (as for ``torch.stack([a, b]).sum(0)``), and adding to one in place would
+    change the other.
+    """
+    pairs = [(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True) if tensor.requires_grad]
+    if not pairs:
+        return
+    earlier = [(leaf, leaf.grad) for leaf in shared if leaf.grad is not None]
+    for leaf, _ in earlier:
+        leaf.grad = None
+    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+    for leaf, before in earlier:
+        leaf.grad = before if leaf.grad is None else added(before, leaf.grad)
+
+
+def added(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum of two gradients; torch adds a sparse one to a dense one, not the other way round."""
+    return second + first if first.is_sparse else first + second
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Step an optimizer and drop the gradients: ``zero_grad`` without its profiling."""
+    optimizer.step()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
