@@ -15,7 +15,7 @@ from dnifx.errors import DnifxError, OptionError, StateError
 from dnifx.zoo.recipes import RECIPES, Recipe, option, options_of
 from dnifx.zoo.recipes.feedforward import run
 from dnifx.zoo.recipes.settings import PRESETS, Feedforward, complete
-from dnifx.zoo.recipes.store import Checkpoint, write_whole
+from dnifx.zoo.recipes.store import Checkpoint
 from dnifx.zoo.recipes.variants import Variant, variants
 
 FCN = RECIPES["fcn"]
@@ -149,20 +149,6 @@ def test_estimators_take_the_network_s_rate_where_no_other_is_given() -> None:
     settings = complete(Feedforward(data="mnist", lr=(1e-2,)))
     assert (settings.estimator_lr, settings.plain_estimator_lr, settings.plain_lr) == ((1e-2,), (1e-2,), (1e-2,))
     assert complete(Feedforward(estimator_lr=(1e-1,))).plain_estimator_lr == (1e-1,)
-
-
-def test_writing_whole_leaves_the_old_file_where_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file.txt"
-    write_whole(path, lambda part: part.write_text("old"))
-
-    def fail(part: Path) -> None:
-        part.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, fail)
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:

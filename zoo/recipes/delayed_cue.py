@@ -13,6 +13,7 @@ import dnifx
 from dnifx.zoo.delayed_cue import DelayedCue, learn
 from dnifx.zoo.recipes.checks import check_least
 from dnifx.zoo.recipes.machine import versions
+from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import empty_table, report, write_files
@@ -69,10 +70,11 @@ def run(options: Cue, console: Console | None = None) -> CueResults:
         console: Shows progress and results. By default nothing is shown.
 
     Raises:
-        OptionError: An option is out of its range.
+        OptionError: An option is out of its range, or ``options.out`` cannot be written to.
     """
     console = console or Console(quiet=True)
     check_least(options, dict.fromkeys(("unroll", "batch", "episodes", "seeds"), 1))
+    prepare(options.out)
     task = DelayedCue(options.unroll, options.batch)
     variants = {"truncated BPTT": "zero", "DNI": dnifx.estimators.SyntheticState(hidden=0)}
     right: dict[str, tuple[list[float], ...]] = {}

@@ -18,6 +18,7 @@ from dnifx.zoo.recipes.diagnosis import Diagnosis
 from dnifx.zoo.recipes.learners import decoupled, learner, network
 from dnifx.zoo.recipes.live import Line, live
 from dnifx.zoo.recipes.machine import device_name, find_device, torch_settings, versions
+from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import report
 from dnifx.zoo.recipes.results import Results, Run, VariantResult
@@ -50,11 +51,12 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
 
     Raises:
         DataError: The data set is not available.
-        OptionError: An option is out of its range or does not fit the others.
+        OptionError: An option is out of its range or does not fit the others, or ``options.out`` cannot be written to.
         StateError: ``options.out`` holds checkpoints of another run.
     """
     console = console or Console(quiet=True)
     settings = complete(options)
+    prepare(settings.out)
     device = find_device(settings.device)
     splits = [_read(settings, name).to(device) for name in ("train", "validation")]
     _show(settings, splits[0], console)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnifx.errors import DataError
-from dnifx.zoo.recipes.store import write_whole
+from dnifx.zoo.recipes.outputs import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

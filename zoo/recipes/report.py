@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from dnifx.zoo.recipes.store import write_whole
+from dnifx.zoo.recipes.outputs import write_whole
 
 
 class Results(Protocol):

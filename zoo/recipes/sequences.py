@@ -19,6 +19,7 @@ from dnifx.zoo.charlm import Text, read_text, tiny_shakespeare
 from dnifx.zoo.recipes.checks import check_given, check_least, check_rates
 from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.machine import device_name, versions
+from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import report
 from dnifx.zoo.recipes.results import Point
@@ -42,13 +43,14 @@ def run(options: Sequences, console: Console | None = None) -> SequenceResults:
 
     Raises:
         DataError: The text is not available.
-        OptionError: An option is out of its range.
+        OptionError: An option is out of its range, or ``options.out`` cannot be written to.
         StateError: ``options.out`` holds checkpoints of another run.
     """
     console = console or Console(quiet=True)
     check_least(options, dict.fromkeys(("unroll", "width", "batch", "steps", "seeds", "evaluate_every"), 1))
     check_given(options, ("unroll", "variants"))
     check_rates(options, ("lr", "estimator_lr"))
+    prepare(options.out)
     settings = replace(options, width=options.width or (1024 if options.task == "charlm" else 256))
     text = _read(settings) if settings.task == "charlm" else None
     wanted = [SequenceVariant(key, unroll) for unroll in settings.unroll for key in settings.variants]

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and checkpoints to resume from."""
+"""Checkpoints to resume from: two generations, each with a checksum."""
 
-import os
-from collections.abc import Callable, Collection, Mapping
+import hashlib
+import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,28 +10,16 @@ from typing import Any
 
 import torch
 
-from dnifx.errors import StateError
+from dnifx.errors import DnifxWarning, StateError
+from dnifx.zoo.recipes.outputs import write_whole
 
 FORMAT = 1
 
+SEAL = b"\ndnifx sha256 "
+"""What stands between the content of a checkpoint and its checksum, at the end of the file."""
+
 RENAMED = {"arm": "variant"}
 """Settings that had another name in older checkpoints, and their present name."""
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in one move, so that a half-written file is never seen.
-
-    Args:
-        path: The file. Its folder is created if it does not exist.
-        write: Writes the whole file to the path that it is given, a temporary one beside ``path``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -45,28 +34,47 @@ class Checkpoint:
     path: Path
     settings: Mapping[str, Any]
 
+    @property
+    def previous(self) -> Path:
+        """The file of the generation before."""
+        return self.path.with_name(f"{self.path.name}.previous")
+
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write ``state``, a tree of tensors, numbers, strings, lists and dicts."""
+        """Write ``state``, a tree of tensors, numbers, strings, lists and dicts, and keep the state before as ``previous``.
+
+        Raises:
+            OptionError: It cannot be written; the last checkpoint is as it was.
+        """
         content = {"format": FORMAT, "settings": dict(self.settings), "state": dict(state)}
-        write_whole(self.path, lambda part: torch.save(content, part))
+
+        def write(part: Path) -> None:
+            try:
+                torch.save(content, part)
+            except RuntimeError as error:  # torch's writer says so where the disk is full
+                raise OSError(str(error).partition("\n")[0]) from error
+            seal(part)
+
+        write_whole(self.path, write, self.previous)
 
     def load(self) -> Mapping[str, Any] | None:
-        """Return the last saved state, or None if there is none.
+        """Return the last saved state that is whole, or None if there is none; warn where the last one is damaged.
 
         Raises:
             StateError: The file is not a checkpoint, or belongs to a run with other settings.
         """
-        if not self.path.exists():
-            return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnpicklingError) as error:
-            raise StateError(
-                f"{self.path} cannot be read as a checkpoint: {error}; remove it to start again"
-            ) from error
-        self._check(content)
-        state: Mapping[str, Any] = content["state"]
-        return state
+        found = [path for path in (self.path, self.previous) if path.exists()]
+        for path in found:
+            try:
+                content = read(path)
+            except StateError as error:
+                if path == found[-1]:
+                    raise StateError(f"{error}; remove it to start again") from error
+                warnings.warn(f"{error}; the run resumes from the checkpoint before it", DnifxWarning, stacklevel=2)
+                continue
+            self._check(content)
+            state: Mapping[str, Any] = content["state"]
+            return state
+        return None
 
     def _check(self, content: Any) -> None:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -80,6 +88,45 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of a run with other settings ({differences}); "
                 "give the same settings to resume it, or another --out"
             )
+
+
+def seal(path: Path) -> None:
+    """Append the checksum of a file to it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("ab") as file:
+        file.write(SEAL + digest.encode())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file has the content that its checksum was made of. Older checkpoints have no checksum and are taken as they are."""
+    body = path.stat().st_size - len(SEAL) - 2 * hashlib.sha256().digest_size
+    with path.open("rb") as file:
+        file.seek(max(body, 0))
+        mark, _, digest = file.read().rpartition(b" ")
+        if mark + b" " != SEAL:
+            return True
+        file.seek(0)
+        own = hashlib.sha256()
+        while body > 0:
+            block = file.read(min(body, 1 << 20))
+            own.update(block)
+            body -= len(block)
+    return own.hexdigest().encode() == digest
+
+
+def read(path: Path) -> Any:
+    """Return what a checkpoint holds.
+
+    Raises:
+        StateError: It cannot be read, or it is damaged.
+    """
+    try:
+        if not is_sealed(path):
+            raise ValueError("it is damaged: its content is not that of its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnpicklingError) as error:
+        raise StateError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
 def checkpoint_of(options: Any, apart: Collection[str], name: str, own: Mapping[str, Any]) -> Checkpoint | None:

@@ -15,6 +15,7 @@ import dnifx
 from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.machine import device_name, torch_settings, versions
+from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import report
 from dnifx.zoo.recipes.results import Point
@@ -43,11 +44,12 @@ def run(options: Clocks, console: Console | None = None) -> ClockResults:
 
     Raises:
         DataError: The data set is not available.
-        OptionError: An option is out of its range.
+        OptionError: An option is out of its range, or ``options.out`` cannot be written to.
         StateError: ``options.out`` holds checkpoints of another run.
     """
     console = console or Console(quiet=True)
     check(options)
+    prepare(options.out)
     with torch_settings(options.threads):
         results = ClockResults(
             title=f"Two clocks, T = {options.ticks}, {options.width} units, {options.data}",
