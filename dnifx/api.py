@@ -150,8 +150,19 @@ def step_source(program: Program, schedule: Schedule, mean: bool, diagnose: bool
         ScheduleError: The schedule runs an action before what it depends on.
     """
     schedules.validate(schedule, program, partial=True)
+    schedules.refuse_other_places(schedule, program)
     wanted = schedules.diagnosed(schedule, program) if diagnose else schedule
     return StepWriter(program, wanted, mean, diagnose).source()
+
+
+def trained_schedule(spec: schedules.Spec, program: Program) -> schedules.ScheduleSource:
+    """Return the source of a trainer's schedule, after checking its first step or period, places included.
+
+    Raises:
+        ScheduleError: There is no such schedule, it is not valid for the program, or one process cannot run it.
+    """
+    schedules.refuse_other_places(schedules.period_of(spec, program), program)
+    return schedules.resolve(spec, program)
 
 
 def probe_source(program: Program, mean: bool, true: bool) -> str:
@@ -173,5 +184,5 @@ EMITTERS = Emitters(
     folder=write_package,
     step=step_source,
     probe=probe_source,
-    schedule=schedules.resolve,
+    schedule=trained_schedule,
 )

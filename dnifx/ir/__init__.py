@@ -1,6 +1,6 @@
 """The value types that flow through the passes: a Program and what it is made of."""
 
-from dnifx.ir.actions import BAR, Action, Kind, Period, Schedule
+from dnifx.ir.actions import BAR, SENDS, TRANSFERS, Action, Kind, Period, Schedule
 from dnifx.ir.capture import CONSTANTS, Capture, Kept, Signature
 from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier
 from dnifx.ir.parts import Message, Part, PartState, Take
@@ -12,6 +12,8 @@ __all__ = [
     "BAR",
     "CONSTANTS",
     "MODULE_NAMES",
+    "SENDS",
+    "TRANSFERS",
     "Action",
     "Boundary",
     "Capture",

@@ -14,25 +14,58 @@ class Kind(StrEnum):
     INPUT = "I"
     TARGET = "T"
     FIT = "M"
+    SEND_VALUES = "SEND_F"
+    RECEIVE_VALUES = "RECV_F"
+    SEND_TARGET = "SEND_T"
+    RECEIVE_TARGET = "RECV_T"
+
+
+TRANSFERS = frozenset({Kind.SEND_VALUES, Kind.RECEIVE_VALUES, Kind.SEND_TARGET, Kind.RECEIVE_TARGET})
+"""What moves values or gradients from one rank to another."""
+
+SENDS = frozenset({Kind.SEND_VALUES, Kind.SEND_TARGET})
+"""Those of them that send."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """One step of a schedule, written ``F1``, ``B1@cuda:0`` or ``F1@cuda:0/2`` (device, stream).
+    """One step of a schedule, written ``F1``, ``B1@cuda:0``, ``F1@rank1:cuda:0/2`` (rank, device, stream) or ``M0-4`` (lag).
 
-    ``index`` numbers a partition for ``F`` (forward), ``B`` (backward), ``U`` (update) and ``I`` (synthetic input).
-    It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the target arrives) and ``M`` (fit).
+    ``index`` numbers a partition for ``F`` (forward), ``B`` (backward), ``U`` (update), ``I`` (synthetic input) and for the
+    transfers of the values that its forward made. It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the
+    target arrives), ``M`` (fit) and for the transfers of its target. Transfers name the other rank:
+    ``SEND_F0@rank0>rank1``, ``RECV_F0@rank1<rank0``.
+
+    Attributes:
+        kind: What it does.
+        index: The number of its partition or boundary.
+        device: The device that it runs on.
+        stream: The stream that it runs on.
+        rank: The process that it runs in.
+        lag: Steps between a target and the fit that uses it. ``T0-4``: the target of this step is used 4 steps later.
+            ``M0-4``: fit with the target of 4 steps ago.
+        peer: The rank at the other end of a transfer.
     """
 
     kind: Kind
     index: int
     device: str | None = None
     stream: int | None = None
+    rank: int | None = None
+    lag: int = 0
+    peer: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it runs, as its text says it: ``@rank1:cuda:0/2``; empty where it is not said."""
+        names = [] if self.rank is None else [f"rank{self.rank}"]
+        names += [] if self.device is None else [self.device]
+        return (f"@{':'.join(names)}" if names else "") + ("" if self.stream is None else f"/{self.stream}")
 
     def __str__(self) -> str:
-        place = "" if self.device is None else f"@{self.device}"
-        stream = "" if self.stream is None else f"/{self.stream}"
-        return f"{self.kind}{self.index}{place}{stream}"
+        lag = f"-{self.lag}" if self.lag else ""
+        peer = "" if self.peer is None else f"{'>' if self.kind in SENDS else '<'}rank{self.peer}"
+        return f"{self.kind}{self.index}{lag}{self.place}{peer}"
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,30 @@ from dnifx.ir import Period
 from dnifx.schedules.chance import random_order, unlocked
 from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.drawing import Grid, grid
+from dnifx.schedules.lags import Lagged, lagged
 from dnifx.schedules.language import on_partition, parse, parse_period
 from dnifx.schedules.locking import Lock, locks
 from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, sequential_period, with_time, without_fits
 from dnifx.schedules.probing import probing
-from dnifx.schedules.registry import period_of, resolve
-from dnifx.schedules.simulation import Simulation, Span, simulate
+from dnifx.schedules.registry import Spec, period_of, resolve
+from dnifx.schedules.running import refuse_other_places
+from dnifx.schedules.simulation import Link, Simulation, Span, simulate
 from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
+from dnifx.schedules.transfers import Ranks, ranks_of, transferred
 from dnifx.schedules.validation import validate
 
 __all__ = [
     "Answer",
     "Grid",
+    "Lagged",
+    "Link",
     "Lock",
     "Period",
+    "Ranks",
     "ScheduleSource",
     "Simulation",
     "Span",
+    "Spec",
     "alternate",
     "answers",
     "backprop",
@@ -32,6 +39,7 @@ __all__ = [
     "fit_every",
     "fixed",
     "grid",
+    "lagged",
     "locks",
     "on_partition",
     "parse",
@@ -40,11 +48,14 @@ __all__ = [
     "placed",
     "probing",
     "random_order",
+    "ranks_of",
+    "refuse_other_places",
     "resolve",
     "sequential",
     "sequential_period",
     "simulate",
     "timed",
+    "transferred",
     "unlocked",
     "validate",
     "warm_up",

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Boundary, Interface, Kind, Partition, Program, Recurrence, Schedule
+from dnifx.ir import TRANSFERS, Action, Boundary, Interface, Kind, Partition, Program, Recurrence, Schedule
 from dnifx.schedules.language import on_partition, unplaced
 
 
@@ -207,7 +207,7 @@ def answers(schedule: Schedule, program: Program) -> Answers:
 
 def answers_by_order(actions: Iterable[Action], wiring: Links) -> Answers:
     """Return the answers by boundary."""
-    position = {unplaced(action): place for place, action in enumerate(actions)}
+    position = {unplaced(action): place for place, action in enumerate(actions) if not action.lag}
     found = {}
     for boundary, gate in enumerate(wiring.gates):
         backward = position.get(Action(Kind.BACKWARD, gate.producer))
@@ -249,15 +249,20 @@ def needs(action: Action, actions: Set[Action], wiring: Links, answered: Answers
         case Kind.UPDATE:
             fits = _each(Kind.FIT, (b for b, gate in enumerate(wiring.gates) if gate.fit_reaches_core))
             return *_each(Kind.BACKWARD, wiring.users[index]), *(fit for fit in fits if fit in actions)
-        case Kind.INPUT:
+        case _:
             return ()
 
 
 def needs_in_order(actions: Iterable[Action], wiring: Links) -> dict[Action, tuple[Action, ...]]:
-    """Return the needs of each action of a schedule; they and the keys have no device and stream."""
-    bare = tuple(map(unplaced, actions))
-    present, answered = frozenset(bare), answers_by_order(bare, wiring)
-    return {action: needs(action, present, wiring, answered) for action in bare}
+    """Return the needs of each action of a schedule within its step; they and the keys have no place and no lag.
+
+    A fit with a lag needs nothing of its own step. Transfers are left out; ``dnifx.schedules.transfers`` says what they need.
+    """
+    within = tuple(action for action in actions if action.kind not in TRANSFERS)
+    late = {unplaced(action) for action in within if action.lag and action.kind is Kind.FIT}
+    bare = tuple(map(unplaced, within))
+    present, answered = frozenset(bare), answers_by_order(within, wiring)
+    return {action: () if action in late else needs(action, present, wiring, answered) for action in bare}
 
 
 def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:

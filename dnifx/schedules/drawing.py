@@ -1,7 +1,7 @@
 """A schedule as a picture: partitions down, time across."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
@@ -9,6 +9,7 @@ from rich.text import Text
 from dnifx.ir import BAR, Action, Kind, Period, Program, Schedule
 from dnifx.schedules.dependencies import Links, links, needs_in_order
 from dnifx.schedules.language import on_partition, unplaced
+from dnifx.schedules.transfers import transfer_needs
 
 PLAIN_WIDTH = 100
 _STYLES = {
@@ -19,6 +20,10 @@ _STYLES = {
     Kind.UPDATE: "bold yellow",
     Kind.TARGET: "blue",
     Kind.FIT: "bright_magenta",
+    Kind.SEND_VALUES: "dim cyan",
+    Kind.RECEIVE_VALUES: "dim cyan",
+    Kind.SEND_TARGET: "dim blue",
+    Kind.RECEIVE_TARGET: "dim blue",
 }
 
 
@@ -137,7 +142,7 @@ def marked_grid(schedule: Schedule, program: Program, wrong: int | None = None) 
     rows = {key: row for row, key in enumerate(sorted(set(keys)))}
     names = [partition.name for partition in program.partitions] + ["?"]
     cells = tuple(
-        Cell(unplaced(action), rows[key], slot, place == wrong)
+        Cell(replace(action, device=None, stream=None, rank=None), rows[key], slot, place == wrong)
         for place, (action, key, slot) in enumerate(zip(schedule.actions, keys, slots, strict=True))
     )
     return Grid(f"{schedule.name}: {len(cells)} actions", tuple(names[part] + tail for part, tail in rows), cells)
@@ -146,7 +151,7 @@ def marked_grid(schedule: Schedule, program: Program, wrong: int | None = None) 
 def _row(action: Action, wiring: Links) -> tuple[int, str]:
     """The row of an action: its partition (a row below the last for one that does not exist), and its place."""
     partition = wiring.place(action) if exists(action, wiring) else len(wiring.partitions)
-    return partition, str(action).removeprefix(str(unplaced(action)))
+    return partition, action.place
 
 
 def exists(action: Action, wiring: Links) -> bool:
@@ -155,13 +160,30 @@ def exists(action: Action, wiring: Links) -> bool:
 
 
 def device_of(action: Action, program: Program, wiring: Links) -> str:
-    """The device that an action names, or else the device of its partition."""
+    """The rank and the device that an action names, or else the device of its partition."""
+    if action.rank is not None:
+        return f"rank{action.rank}" + ("" if action.device is None else f":{action.device}")
     return action.device or str(program.partitions[wiring.place(action)].device)
+
+
+def needs_over_ranks(schedule: Schedule, program: Program, wiring: Links) -> dict[Action, tuple[Action, ...]]:
+    """Return the needs of each action of a schedule within its step. Between ranks, only transfers are needed."""
+    there = [action for action in schedule.actions if exists(action, wiring)]
+    found = needs_in_order(there, wiring)
+    crossing = transfer_needs(replace(schedule, actions=tuple(there)), program)
+    if not crossing:
+        return found
+    ranks = {unplaced(action): action.rank for action in there}
+    local = {
+        action: tuple(need for need in needs if ranks.get(need) == ranks[action]) for action, needs in found.items()
+    }
+    names = [unplaced(action) for action in there]
+    return {action: (*local.get(action, ()), *crossing.get(action, ())) for action in names}
 
 
 def _columns(schedule: Schedule, program: Program, wiring: Links) -> list[int]:
     """Give each action the first column that is free on its device and stream and stands after all that it needs."""
-    needed = needs_in_order((each for each in schedule.actions if exists(each, wiring)), wiring)
+    needed = needs_over_ranks(schedule, program, wiring)
     free: dict[tuple[str, int], int] = {}
     done: dict[Action, int] = {}
     columns = []

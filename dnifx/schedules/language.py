@@ -6,9 +6,13 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import BAR, Action, Kind, Period, Schedule
+from dnifx.ir import BAR, SENDS, TRANSFERS, Action, Kind, Period, Schedule
 
-_WORD = re.compile(r"(?P<kind>[A-Z])(?P<index>\d+)(?:@(?P<device>[^\s/]+))?(?:/(?P<stream>\d+))?")
+_WORD = re.compile(
+    r"(?P<kind>[A-Z]+(?:_[A-Z])?)(?P<index>\d+)(?:-(?P<lag>\d+))?"
+    r"(?:@(?:rank(?P<rank>\d+)(?::|(?=[/<>]|$)))?(?P<device>[^\s/<>]+)?)?(?:/(?P<stream>\d+))?"
+    r"(?:(?P<way>[<>])rank(?P<peer>\d+))?"
+)
 _COMMENT = re.compile(r"#[^\r\n]*")
 _MEANINGS = {
     Kind.FORWARD: "forward of partition",
@@ -18,8 +22,15 @@ _MEANINGS = {
     Kind.SYNTHESISE: "estimate at boundary",
     Kind.TARGET: "target of boundary",
     Kind.FIT: "fit at boundary",
+    Kind.SEND_VALUES: "send the values of partition",
+    Kind.RECEIVE_VALUES: "receive the values of partition",
+    Kind.SEND_TARGET: "send the target of boundary",
+    Kind.RECEIVE_TARGET: "receive the target of boundary",
 }
-_ON_PARTITIONS = frozenset({Kind.FORWARD, Kind.BACKWARD, Kind.UPDATE, Kind.INPUT})
+_ON_PARTITIONS = frozenset(
+    {Kind.FORWARD, Kind.BACKWARD, Kind.UPDATE, Kind.INPUT, Kind.SEND_VALUES, Kind.RECEIVE_VALUES}
+)
+_LATE = frozenset({Kind.TARGET, Kind.FIT, Kind.RECEIVE_TARGET})
 
 
 def on_partition(kind: Kind) -> bool:
@@ -28,8 +39,10 @@ def on_partition(kind: Kind) -> bool:
 
 
 def unplaced(action: Action) -> Action:
-    """Return the action without its device and stream."""
-    return action if action.device is None and action.stream is None else Action(action.kind, action.index)
+    """Return the action without its place and its lag. A transfer keeps its two ranks: they tell it from others."""
+    if action.kind in TRANSFERS:
+        return Action(action.kind, action.index, rank=action.rank, peer=action.peer)
+    return action if action == (bare := Action(action.kind, action.index)) else bare
 
 
 def listed(actions: Iterable[Action]) -> str:
@@ -82,13 +95,37 @@ def _words(text: str) -> list[str]:
 
 def _action(word: str, place: int) -> Action:
     found = _WORD.fullmatch(word)
-    if found is None or found["kind"] not in {kind.value for kind in Kind}:
+    if found is None or found["kind"] not in {kind.value for kind in Kind} or ("@" in word and not _has_place(found)):
         raise ScheduleError(
-            f"Word {place} of the schedule, {word!r}, is not an action. Write one of the letters "
-            f"{' '.join(kind.value for kind in Kind)} and a number: F1. A device and a stream may follow: B1@cuda:0, F1@cuda:0/2."
+            f"Word {place} of the schedule, {word!r}, is not an action. Write one of {' '.join(kind.value for kind in Kind)} and a "
+            "number: F1. A lag and a place may follow: M0-4, B1@cuda:0, F1@rank1:cuda:0/2."
         )
-    stream = None if found["stream"] is None else int(found["stream"])
-    return Action(Kind(found["kind"]), int(found["index"]), _device(found["device"], word), stream)
+    stream, rank, peer, lag = (
+        None if (text := found[name]) is None else int(text) for name in ("stream", "rank", "peer", "lag")
+    )
+    device = _device(found["device"], word)
+    action = Action(Kind(found["kind"]), int(found["index"]), device, stream, rank, lag or 0, peer)
+    _refuse_misplaced(action, found["way"], word)
+    return action
+
+
+def _has_place(found: re.Match[str]) -> bool:
+    return found["rank"] is not None or found["device"] is not None
+
+
+def _refuse_misplaced(action: Action, way: str | None, word: str) -> None:
+    """Raise ScheduleError where a lag or another rank stands on an action that has none, or is missing."""
+    if action.lag and action.kind not in _LATE:
+        kinds = ", ".join(sorted(kind.value for kind in _LATE))
+        raise ScheduleError(
+            f"{word!r} has a lag, but only targets and fits are used late ({kinds}). Remove -{action.lag}."
+        )
+    wanted = (">" if action.kind in SENDS else "<") if action.kind in TRANSFERS else None
+    if way != wanted or (wanted is not None and action.rank in (None, action.peer)):
+        raise ScheduleError(
+            f"{word!r} does not say which ranks it joins. Write transfers as SEND_F0@rank0>rank1 and RECV_F0@rank1<rank0, and other "
+            "actions without > and <."
+        )
 
 
 def _device(name: str | None, word: str) -> str | None:

@@ -269,4 +269,4 @@ def placed(schedule: AnySchedule, program: Program, devices: Iterable[str]) -> A
 
 
 def _placed(action: Action, device: str) -> Action:
-    return Action(action.kind, action.index, device, 1 if action.kind in (Kind.TARGET, Kind.FIT) else 0)
+    return replace(action, device=device, stream=1 if action.kind in (Kind.TARGET, Kind.FIT) else 0)

@@ -9,6 +9,7 @@ from typing import Any
 from dnifx.errors import ScheduleError, nearest
 from dnifx.ir import BAR, Period, Program, Schedule
 from dnifx.schedules.chance import RandomOrder, Unlocked
+from dnifx.schedules.lags import Lagged
 from dnifx.schedules.language import looks_like_actions, read
 from dnifx.schedules.orders import sequential_period
 from dnifx.schedules.sources import Alternate, Backprop, FitEvery, Fixed, ScheduleSource, Sequential, WarmUp
@@ -22,6 +23,7 @@ NAMED: Mapping[str, Callable[..., ScheduleSource]] = {
     "warm_up": WarmUp,
     "fit_every": FitEvery,
     "alternate": Alternate,
+    "lagged": Lagged,
 }
 _SPELLED = re.compile(r"(?P<name>\w+)\s*(?:\{(?P<options>[^{}]*)\})?")
 

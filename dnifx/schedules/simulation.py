@@ -2,21 +2,36 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Column, Table
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Period, Program, Schedule
+from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Period, Program, Schedule
 from dnifx.schedules.costs import given_costs, measured_costs
-from dnifx.schedules.dependencies import Links, links, needs_in_order
-from dnifx.schedules.drawing import device_of
+from dnifx.schedules.dependencies import Links, links
+from dnifx.schedules.drawing import device_of, needs_over_ranks
+from dnifx.schedules.language import unplaced
 from dnifx.schedules.locking import Lock
 from dnifx.schedules.validation import validate
 
-_PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE})
+_PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE, Kind.SEND_VALUES, Kind.RECEIVE_VALUES})
 _ARRIVING = frozenset({Kind.TARGET, Kind.FIT})
+
+
+@dataclass(frozen=True)
+class Link:
+    """The link between any two ranks.
+
+    Attributes:
+        latency: Seconds from the sending of the first byte to its arrival.
+        bandwidth: Bytes a second that one rank sends to another.
+    """
+
+    latency: float = 0.0
+    bandwidth: float = inf
 
 
 @dataclass(frozen=True)
@@ -96,20 +111,26 @@ class Simulation:
 
 
 def simulate(
-    schedule: Schedule | Period, program: Program, costs: Mapping[str, float] | None = None, steps: int = 1
+    schedule: Schedule | Period,
+    program: Program,
+    costs: Mapping[str, float] | None = None,
+    steps: int = 1,
+    link: Link | None = None,
 ) -> Simulation:
     """Simulate when each action would run.
 
     Actions on one device and stream run in the schedule's order. Actions on different ones run at the same time, as
     soon as what they need has ended. From one step to the next, a partition's forward waits for the updates of its
-    parameters, and an estimator and an input model wait for their fits. Moving values between devices costs nothing
-    unless ``T`` is given a cost.
+    parameters, and an estimator and an input model wait for their fits. A fit with a lag waits for the target of so many
+    steps before. Moving values between devices costs nothing unless ``T`` is given a cost. A receive waits until the link
+    has brought what was sent.
 
     Args:
         schedule: A schedule of the program, whole or partial, or a period.
         program: The program.
         costs: Seconds of each action by its name (``{"F0": 0.1, ...}``); by default FLOPs, as measured.
         steps: Number of steps (or periods) to run. Unlocked partitions on several devices overlap between steps.
+        link: The link between ranks; by default transfers take no time.
 
     Raises:
         ScheduleError: The schedule is not valid, or the costs do not fit it.
@@ -118,9 +139,13 @@ def simulate(
         raise ScheduleError(f"Cannot simulate {steps=}; give one or more.")
     validate(schedule, program, partial=True)
     windows = schedule.windows
-    actions = [action for window in windows for action in window.actions]
+    actions = [action for window in windows for action in window.actions if action.kind not in TRANSFERS]
+    if costs is None and link is not None:
+        raise ScheduleError(
+            "A link takes seconds, and costs are in FLOPs where none are given: give costs= in seconds too."
+        )
     known = measured_costs(program) if costs is None else given_costs(costs, actions)
-    clock = _Clock(program, known)
+    clock = _Clock(program, known, link or Link())
     for step in range(steps * len(windows)):
         clock.run(step, windows[step % len(windows)])
     spans = tuple(clock.spans)
@@ -145,27 +170,64 @@ class _Clock:
 
     program: Program
     costs: Mapping[Action, float]
+    link: Link
     spans: list[Span] = field(default_factory=list)
     _last: dict[Action, int] = field(default_factory=dict)
+    _done: dict[tuple[int, Action], int] = field(default_factory=dict)
+    _busy: dict[tuple[int | None, int | None], float] = field(default_factory=dict)
+    _arrived: dict[int, float] = field(default_factory=dict)
     _streams: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def run(self, step: int, schedule: Schedule) -> None:
         """Issue one step."""
         wiring, before = links(self.program), dict(self._last)
-        needed = needs_in_order(schedule.actions, wiring)
-        for action, bare in zip(schedule.actions, needed, strict=True):
+        needed = needs_over_ranks(schedule, self.program, wiring)
+        for action in schedule.actions:
+            bare = unplaced(action)
             resource = (device_of(action, self.program, wiring), action.stream or 0)
             earlier = [before[need] for need in _needs_of_last_step(bare, wiring) if need in before]
             earlier += [self._last[need] for need in needed[bare]]
+            earlier += [self._done[late] for late in _late_needs(action, step) if late in self._done]
+            receives = action.kind in TRANSFERS - SENDS
             latest, previous = max(earlier, key=self._end, default=None), self._streams.get(resource)
-            ready, free = self._end(latest), self._end(previous)
+            ready, free = (
+                self._arrived.get(latest, 0.0) if receives and latest is not None else self._end(latest),
+                self._end(previous),
+            )
             cause = latest if ready > free else previous
-            end = max(ready, free) + self.costs[bare]
-            self._last[bare] = self._streams[resource] = len(self.spans)
+            end = max(ready, free) + self.costs.get(bare, 0.0)
+            self._last[bare] = self._streams[resource] = self._done[step, bare] = len(self.spans)
             self.spans.append(Span(action, step, wiring.place(bare), *resource, ready, free, end, cause))
+            if action.kind in SENDS:
+                self._send(action, end)
+
+    def _send(self, action: Action, start: float) -> None:
+        """Let what was sent last travel; one link carries one message after the other."""
+        way = action.rank, action.peer
+        self._busy[way] = max(start, self._busy.get(way, 0.0)) + sent_bytes(action, self.program) / self.link.bandwidth
+        self._arrived[len(self.spans) - 1] = self._busy[way] + self.link.latency
 
     def _end(self, place: int | None) -> float:
         return 0.0 if place is None else self.spans[place].end
+
+
+def _late_needs(action: Action, step: int) -> Iterator[tuple[int, Action]]:
+    """What an action with a lag needs of an earlier step."""
+    if action.lag and action.kind is Kind.RECEIVE_TARGET:
+        yield step - action.lag, Action(Kind.SEND_TARGET, action.index, rank=action.peer, peer=action.rank)
+    if action.lag and action.kind is Kind.FIT:
+        yield step - action.lag, Action(Kind.TARGET, action.index)
+
+
+def sent_bytes(action: Action, program: Program) -> int:
+    """Return the size of what an action sends: the values of a partition, or the gradients of a boundary."""
+    if action.kind is Kind.SEND_TARGET:
+        return sum(spec.bytes for spec in program.boundaries[action.index].specs)
+    specs = {
+        name: spec.bytes for each in program.boundaries for name, spec in zip(each.values, each.specs, strict=True)
+    }
+    measured = {name: measure.bytes for name, measure in program.measures.items()}
+    return sum({**specs, **measured}.get(name, 0) for name in program.partitions[action.index].outputs)
 
 
 def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:

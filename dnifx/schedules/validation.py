@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import BAR, Action, Kind, Period, Program, Schedule
+from dnifx.ir import BAR, TRANSFERS, Action, Kind, Period, Program, Schedule
 from dnifx.schedules.dependencies import Answer, Links, answers_by_order, links, mentions, needs_in_order
 from dnifx.schedules.drawing import exists, marked_grid
+from dnifx.schedules.lags import lag_faults
 from dnifx.schedules.language import described, on_partition, unplaced
 from dnifx.schedules.orders import chosen_actions, differentiable, fires, trained, whole_step
+from dnifx.schedules.transfers import transfer_faults
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,15 @@ def validate(schedule: Schedule | Period, program: Program, *, partial: bool = F
     if isinstance(schedule, Period):
         _validate_period(schedule, program)
         return
-    bare = tuple(map(unplaced, schedule.actions))
-    fault = next(_faults(bare, links(program), partial, diagnose), None)
+    wiring = links(program)
+    within = {place: action for place, action in enumerate(schedule.actions) if action.kind not in TRANSFERS}
+    fault = next(_faults(tuple(within.values()), wiring, partial, diagnose), None)
     if fault is not None:
-        raise ScheduleError(_report(fault, schedule, program))
+        place = None if fault.place is None else list(within)[fault.place]
+        raise ScheduleError(_report(replace(fault, place=place), schedule, program))
+    unfit = next(lag_faults(schedule, wiring), None) or next(transfer_faults(schedule, program), None)
+    if unfit is not None:
+        raise ScheduleError(_report(_Fault(schedule.actions[unfit[0]], *unfit), schedule, program))
 
 
 def _validate_period(period: Period, program: Program) -> None:
@@ -84,11 +91,13 @@ def _wrong_firings(window: Schedule, program: Program, number: int) -> Iterator[
 
 
 def _faults(actions: tuple[Action, ...], wiring: Links, partial: bool, diagnose: bool) -> Iterator[_Fault]:
-    yield from _strangers(actions, wiring)
+    """What is wrong with the actions beside transfers; positions count these alone."""
+    bare = tuple(map(unplaced, actions))
+    yield from _strangers(bare, wiring)
     yield from _disorder(actions, wiring)
-    yield from _loose_ends(actions, wiring)
+    yield from _loose_ends(bare, wiring)
     if not partial:
-        yield from _missing(actions, wiring, diagnose)
+        yield from _missing(bare, wiring, diagnose)
 
 
 def _strangers(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
@@ -127,10 +136,10 @@ def _pointless(action: Action, wiring: Links) -> str:
 
 def _disorder(actions: tuple[Action, ...], wiring: Links) -> Iterator[_Fault]:
     """Actions that stand before something they need."""
-    needed = needs_in_order(actions, wiring)
-    positions = {action: place for place, action in enumerate(actions)}
+    needed, bare = needs_in_order(actions, wiring), tuple(map(unplaced, actions))
+    positions = {action: place for place, action in enumerate(bare)}
     done: set[Action] = set()
-    for place, action in enumerate(actions):
+    for place, action in enumerate(bare):
         unmet = next((need for need in needed[action] if need not in done), None)
         if unmet is not None:
             yield _Fault(action, place, _needing(action, unmet, positions.get(unmet), wiring))

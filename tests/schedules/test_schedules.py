@@ -11,19 +11,36 @@ from torch import nn
 
 from dnifx import schedules
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.ir import TRANSFERS, Action, Kind, Program, Schedule
 from dnifx.passes.pipeline import run_passes
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.schedules import Answer, Lock
 from dnifx.schedules.dependencies import answers_by_order, links, needs
 from tests.schedules.schedule_programs import Gate, Plan, chain, plans, programs, runs_on_machine
 
-ACTIONS = st.builds(
-    Action,
-    st.sampled_from(Kind),
-    st.integers(0, 120),
-    st.sampled_from([None, "cpu", "cuda:0", "cuda:13"]),
-    st.none() | st.integers(0, 9),
+DEVICES = st.sampled_from([None, "cpu", "cuda:0", "cuda:13"])
+STREAMS = st.none() | st.integers(0, 9)
+INDICES = st.integers(0, 120)
+ACTIONS = (
+    st.builds(
+        Action,
+        st.sampled_from([kind for kind in Kind if kind not in TRANSFERS]),
+        INDICES,
+        DEVICES,
+        STREAMS,
+        st.none() | st.integers(0, 12),
+    )
+    | st.builds(Action, st.sampled_from([Kind.TARGET, Kind.FIT]), INDICES, DEVICES, STREAMS, lag=st.integers(0, 64))
+    | st.builds(
+        Action,
+        st.sampled_from(sorted(TRANSFERS)),
+        INDICES,
+        DEVICES,
+        STREAMS,
+        st.integers(0, 5),
+        st.just(0),
+        st.integers(6, 12),
+    )
 )
 
 
@@ -63,7 +80,9 @@ def test_a_schedule_may_have_lines_and_comments() -> None:
     assert schedules.parse(text).actions == expected
 
 
-@pytest.mark.parametrize("word", ["X1", "F", "1F", "F1@", "F1@cpu/", "F1/x", "F-1", "f1", "F1@tpu9:0", "F1,"])
+@pytest.mark.parametrize(
+    "word", ["X1", "F", "1F", "F1@", "F1@cpu/", "F1/x", "F-1", "f1", "F1@tpu9:0", "F1,", "SEND_F1", "F1>rank2"]
+)
 def test_a_word_that_is_no_action_is_named(word: str) -> None:
     with pytest.raises(ScheduleError, match="F1"):
         schedules.parse(f"F0 {word}")

@@ -1,0 +1,144 @@
+"""Lags: targets that are used some steps late, so that no partition waits for them.
+
+The lag is fixed, so a run gives the same numbers on one process and on many, however fast the links between them are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from dnifx.errors import ScheduleError
+from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.schedules.dependencies import Answer, Gate, Links, answers_by_order, links
+from dnifx.schedules.language import unplaced
+from dnifx.schedules.sources import Resumable, ScheduleSource, Sequential, at_least
+
+Fault = tuple[int, str]
+"""The position of a wrong action, and what is wrong with it."""
+
+
+def lagged(schedule: Schedule, program: Program, lag: int, before: Schedule | None = None) -> Schedule:
+    """Return a schedule whose estimators are fitted to the targets of ``lag`` steps ago.
+
+    A boundary whose producer waits for the target in this step keeps its own fit: the target is there.
+
+    Args:
+        schedule: What a step runs without a lag.
+        program: The program.
+        lag: Number of steps.
+        before: What ran ``lag`` steps ago, where that is another schedule: its targets are those that are used.
+
+    Raises:
+        ScheduleError: A boundary cannot be fitted late; the text says why.
+    """
+    wiring = links(program)
+    refuse_lag(wiring, program, lag)
+    return _lagged(schedule, schedule if before is None else before, lag, wiring) if lag else schedule
+
+
+@lru_cache(maxsize=256)
+def _lagged(schedule: Schedule, before: Schedule, lag: int, wiring: Links) -> Schedule:
+    kept, due = _fitted_late(schedule, wiring), _fitted_late(before, wiring)
+    own = {action.index for action in schedule.actions if action.kind is Kind.FIT}
+    order = []
+    for action in schedule.actions:
+        fits = action.kind is Kind.FIT and action.index in kept
+        if not (fits and action.index not in due):
+            late = fits or (action.kind is Kind.TARGET and action.index in kept)
+            order.append(replace(action, lag=lag) if late else action)
+    return replace(schedule, actions=(*order, *(Action(Kind.FIT, index, lag=lag) for index in sorted(due - own))))
+
+
+def _fitted_late(schedule: Schedule, wiring: Links) -> frozenset[int]:
+    """The boundaries whose target a schedule uses for a fit alone."""
+    present = frozenset(map(unplaced, schedule.actions))
+    answered = answers_by_order(schedule.actions, wiring)
+    return frozenset(
+        index
+        for index, gate in enumerate(wiring.gates)
+        if gate.fits and gate.needs_target and not gate.in_time
+        if present >= {Action(Kind.TARGET, index), Action(Kind.FIT, index)}
+        if answered.get(index, Answer.ESTIMATE) is Answer.ESTIMATE
+    )
+
+
+def refuse_lag(wiring: Links, program: Program, lag: int) -> None:
+    """Raise ScheduleError where a program has a boundary that cannot be fitted late."""
+    if not lag:
+        return
+    if any(partition.every > 1 for partition in program.partitions):
+        raise ScheduleError(
+            f"lag={lag} does not go with every=: a target of several firings already comes late, once in a period. Leave lag= out"
+        )
+    for index, gate in enumerate(wiring.gates):
+        reason = why_not_late(gate) if gate.fits and (gate.needs_target or gate.needs_loss) else ""
+        if reason:
+            raise ScheduleError(f"lag={lag} cannot be used: {reason} (boundary {index}, {wiring.names[index]!r})")
+
+
+def why_not_late(gate: Gate) -> str:
+    """Say why the estimator of a boundary cannot be fitted late, and what to do; empty where it can."""
+    if gate.in_time:
+        return "a state is cut in time, and its estimator is fitted when the next window runs. Leave the lag out"
+    if gate.locked:
+        return "the producer waits for the target, so the target cannot come late. Leave the lag out, or take an unlocked estimator"
+    if gate.has_input_model:
+        return "a synthetic input model is fitted in the same action, to values that are not kept. Leave the lag or inputs= out"
+    if gate.needs_loss or gate.needs_error:
+        return "the estimator needs the loss or the output's error, which are not kept. Leave the lag out, or take another estimator"
+    if not gate.needs_target:
+        return "the estimator learns without a target, so nothing comes late. Remove the lag there"
+    return ""
+
+
+def lag_faults(schedule: Schedule, wiring: Links) -> Iterator[Fault]:
+    """Lags of an order that is valid without them, where they cannot be."""
+    answered = answers_by_order(schedule.actions, wiring)
+    lags: dict[int, tuple[Action, int]] = {}
+    for place, action in enumerate(schedule.actions):
+        if action.kind not in (Kind.TARGET, Kind.FIT):
+            continue
+        gate = wiring.gates[action.index]
+        reason = why_not_late(gate) if action.lag else ""
+        if action.lag and answered.get(action.index, Answer.ESTIMATE) is not Answer.ESTIMATE:
+            reason = reason or why_not_late(replace(gate, locked=True))
+        if reason:
+            yield place, f"its lag cannot be: {reason}."
+        other = lags.setdefault(action.index, (action, action.lag))
+        if other[1] != action.lag:
+            yield place, f"its lag is {action.lag}, but that of {unplaced(other[0])} is {other[1]}. Give both the same."
+
+
+@dataclass
+class Lagged(Resumable):
+    """Estimators are fitted to the targets of ``lag`` steps ago, and no partition waits for a target.
+
+    Args:
+        lag: Number of steps, 0 or more.
+        then: The schedule without the lag; sequential by default.
+    """
+
+    lag: int
+    then: ScheduleSource = field(default_factory=Sequential)
+    partial = True
+
+    def __post_init__(self) -> None:
+        at_least(0, lag=self.lag)
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return f"lagged({self.lag}) of {self.then.name}"
+
+    def at(self, step: int, program: Program) -> Schedule:
+        """Return the schedule of ``then`` with its targets used late. Until the first is due, fits find nothing to do.
+
+        Raises:
+            ScheduleError: A boundary cannot be fitted late.
+        """
+        return lagged(
+            self.then.at(step, program),
+            program,
+            self.lag,
+            self.then.at(step - self.lag if step >= self.lag else step, program),
+        )

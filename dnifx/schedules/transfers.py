@@ -1,0 +1,183 @@
+"""Schedules over ranks: which rank an action runs on, and the sends and receives between ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from dnifx.errors import ScheduleError
+from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Partition, Program, Schedule
+from dnifx.schedules.dependencies import Links, links
+from dnifx.schedules.language import described, unplaced
+
+Ranks = tuple[int, ...]
+"""The rank of each partition."""
+
+Needs = Mapping[Action, tuple[Action, ...]]
+
+
+def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
+    """Return a schedule with the rank of every action, and with sends and receives where values cross from rank to rank.
+
+    Values are sent as soon as they are made and received just before their first use. A target is sent as soon as all its
+    consumers on a rank have run backward. It is received where the target is taken, or, where it has a lag, before the fit.
+    Everything else keeps its order. A schedule that has transfers keeps them.
+
+    Raises:
+        ScheduleError: The number of ranks is not that of the partitions, or the schedule names other ranks.
+    """
+    if len(ranks) != len(program.partitions):
+        raise ScheduleError(
+            f"{len(ranks)} ranks were given for {len(program.partitions)} partitions; give one for each."
+        )
+    own = ranks_of(schedule, program)
+    if own is not None and own != ranks:
+        raise ScheduleError(
+            f"The schedule {schedule.name!r} runs partitions on the ranks {own}, but {ranks} were given."
+        )
+    if any(action.kind in TRANSFERS for action in schedule.actions):
+        return schedule
+    return _transferred(schedule, program.partitions, ranks, links(program))
+
+
+@lru_cache(maxsize=256)
+def _transferred(schedule: Schedule, partitions: tuple[Partition, ...], ranks: Ranks, wiring: Links) -> Schedule:
+    at = _Ranked(schedule.actions, partitions, ranks, wiring)
+    order: list[Action] = []
+    for action in schedule.actions:
+        placed = replace(action, rank=at.rank(action))
+        order += [*at.received_before(placed, order), placed, *at.sent_after(placed)]
+    return replace(schedule, actions=tuple(order))
+
+
+def ranks_of(schedule: Schedule, program: Program) -> Ranks | None:
+    """Return the rank of each partition that the actions name; None where they name no rank.
+
+    Raises:
+        ScheduleError: Actions of a partition name several ranks, or some name none.
+    """
+    wiring, found = links(program), dict[int, int | None]()
+    for action in schedule.actions:
+        if action.kind not in TRANSFERS:
+            rank = found.setdefault(wiring.place(action), action.rank)
+            if rank != action.rank:
+                raise ScheduleError(
+                    f"{action} runs on another rank than the actions before it of partition {wiring.place(action)}. Let all actions of a "
+                    "partition, and of the boundaries that it produces, name the same rank."
+                )
+    known = [rank for rank in found.values() if rank is not None]
+    if not known:
+        return None
+    if len(known) < len(program.partitions):
+        missing = [each.name for each in program.partitions if found.get(each.index) is None]
+        raise ScheduleError(
+            f"Some actions name a rank, but those of {', '.join(missing)} name none. Give every action its rank."
+        )
+    return tuple(known[list(found).index(index)] for index in wiring.partitions)
+
+
+class _Ranked:
+    """What crosses from rank to rank in one step."""
+
+    def __init__(self, actions: Sequence[Action], partitions: Sequence[Partition], ranks: Ranks, wiring: Links) -> None:
+        self.partitions, self.ranks, self.wiring = partitions, ranks, wiring
+        self.actions = frozenset(map(unplaced, actions))
+        self.backward = [action.index for action in actions if action.kind is Kind.BACKWARD]
+
+    def rank(self, action: Action) -> int:
+        """The rank where an action that is no transfer runs."""
+        return self.ranks[self.wiring.place(action)]
+
+    def takers(self, source: int) -> list[int]:
+        """The other ranks where a partition that runs takes the values of ``source``."""
+        users = {user for user in self.wiring.partitions if source in self.wiring.sources[user]}
+        found = {self.ranks[user] for user in users if Action(Kind.FORWARD, user) in self.actions}
+        return sorted(found - {self.ranks[source]})
+
+    def senders(self, boundary: int) -> list[int]:
+        """The other ranks that send the gradients of a boundary, in the order of their first backward pass."""
+        gate, own = self.wiring.gates[boundary], self.ranks[self.wiring.gates[boundary].producer]
+        order = [self.ranks[index] for index in [*self.backward, *sorted(gate.consumers)] if index in gate.consumers]
+        return [rank for rank in dict.fromkeys(order) if rank != own]
+
+    def received_before(self, action: Action, done: Sequence[Action]) -> Iterator[Action]:
+        """The receives that have to stand before an action and are not done."""
+        here = action.rank
+        if action.kind is Kind.FORWARD:
+            for source in sorted(self.wiring.sources[action.index]):
+                receive = Action(Kind.RECEIVE_VALUES, source, rank=here, peer=self.ranks[source])
+                if receive.peer != here and receive not in done:
+                    yield receive
+        takes = Kind.FIT if action.lag else Kind.TARGET
+        if action.kind is takes and action.kind in (Kind.TARGET, Kind.FIT):
+            for sender in self.senders(action.index):
+                yield Action(Kind.RECEIVE_TARGET, action.index, rank=here, lag=action.lag, peer=sender)
+
+    def sent_after(self, action: Action) -> Iterator[Action]:
+        """The sends that can follow an action."""
+        if action.kind is Kind.FORWARD:
+            for taker in self.takers(action.index):
+                yield Action(Kind.SEND_VALUES, action.index, rank=action.rank, peer=taker)
+        if action.kind is Kind.BACKWARD:
+            for boundary in self.wiring.consumed[action.index]:
+                gate = self.wiring.gates[boundary]
+                here = [each for each in self.backward if each in gate.consumers and self.ranks[each] == action.rank]
+                away = self.ranks[gate.producer] != action.rank
+                if away and here[-1] == action.index and Action(Kind.TARGET, boundary) in self.actions:
+                    yield Action(Kind.SEND_TARGET, boundary, rank=action.rank, peer=self.ranks[gate.producer])
+
+
+def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[Action, ...]]:
+    """Return what actions need in their step because of transfers, without places; nothing where there are no transfers."""
+    ranks = ranks_of(schedule, program)
+    if ranks is None or not any(action.kind in TRANSFERS for action in schedule.actions):
+        return {}
+    core = tuple(action for action in schedule.actions if action.kind not in TRANSFERS)
+    wiring = links(program)
+    at = _Ranked(core, program.partitions, ranks, wiring)
+    found: dict[Action, tuple[Action, ...]] = {}
+    for action in schedule.actions:
+        if action.kind not in TRANSFERS:
+            received = tuple(map(unplaced, at.received_before(replace(action, rank=at.rank(action)), ())))
+            if received:
+                found[unplaced(action)] = received
+        elif action.kind is Kind.SEND_VALUES:
+            found[unplaced(action)] = (Action(Kind.FORWARD, action.index),)
+        elif action.kind is Kind.SEND_TARGET:
+            users = wiring.gates[action.index].consumers if action.index < len(wiring.gates) else frozenset()
+            here = sorted(user for user in users if ranks[user] == action.rank)
+            found[unplaced(action)] = tuple(Action(Kind.BACKWARD, user) for user in here)
+        elif not action.lag:
+            kind = Kind.SEND_VALUES if action.kind is Kind.RECEIVE_VALUES else Kind.SEND_TARGET
+            found[unplaced(action)] = (Action(kind, action.index, rank=action.peer, peer=action.rank),)
+    return found
+
+
+def transfer_faults(schedule: Schedule, program: Program) -> Iterator[tuple[int, str]]:
+    """Wrong ranks and transfers of a schedule that is valid without them: the position, and what is wrong.
+
+    Raises:
+        ScheduleError: Actions of a partition name several ranks, or some name none.
+    """
+    ranks, names = ranks_of(schedule, program), links(program).names
+    given = [action for action in schedule.actions if action.kind in TRANSFERS]
+    if not given:
+        return
+    core = replace(schedule, actions=tuple(action for action in schedule.actions if action.kind not in TRANSFERS))
+    whole = () if ranks is None else transferred(core, program, ranks).actions
+    wanted = {replace(action, device=None, stream=None) for action in whole if action.kind in TRANSFERS}
+    needed, done = transfer_needs(schedule, program), set[Action]()
+    for place, action in enumerate(schedule.actions):
+        bare = unplaced(action)
+        if action.kind in TRANSFERS and replace(action, device=None, stream=None) not in wanted:
+            yield place, "nothing crosses from rank to rank there. Remove it."
+        if action.kind in TRANSFERS and bare in done:
+            yield place, "it stands twice; a step runs it once. Remove one."
+        for need in needed.get(bare, ()):
+            if need not in done:
+                yield place, f"it needs {described(need, names)} before it: add {need} there, or move it."
+        done.add(bare)
+    for missing in sorted((each for each in wanted if unplaced(each) not in done and each.kind in SENDS), key=str):
+        yield (
+            len(schedule.actions) - 1,
+            f"{missing} is missing after it. Add it, or leave all transfers out: they are put in.",
+        )

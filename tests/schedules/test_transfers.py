@@ -1,0 +1,113 @@
+"""Schedules over ranks: places, sends and receives."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnifx import schedules
+from dnifx.errors import ScheduleError
+from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Program
+from dnifx.schedules.dependencies import links
+from dnifx.schedules.drawing import needs_over_ranks
+from dnifx.schedules.language import unplaced
+from tests.schedules.schedule_programs import Gate, Plan, chain, programs
+
+
+def over(text: str, program: Program, *ranks: int) -> str:
+    return str(schedules.transferred(schedules.parse(text), program, ranks))
+
+
+def test_values_and_targets_cross_from_rank_to_rank() -> None:
+    found = over("F0 S0 B0 U0 F1 B1 T0 M0 U1", chain(2), 0, 1)
+    assert found == (
+        "F0@rank0 SEND_F0@rank0>rank1 S0@rank0 B0@rank0 U0@rank0 RECV_F0@rank1<rank0 F1@rank1 B1@rank1 SEND_T0@rank1>rank0 "
+        "RECV_T0@rank0<rank1 T0@rank0 M0@rank0 U1@rank1"
+    )
+
+
+def test_a_late_target_is_received_before_its_fit() -> None:
+    found = over("F0 S0 B0 U0 F1 B1 T0-4 M0-4 U1", chain(2), 0, 1)
+    assert found.endswith("SEND_T0@rank1>rank0 T0-4@rank0 RECV_T0-4@rank0<rank1 M0-4@rank0 U1@rank1")
+
+
+def test_several_ranks_take_a_value_and_send_its_target() -> None:
+    program = Plan((("a",), ("b",), ("c",)), gates=(Gate(0, (1, 2)), Gate(1, (2,)))).program
+    found = schedules.transferred(schedules.sequential(program), program, (0, 1, 2))
+    crossing = [str(action) for action in found.actions if action.kind in TRANSFERS]
+    assert set(crossing) >= {"SEND_F0@rank0>rank1", "SEND_F0@rank0>rank2", "SEND_T0@rank2>rank0", "SEND_T0@rank1>rank0"}
+    together = schedules.transferred(schedules.sequential(program), program, (0, 1, 1))
+    crossing = [str(action) for action in together.actions if action.kind in TRANSFERS]
+    assert crossing == ["SEND_F0@rank0>rank1", "RECV_F0@rank1<rank0", "SEND_T0@rank1>rank0", "RECV_T0@rank0<rank1"]
+
+
+@given(programs(imagines=False), st.data(), st.integers(0, 3))
+def test_every_send_is_received_on_any_graph(program: Program, data: st.DataObject, seed: int) -> None:
+    ranks = data.draw(st.tuples(*[st.integers(0, 2)] * len(program.partitions)))
+    plain = schedules.random_order(0.7, seed).at(0, program)
+    found = schedules.transferred(plain, program, ranks)
+    schedules.validate(found, program, partial=True)
+    assert schedules.parse(str(found), found.name) == found
+    assert schedules.ranks_of(found, program) in (ranks, None) or len(plain.actions) == 0
+    assert [replace(each, rank=None) for each in found.actions if each.kind not in TRANSFERS] == list(plain.actions)
+    sent = [unplaced(each) for each in found.actions if each.kind in SENDS]
+    received = [unplaced(each) for each in found.actions if each.kind in TRANSFERS - SENDS]
+    mirrored = [
+        Action(
+            Kind.SEND_VALUES if each.kind is Kind.RECEIVE_VALUES else Kind.SEND_TARGET,
+            each.index,
+            rank=each.peer,
+            peer=each.rank,
+        )
+        for each in received
+    ]
+    assert sorted(map(str, sent)) == sorted(map(str, mirrored))
+    position = {unplaced(each): place for place, each in enumerate(found.actions)}
+    needed = needs_over_ranks(found, program, links(program))
+    assert all(position[need] < position[action] for action, needs in needed.items() for need in needs)
+
+
+@given(programs(imagines=False, locked=False), st.data())
+def test_any_removal_of_a_transfer_is_refused(program: Program, data: st.DataObject) -> None:
+    ranks = data.draw(st.tuples(*[st.integers(0, 2)] * len(program.partitions)))
+    found = schedules.transferred(schedules.sequential(program), program, ranks)
+    crossing = [place for place, action in enumerate(found.actions) if action.kind in TRANSFERS]
+    for place in crossing if len(crossing) > 1 else []:
+        cut = replace(found, actions=found.actions[:place] + found.actions[place + 1 :])
+        with pytest.raises(ScheduleError):
+            schedules.validate(cut, program, partial=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("F0@rank0 S0@rank0 B0@rank0 U0@rank1 F1@rank1 B1@rank1 T0@rank0 M0@rank0 U1@rank1", "name the same rank"),
+        ("F0@rank0 S0@rank0 B0@rank0 U0@rank0 F1 B1 T0@rank0 M0@rank0 U1", "name none"),
+        (
+            "F0@rank0 S0@rank0 B0@rank0 U0@rank0 SEND_F0@rank0>rank2 F1@rank0 B1@rank0 T0@rank0 M0@rank0 U1@rank0",
+            "nothing crosses",
+        ),
+    ],
+)
+def test_wrong_ranks_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ScheduleError, match=said):
+        schedules.validate(schedules.parse(text), chain(2))
+
+
+def test_ranks_are_drawn_in_rows_of_their_own() -> None:
+    program = chain(2)
+    picture = str(schedules.grid(schedules.transferred(schedules.sequential(program), program, (0, 1)), program))
+    for shown in ("submod_0@rank0", "submod_1@rank1", "SEND_F0>rank1"):
+        assert shown in picture
+
+
+def test_bandwidth_takes_time() -> None:
+    program = chain(2)
+    found = schedules.transferred(schedules.sequential(program), program, (0, 1))
+    costs = {str(unplaced(action)): 1.0 for action in found.actions if action.kind not in TRANSFERS}
+    quick = schedules.simulate(found, program, costs)
+    slow = schedules.simulate(found, program, costs, link=schedules.Link(bandwidth=8 * 4 * 4.0))
+    assert slow.makespan == pytest.approx(quick.makespan + 1)  # rank 0 works on for a second while the values travel
+    with pytest.raises(ScheduleError, match="seconds"):
+        schedules.simulate(found, program, link=schedules.Link(latency=1.0))
