@@ -274,7 +274,7 @@ def with_gradient(spec: TensorSpec) -> TensorSpec:
 
 def spec_of(tensor: Tensor) -> TensorSpec:
     """Describe a tensor."""
-    return TensorSpec(tuple(tensor.shape), tensor.dtype, tensor.requires_grad, tensor.device)
+    return TensorSpec(tuple(tensor.shape), tensor.dtype, tensor.requires_grad, tensor.device, tensor.layout)
 
 
 def node_parameters(program: Program, node: fx.Node) -> dict[str, nn.Parameter]:

@@ -15,6 +15,12 @@ class TensorSpec:
     dtype: torch.dtype
     requires_grad: bool = False
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    layout: torch.layout = torch.strided
+
+    @property
+    def has_estimates(self) -> bool:
+        """Whether an estimator can answer with its gradient: a dense tensor of real floating point."""
+        return self.dtype.is_floating_point and self.layout is torch.strided
 
     @property
     def bytes(self) -> int:
@@ -38,7 +44,8 @@ class TensorSpec:
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
-        return f"{kind}[{', '.join(map(str, self.shape))}]"
+        layout = "" if self.layout is torch.strided else f"{str(self.layout).removeprefix('torch.')} "
+        return f"{layout}{kind}[{', '.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dnifx.passes.capture.model_state import Missing, Read, fixed
 from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.state import Snapshot, generators, seed
 from dnifx.passes.capture.record.structure import copied_arguments, path_name, tensors_in, walk
+from dnifx.passes.capture.saved_tensors import Kept, needs_what_is_kept
 from dnifx.runtime.emitted.checkpoints import with_checkpoints
 from dnifx.runtime.emitted.ops import GuardError
 
@@ -41,10 +42,17 @@ def replay(model: nn.Module, captured: CapturedGraph) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one run: named values, each a tensor or something with ``==``, and the output's structure."""
+    """The result of one run: named values, each a tensor or something with ``==``, and the output's structure.
+
+    Attributes:
+        values: The values.
+        structure: The types of the output's containers, as text.
+        backward: Whether there was a backward pass.
+    """
 
     values: Mapping[str, Any]
     structure: str
+    backward: bool = True
 
 
 class Comparison:
@@ -71,8 +79,22 @@ class Comparison:
         self.changed: dict[str, None] = {}
         self.hooks: dict[str, None] = {}
 
-    def expected(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Outcome:
-        """Return what the model does under a seed; errors of the model are raised."""
+    def expected(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int, most: int | None = None
+    ) -> Outcome:
+        """Return what the model does under a seed; errors of the model are raised.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            number: The seed.
+            most: The bytes that forward may keep for a backward pass; beyond that there is none. None for any number of bytes.
+        """
+        try:
+            return self._outcome(self._model, args, kwargs, number, most)
+        except Exception as error:
+            if most is None or not needs_what_is_kept(error):
+                raise
         return self._outcome(self._model, args, kwargs, number)
 
     def differences(
@@ -84,14 +106,14 @@ class Comparison:
             GuardError: A guard fires: the graph does not hold for these inputs.
         """
         try:
-            got = self._outcome(self._replay, args, kwargs, number)
+            got = self._outcome(self._replay, args, kwargs, number, None if expected.backward else 0)
         except GuardError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure of the captured graph is a difference to report
             return [f"seed {number}: the captured graph raises {type(error).__name__}: {error} at {error_line(error)}"]
         found = compare(expected, got)
         if found:
-            unsteady = compare(expected, self.expected(args, kwargs, number))
+            unsteady = compare(expected, self.expected(args, kwargs, number, None if expected.backward else 0))
             found = [text for text in found if text not in unsteady]
         return [f"seed {number}: {text}" for text in found]
 
@@ -164,6 +186,7 @@ class Comparison:
                     with torch.enable_grad():
                         result = run(*arguments[0], **arguments[1])
                     outcomes.append(Outcome(self._values(arguments, result), _structure(result)))
+                    del result  # or two calls keep their activations at once
             except GuardError:
                 pass
             finally:
@@ -171,9 +194,15 @@ class Comparison:
         return outcomes
 
     def _outcome(
-        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        number: int,
+        most: int | None = None,
     ) -> Outcome:
-        """Run forward and backward under a seed."""
+        """Run forward under a seed, and backward unless forward would keep more than so many bytes for it."""
+        kept = Kept(most)
         arguments = copied_arguments(args, kwargs)
         gradients = [parameter.grad for parameter in self._parameters.values()]
         with self._snapshot.watching():
@@ -181,10 +210,11 @@ class Comparison:
                 for parameter in self._parameters.values():
                     parameter.grad = None
                 seed(number)
-                with torch.enable_grad():
+                with torch.enable_grad(), kept.watching():
                     result = run(*arguments[0], **arguments[1])
-                    _backward(result)
-                return Outcome(self._values(arguments, result), _structure(result))
+                    if kept.is_whole:
+                        _backward(result)
+                return Outcome(self._values(arguments, result), _structure(result), kept.is_whole)
             finally:
                 for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
                     parameter.grad = gradient

@@ -272,18 +272,16 @@ def writes(order: Order) -> Iterator[Barrier]:
 
 
 def numbers(order: Order) -> Iterator[Barrier]:
-    """Yield barriers where a value crosses whose numbers are not real floating point."""
+    """Yield barriers where a value crosses for which no estimator can answer: complex numbers, sparse tensors."""
     for node in order.flow:
         unfit = [
-            spec
-            for spec in order.program.measures[node.name].tensors
-            if spec.requires_grad and not spec.dtype.is_floating_point
+            spec for spec in order.program.measures[node.name].tensors if spec.requires_grad and not spec.has_estimates
         ]
         if unfit:
             yield Barrier(
                 order.index[node],
                 order.last_use(node),
-                f"{described(node)} is {unfit[0]}, where estimators answer with real numbers",
+                f"{described(node)} is {unfit[0]}, where estimators answer with dense tensors of real numbers",
             )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from dnifx.errors import CutError, LegalizeError, PassError
-from dnifx.ir import Boundary, Cut, Partition, Program, free_name, identifier, module_path
+from dnifx.ir import Boundary, Cut, Partition, Program, TensorSpec, free_name, identifier, module_path
 from dnifx.passes.cuts.partition import gradient_edges, partitioned
 from dnifx.passes.graph import captured, copied, described, listed
 from dnifx.passes.legalize.checkpoints import settle_checkpoints
@@ -84,10 +84,21 @@ def form_boundaries(program: Program) -> tuple[Boundary, ...]:
         title = free_name(name, taken)
         taken.add(identifier(title))
         specs = tuple(program.measures[node.name].tensors[0] for node in nodes)
+        refuse_layouts(title, nodes, specs)
         consumers = sorted({index for node in nodes for index in consumers_of(program, node)})
         values = tuple(node.name for node in nodes)
         boundaries.append(Boundary(len(boundaries), title, producer, tuple(consumers), values, specs))
     return tuple(boundaries)
+
+
+def refuse_layouts(boundary: str, nodes: Iterable[fx.Node], specs: Iterable[TensorSpec]) -> None:
+    """Raise LegalizeError where a value has no dense gradient: it is sparse or nested."""
+    for node, spec in zip(nodes, specs, strict=True):
+        if spec.layout is not torch.strided:
+            raise LegalizeError(
+                f"{described(node)} is {spec} and crosses the boundary {boundary!r} with a gradient, but synthetic gradients are for "
+                "dense tensors only. Cut before it is made or behind its last use, or let its values cross as a dense tensor"
+            )
 
 
 def consumers_of(program: Program, node: fx.Node) -> set[int]:

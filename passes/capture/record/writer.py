@@ -1,6 +1,7 @@
 """Writes the graph: nodes for calls, for sizes and for reads of the model, and which node made which value."""
 
 import enum
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class Writer:
         self.parameters = {path for path, _ in model.named_parameters()}
         self._owner = owner
         self._unknown = unknown
-        self._values: dict[int, NodeValue] = {}
+        self._values: dict[int, tuple[weakref.ref[Tensor], NodeValue]] = {}
         self._constant_names: dict[int, str] = {}
         self._devices: dict[int, Tensor] = {}
         self._alive: list[Any] = [tensor for _, tensor in named]
@@ -136,8 +137,7 @@ class Writer:
 
     def remember(self, tensor: Tensor, value: NodeValue) -> None:
         """Remember which value of the graph a tensor is from now on."""
-        self._values[id(tensor)] = value
-        self._alive.append(tensor)
+        self._values[id(tensor)] = weakref.ref(tensor), value
 
     def keep(self, thing: Any) -> None:
         """Keep an object alive, so that no other object gets its identity."""
@@ -145,11 +145,12 @@ class Writer:
 
     def find(self, tensor: Tensor) -> NodeValue | None:
         """Return which value of the graph a tensor is, or None where the graph did not make it."""
-        return self._values.get(id(tensor))
+        reference, value = self._values.get(id(tensor), (None, None))
+        return value if reference is not None and reference() is tensor else None
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor is made by the graph or is a parameter or buffer of the model."""
-        return id(tensor) in self._values or id(tensor) in self.owned
+        return self.find(tensor) is not None or id(tensor) in self.owned
 
     def node_of(self, value: NodeValue) -> fx.Node:
         """Return the node of a value; a part of a node's value gets a node of its own."""

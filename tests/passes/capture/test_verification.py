@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.ir import Program
 from dnifx.passes.capture.capture import CaptureGraph
-from dnifx.passes.capture.verification import Size, resized, twice
+from dnifx.passes.capture.other_inputs import Size, halved, resized, twice
 from dnifx.runtime.emitted.ops import GuardError, guard
 
 
@@ -106,12 +106,13 @@ def test_each_input_of_that_size_is_changed_and_guarded() -> None:
     args, _ = resized(program, Size(5))
     assert [tuple(each.shape) for each in args] == [(4, 4, 3), (4, 4)]
     assert args[0].requires_grad
-    assert [tuple(each.shape) for each in twice(program)[0]] == [(8, 5, 3), (8, 5)]
+    assert [tuple(each.shape) for each in twice(program)[0][0]] == [(8, 5, 3), (8, 5)]
 
 
 def test_the_batch_is_not_taken_for_another_size() -> None:
     program = Program(ListSlice(), (torch.randn(4, 4, 3),))
     assert [tuple(each.shape) for each in resized(program, Size(4))[0]] == [(4, 3, 3)]
     one = torch.randn(4, 4, 3)
-    args, _ = twice(Program(ListSlice(), (one, one)))
-    assert args[0] is args[1]
+    for choices in (twice, halved):
+        for args, _ in choices(Program(ListSlice(), (one, one))):
+            assert args[0] is args[1]
