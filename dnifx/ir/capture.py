@@ -34,6 +34,14 @@ class Signature(Protocol):
         """For each output that forward leaves on the model, its attribute; None for a state, which forward reads too."""
 
     @property
+    def changed(self) -> tuple[str, ...]:
+        """The attributes that a call changes, as ``self.gate.alpha``."""
+
+    @property
+    def in_place(self) -> tuple[str, ...]:
+        """Those of ``changed`` that forward does not assign: a call changes what they hold."""
+
+    @property
     def left(self) -> int:
         """How many of the flat outputs, the last ones, forward leaves on the model."""
 

@@ -148,7 +148,8 @@ class DecoupledModule(Net):
             inputs = (*input_kind.signature.flatten(args, kwargs), *seen)
             if not input_kind.guarded:
                 return self.answer(input_kind, inputs, target)
-            before = Undo(self.original)
+            written = (inputs[position] for position in input_kind.written)
+            before = Undo(self, written, self.whole.attributes)
             try:
                 return self.answer(input_kind, inputs, target)
             except GuardError:

@@ -48,10 +48,10 @@ def exported(program: Program) -> CapturedGraph:
 def with_reads(found: CapturedGraph, program: Program) -> CapturedGraph:
     """Let what the model's Python reads be part of the input kind, since the graph holds it fixed."""
     try:
-        reads = reads_of(program.model, program.args, program.kwargs)
+        reads, in_place = reads_of(program.model, program.args, program.kwargs)
     except Exception:  # noqa: BLE001 - verification, or the measure, tells of a model that fails on its example
         return found
-    return replace(found, signature=replace(found.signature, fixed=reads))
+    return replace(found, signature=replace(found.signature, fixed=reads, in_place=in_place))
 
 
 METHODS: Mapping[str, Callable[[Program], CapturedGraph]] = {"export": exported, "symbolic": traced}

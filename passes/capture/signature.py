@@ -113,6 +113,7 @@ class CapturedSignature:
         held: Attributes that hold tensors, which are inputs; their structure is part of the input kind.
         numbers: Attributes whose numbers are inputs.
         writes: What forward leaves on the model.
+        in_place: Attributes that forward does not assign, and whose content it changes: ``self.bank``.
         asked: What Python asked of tensors, ``requires_grad`` and ``is_contiguous``: of the inputs it is part of the input kind.
         learners: The parameters, where Python asked what requires a gradient.
     """
@@ -128,6 +129,7 @@ class CapturedSignature:
     held: tuple[Read, ...] = ()
     numbers: tuple[Read, ...] = ()
     writes: tuple[Write, ...] = ()
+    in_place: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     learners: tuple[Tensor, ...] = ()
 
@@ -163,6 +165,11 @@ class CapturedSignature:
         read = {each.path for each in (*self.numbers, *self.held, *self.fixed)}
         paths = (None if each.path in read else each.path for each in self.writes for _ in range(each.count))
         return tuple(paths)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The attributes that a call changes."""
+        return (*(each.path for each in self.writes), *self.in_place)
 
     @property
     def left(self) -> int:

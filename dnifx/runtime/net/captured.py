@@ -11,6 +11,7 @@ from dnifx.errors import InputKindWarning, PassError, StateError
 from dnifx.ir import CONSTANTS, Part, Program
 from dnifx.runtime.net.attach import attach
 from dnifx.runtime.net.input_kinds import InputKind, hold_constants, listed_changes, what_is_read
+from dnifx.runtime.net.kept_attributes import KeptAttributes
 
 Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
 MOST_INPUT_KINDS = 16
@@ -30,12 +31,14 @@ class CapturedPart:
     Attributes:
         input_kinds: What is captured: the example's kind first, the others by their last use.
         captures: How many kinds were captured so far.
+        attributes: What the model keeps in attributes from call to call.
     """
 
     def __init__(self, part: Part, program: Program, net: nn.Module, mean: bool, recompile: Recompile) -> None:
         self.part, self.program, self.net, self.mean, self.recompile = part, program, net, mean, recompile
         self.input_kinds: list[InputKind] = []
         self.captures = 0
+        self.attributes = KeptAttributes(program.model)
         self._children = [
             (module._modules, name, child)
             for module in program.model.modules()
@@ -63,6 +66,7 @@ class CapturedPart:
             self.captures,
         )
         self.captures += 1
+        self.attributes.note(program.signature)
         self.input_kinds.append(made)
         return made
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from dnifx.ir import CONSTANTS, Program, Signature
 from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
+from dnifx.runtime.net.kept_attributes import KeptAttributes
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +44,54 @@ class InputKind:
         return self.program.capture is not None and self.program.capture.guards > 0
 
     @cached_property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The nodes of the captured graph."""
+        return tuple(self.program.graph.nodes) if self.program.graph is not None else ()
+
+    @cached_property
+    def from_numbers(self) -> Mapping[fx.Node, bool]:
+        """The nodes that are computed from numbers among the inputs, and whether from inputs alone.
+
+        Such numbers are attributes of the model that change from call to call, like a number of steps.
+        """
+        found: dict[fx.Node, bool] = {}
+        for node in self.nodes:
+            if node.op != "output" and not self.program.measures[node.name].tensors:
+                sources = node.all_input_nodes
+                alone = node.op == "call_function" and all(found.get(each, is_size_of_input(each)) for each in sources)
+                if node.op == "placeholder" or any(each in found for each in sources):
+                    found[node] = node.op == "placeholder" or alone
+        return found
+
+    @cached_property
+    def early_nodes(self) -> tuple[fx.Node, ...]:
+        """The guards on numbers and sizes among the inputs that stand behind the first partition, and what they ask, in order."""
+        wanted = {
+            each for each in self.guards if self.from_numbers.get(each) and self.program.partition_of[each.name] > 0
+        }
+        for node in reversed(self.nodes if wanted else ()):
+            if node in wanted:
+                wanted.update(each for each in node.all_input_nodes if each.op != "placeholder")
+        return tuple(node for node in self.nodes if node in wanted)
+
+    @cached_property
     def late_guards(self) -> tuple[fx.Node, ...]:
-        """The guards behind the first partition, which a schedule may have updated before they speak."""
-        return tuple(node for node in self.guards if self.program.partition_of[node.name] > 0)
+        """The other guards behind the first partition, which a schedule may have updated before they speak."""
+        late = (node for node in self.guards if self.program.partition_of[node.name] > 0)
+        return tuple(node for node in late if node not in self.early_nodes)
 
     @cached_property
     def reads_late(self) -> bool:
-        """Whether a late guard reads values, and not sizes alone."""
-        return any(SIZES_ALONE not in node.meta for node in self.late_guards)
+        """Whether a late guard reads values or numbers, and not sizes alone."""
+        return any(SIZES_ALONE not in node.meta or node in self.from_numbers for node in self.late_guards)
+
+    @cached_property
+    def written(self) -> tuple[int, ...]:
+        """The positions of the inputs that the graph writes to in place, as it may do with the tensors of attributes."""
+        measures = self.program.measures
+        memory = {each for one in measures.values() for name in one.writes for each in measures[name].storages}
+        names = enumerate(self.signature.inputs)
+        return tuple(position for position, name in names if memory & {*measures[name].storages})
 
     @cached_property
     def held(self) -> set[tuple[torch.Size, ...]]:
@@ -64,8 +105,20 @@ class InputKind:
     @cached_property
     def guards(self) -> tuple[fx.Node, ...]:
         """The nodes that look whether the graph holds; the last argument of each is the place in the model's source."""
-        nodes = self.program.graph.nodes if self.program.graph is not None else ()
-        return tuple(node for node in nodes if node.op == "call_function" and node.target in (guard, guard_length))
+        return tuple(node for node in self.nodes if node.op == "call_function" and node.target in (guard, guard_length))
+
+    def numbers_hold(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether no guard fires that asks for nothing but numbers and sizes among the inputs."""
+        values = dict(zip(self.signature.inputs, inputs, strict=True)) if self.early_nodes else {}
+        try:
+            for node in self.early_nodes:
+                args = fx.node.map_arg(node.args, lambda source: values[source.name])
+                is_method = node.op == "call_method"
+                call: Any = getattr(args[0], str(node.target)) if is_method else node.target
+                values[node.name] = call(*(args[1:] if is_method else args))
+        except GuardError:
+            return False
+        return True
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.
@@ -94,11 +147,29 @@ def sizes_of(inputs: tuple[Any, ...]) -> tuple[torch.Size, ...]:
     return tuple(value.shape for value in inputs if isinstance(value, Tensor))
 
 
-class Undo:
-    """Buffers and random state before a run that a guard may stop."""
+def is_size_of_input(node: fx.Node) -> bool:
+    """Whether a node reads a size of an input."""
+    return (
+        node.op == "call_method"
+        and node.target == "size"
+        and [each.op for each in node.all_input_nodes] == ["placeholder"]
+    )
 
-    def __init__(self, model: nn.Module) -> None:
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+
+class Undo:
+    """Buffers, written inputs, attributes and random state before a run that a guard may stop.
+
+    Args:
+        net: The net: the constants of its graphs are buffers too.
+        written: The inputs that the run writes to in place.
+        attributes: The attributes of the model that the run changes before its end.
+    """
+
+    def __init__(
+        self, net: nn.Module, written: Iterable[Tensor] = (), attributes: KeptAttributes | None = None
+    ) -> None:
+        self.attributes = attributes.undo() if attributes is not None else None
+        self.buffers = [(tensor, tensor.detach().clone()) for tensor in (*net.buffers(), *written)]
         self.random = torch.get_rng_state()
         self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
@@ -107,6 +178,8 @@ class Undo:
         with torch.no_grad():
             for buffer, value in self.buffers:
                 buffer.copy_(value)
+        if self.attributes is not None:
+            self.attributes()
         torch.set_rng_state(self.random)
         if self.devices:
             torch.cuda.set_rng_state_all(self.devices)

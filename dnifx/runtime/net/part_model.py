@@ -51,6 +51,16 @@ class PartSignature:
         return ()
 
     @property
+    def changed(self) -> tuple[str, ...]:
+        """Nothing: a part changes no attributes."""
+        return ()
+
+    @property
+    def in_place(self) -> tuple[str, ...]:
+        """Nothing: a part changes no attributes."""
+        return ()
+
+    @property
     def left(self) -> int:
         """Nothing: a part leaves nothing on the model."""
         return 0

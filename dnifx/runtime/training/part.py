@@ -127,7 +127,10 @@ class TrainedPart:
         for input_kind in self.captured.matching(args, kwargs):
             step = self.functions.training(input_kind, schedule_of(input_kind.program), diagnose)
             inputs = input_kind.signature.flatten(args, kwargs)
-            before = Undo(self.net.original) if input_kind.guarded else None
+            if not input_kind.numbers_hold(inputs):
+                continue
+            written = (inputs[position] for position in input_kind.written)
+            before = Undo(self.net, written, self.captured.attributes) if input_kind.guarded else None
             if before is not None and not input_kind.program.recurrences and input_kind.has_to_be_asked(inputs):
                 holds = input_kind.holds(inputs)
                 before.restore()
@@ -171,11 +174,16 @@ class TrainedPart:
         return self.task.reduced(loss, self.steps), losses_of(loss, examples, self.task.mean)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it carries from firing to firing."""
+        """Return what it carries from firing to firing, in attributes of the model too.
+
+        Raises:
+            StateError: An attribute holds an object that cannot be copied.
+        """
         return {
             "steps": self.steps,
             "adopted": self.ownership.state_dict(),
             "window": self.window.state_dict(),
+            "attributes": self.captured.attributes.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,4 +194,5 @@ class TrainedPart:
         """
         self.window.load_state_dict(state["window"])
         self.ownership.load_state_dict(state["adopted"])
+        self.captured.attributes.load_state_dict(state["attributes"])
         self.steps = state["steps"]

@@ -8,7 +8,7 @@ from math import lcm
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import InputError
@@ -18,6 +18,7 @@ from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.emitted.windows import by_example
 from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import InputKind, Undo
+from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.states import without_episodes
 from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.messages import BATCH, message_features
@@ -83,10 +84,10 @@ def run_probe(
 
 
 @contextmanager
-def untouched(net: nn.Module) -> Iterator[None]:
+def untouched(net: Net) -> Iterator[None]:
     """Put gradients, buffers and random state back afterwards."""
     gradients = [(parameter, parameter.grad) for parameter in net.parameters()]
-    before = Undo(net)
+    before = Undo(net, attributes=net.whole.attributes)
     try:
         for parameter, _ in gradients:
             parameter.grad = None

@@ -3,7 +3,7 @@
 import inspect
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, W
 from dnifx.passes.capture.record.node_values import NodeValue
 from dnifx.passes.capture.record.plan import Plan
 from dnifx.passes.capture.record.sizes import Owner, symbolic
-from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.capture.record.state import Snapshot, preserved
 from dnifx.passes.capture.record.structure import copied_arguments, path_name, walk
 from dnifx.passes.capture.record.unseen import UnseenTensors
 from dnifx.passes.capture.record.writer import Writer
@@ -295,10 +295,20 @@ class AttributeReads:
         """Ignore an assignment; see ``AttributeObserver``. Verification compares what a run leaves."""
 
 
-def reads_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Read, ...]:
-    """Run a model once and return the attributes that its Python reads; the model is left as it was."""
+def reads_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Read, ...], tuple[str, ...]]:
+    """Run a model once; return the attributes that its Python reads, and those that it changes. The model is left as it was."""
     reads = AttributeReads(model)
     own_args, own_kwargs = copied_arguments(args, kwargs)
-    with preserved(model), torch.enable_grad(), AttributeWatch(reads).watching():
-        model(*own_args, **own_kwargs)
-    return tuple(reads.found.values())
+    with preserved(model) as snapshot:
+        with torch.enable_grad(), AttributeWatch(reads).watching():
+            model(*own_args, **own_kwargs)
+        return tuple(reads.found.values()), changed_in_place(snapshot, ())
+
+
+def changed_in_place(snapshot: Snapshot, writes: Sequence[Write]) -> tuple[str, ...]:
+    """Return the attributes that a run changed, beside those that the graph leaves: what modules kept whole do is among it."""
+    found = (f"self.{name}" for names in snapshot.changes().values() for name in names.split(", "))
+    left = {each.path for each in writes}
+    return tuple(path for path in dict.fromkeys(found) if path not in left)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from dnifx.errors import CaptureError
 from dnifx.ir import Kept
 from dnifx.passes.capture.captured_graph import CapturedGraph
-from dnifx.passes.capture.record.attributes import AttributeWatch
+from dnifx.passes.capture.record.attributes import AttributeWatch, changed_in_place
 from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.interpose import interposed
 from dnifx.passes.capture.record.plan import Plan, is_made
@@ -96,6 +96,7 @@ def _run(
             outputs = writer.variables(result)
             recorder.attributes.refilled(snapshot.changes())
             writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
+            in_place = changed_in_place(snapshot, writes)
             writer.graph.output((*(node for _, node in outputs), *left))
             output = FirstOutputs(ops.Template(result, [part for part, _ in outputs]).build, len(outputs))
         except Exception as error:  # noqa: BLE001 - whatever the model raises is reported with its place
@@ -116,6 +117,7 @@ def _run(
         held=tuple(at for at, *_ in held),
         numbers=tuple(at for at, _ in numbers),
         writes=tuple(writes),
+        in_place=in_place,
         asked=tuple(attributes.asked),
         learners=tuple(model.parameters()) if "requires_grad" in attributes.asked else (),
     )
