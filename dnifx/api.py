@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dnifx import schedules
-from dnifx.errors import CaptureError, DnifxError, LossError
+from dnifx.errors import CaptureError, DnifxError, LossError, ScheduleError
 from dnifx.ir import Program, Schedule
 from dnifx.passes.compiler import Compiler
 from dnifx.passes.cuts.resolve import CutSpec
@@ -155,14 +155,19 @@ def step_source(program: Program, schedule: Schedule, mean: bool, diagnose: bool
     return StepWriter(program, wanted, mean, diagnose).source()
 
 
-def trained_schedule(spec: schedules.Spec, program: Program) -> schedules.ScheduleSource:
-    """Return the source of a trainer's schedule, after checking its first step or period, places included.
+def trained_schedule(spec: schedules.Spec, program: Program, lag: int) -> schedules.ScheduleSource:
+    """Return the source of a trainer's schedule, after checking its first step or period, places and lag included.
 
     Raises:
         ScheduleError: There is no such schedule, it is not valid for the program, or one process cannot run it.
     """
-    schedules.refuse_other_places(schedules.period_of(spec, program), program)
-    return schedules.resolve(spec, program)
+    if isinstance(lag, bool) or not isinstance(lag, int):
+        raise ScheduleError(f"{lag=} is not a number of steps; give 0 or more")
+    source = schedules.resolve(spec, program)
+    if lag:
+        source = schedules.resolve(schedules.Lagged(lag, source), program)
+    schedules.refuse_other_places(schedules.period_of(source, program), program)
+    return source
 
 
 def probe_source(program: Program, mean: bool, true: bool) -> str:

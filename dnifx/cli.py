@@ -163,6 +163,11 @@ def schedule(
         str | None,
         typer.Option("--devices", help="A device for each partition, separated by commas. Nothing runs there."),
     ] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option("--ranks", help="A rank for each partition, separated by commas, such as 0,0,1."),
+    ] = None,
+    lag: Annotated[int, typer.Option("--lag", help="Fit the estimators to the targets of so many steps ago.")] = 0,
     steps: Annotated[
         int, typer.Option("--steps", help="How many training steps to simulate; with --every, how many periods.")
     ] = 1,
@@ -182,6 +187,12 @@ def schedule(
     """
     net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes)
     chosen = dnifx.schedules.period_of(order, net.program)
+    if isinstance(chosen, dnifx.schedules.Period) and (lag or ranks):
+        raise OptionError("--lag and --ranks are for a training step: leave them out with --every")
+    if isinstance(chosen, dnifx.schedules.Schedule):
+        chosen = dnifx.schedules.lagged(chosen, net.program, lag)
+        if ranks is not None:
+            chosen = dnifx.schedules.transferred(chosen, net.program, read_ranks(ranks))
     if devices is not None:
         chosen = dnifx.schedules.placed(chosen, net.program, devices.split(","))
     simulation = dnifx.schedules.simulate(chosen, net.program, steps=steps)
@@ -302,6 +313,17 @@ def _decoupled(
         num_classes=classes or (loaded.classes if context else None),
         every=read_every(every or ()) or loaded.every or None,
     )
+
+
+def read_ranks(text: str) -> tuple[int, ...]:
+    """Read ranks that are separated by commas.
+
+    Raises:
+        OptionError: A word is no number.
+    """
+    if not all(word.strip().isdecimal() for word in text.split(",")):
+        raise OptionError(f"--ranks {text}: give a number for each partition, separated by commas, such as 0,0,1")
+    return tuple(map(int, text.split(",")))
 
 
 def _write(text: str, out: Path | None) -> None:

@@ -235,6 +235,7 @@ class DecoupledModule(Net):
         *,
         lr_scheduler: SchedulerSpec | None = None,
         estimator_optimizer: OptimizerSpec | None = None,
+        lag: int = 0,
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
@@ -245,8 +246,11 @@ class DecoupledModule(Net):
             lr_scheduler: From an optimizer to a learning-rate scheduler, or a mapping. It is stepped whenever the part of
                 its optimizer fires: after every step, where the net has no rates.
             estimator_optimizer: As ``optimizer``, for the estimators by boundary name; the same callable by default.
+            lag: Estimators are fitted to the targets of so many steps ago, so that partitions in other places need not be waited
+                for. In the first ``lag`` steps they are not fitted.
 
         Raises:
+            ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
             LossError: The module was made without ``loss=``.
             ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
             OptimizerError: The mapping does not cover the partitions exactly.
@@ -255,7 +259,8 @@ class DecoupledModule(Net):
             raise LossError(
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
-        return Trainer(self, optimizer, schedule, lr_scheduler, estimator_optimizer)
+        source = self.emitters.schedule(schedule, self.program, lag)
+        return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer)
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)

@@ -4,7 +4,7 @@ The actions are ``F`` forward, ``S`` synthesise, ``B`` backward, ``U`` update, `
 and ``M`` fit. ``F1`` is the forward pass of partition 1; ``T1`` is the target of boundary 1.
 """
 
-from dnifx.ir import Period
+from dnifx.ir import Period, Schedule
 from dnifx.schedules.chance import random_order, unlocked
 from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.drawing import Grid, grid
@@ -28,6 +28,7 @@ __all__ = [
     "Lock",
     "Period",
     "Ranks",
+    "Schedule",
     "ScheduleSource",
     "Simulation",
     "Span",

@@ -32,6 +32,7 @@ def lagged(schedule: Schedule, program: Program, lag: int, before: Schedule | No
         ScheduleError: A boundary cannot be fitted late; the text says why.
     """
     wiring = links(program)
+    at_least(0, lag=lag)
     refuse_lag(wiring, program, lag)
     return _lagged(schedule, schedule if before is None else before, lag, wiring) if lag else schedule
 

@@ -19,8 +19,6 @@ def refuse_other_places(schedule: Schedule | Period, program: Program) -> None:
         if action.rank is not None:
             reason = f"{action} names a rank, and this trainer runs in one process"
             remedy = 'make the trainer with places="ranks", in a process of its own for each rank (torchrun)'
-        elif action.lag:
-            reason, remedy = f"{action} has a lag, and a trainer fits to the target of its own step", ""
         elif action.stream is not None:
             reason, remedy = f"{action} names a stream, and a trainer runs everything in one", ""
         elif not _is_on(action, own):

@@ -14,7 +14,7 @@ RESERVED = frozenset(
 PREFIXES = tuple(
     "leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated output_error submod_ apply_gradients arrived "
     "backpropagate fit_gradient per_example compare end_ by_example without_rows auxiliary_fit window_ jacobian_ trace_ "
-    "extend_trace fit_by_trace pass_on".split()
+    "extend_trace fit_by_trace pass_on late_ fit_late".split()
 )
 
 
@@ -55,6 +55,11 @@ class StepPlan:
     def runs(self, kind: Kind, index: int) -> bool:
         """Whether the schedule runs an action."""
         return Action(kind, index) in self.action_set
+
+    def comes_late(self, boundary: int) -> bool:
+        """Whether the target of a boundary is kept for a later step."""
+        targets = (each for each in self.schedule.actions if each.kind is Kind.TARGET and each.index == boundary)
+        return any(each.lag for each in targets)
 
     @property
     def last(self) -> int:

@@ -78,6 +78,8 @@ class InterfaceLines(StepPlan):
         both = [Action(kind, action.index) for kind in (Kind.SYNTHESISE, Kind.TARGET)]
         if not self.action_set.issuperset(both) or max(both, key=self.actions.index).kind is not action.kind:
             return []
+        if self.comes_late(action.index):
+            return []
         boundary = self.program.boundaries[action.index]
         key, pair = boundary.key, f"estimate_{boundary.key}, target_{boundary.key}"
         lines = [f"diagnostics[{boundary.name!r}] = compare({pair})"] if self.diagnose else []

@@ -9,6 +9,7 @@ from dnifx.ir import Action, Kind, Partition
 from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, local, tuple_of
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
+from dnifx.passes.emit.late_lines import LateLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
 from dnifx.passes.graph import input_names
 from dnifx.passes.measure import examples_of, trains
@@ -49,6 +50,11 @@ class StepWriter(StepPlan):
         return InterfaceLines(self.program, self.schedule, self.mean, self.diagnose)
 
     @cached_property
+    def late(self) -> LateLines:
+        """What writes late targets and fits."""
+        return LateLines(self.program, self.schedule, self.mean, self.diagnose)
+
+    @cached_property
     def windows(self) -> WindowLines:
         """What writes the two ends of a recurrent model's window."""
         return WindowLines(self.program, self.schedule, self.mean, self.diagnose)
@@ -70,6 +76,8 @@ class StepWriter(StepPlan):
         boundary = self.windows.boundary_of(action)
         if boundary is not None:
             return self.windows.block(action, boundary)
+        if action.lag:
+            return self.late.keep(action) if action.kind is Kind.TARGET else self.late.fit(action)
         writers: Mapping[Kind, Callable[[Action], Block]] = {
             Kind.FORWARD: self.forward,
             Kind.BACKWARD: self.backward,

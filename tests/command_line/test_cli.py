@@ -146,6 +146,15 @@ def test_schedule_draws_simulates_and_traces(tmp_path: Path, capsys: pytest.Capt
     assert "ScheduleError" in run(["schedule", "fcn", "--schedule", "sequentiel"], capsys, 2)
 
 
+def test_schedule_shows_ranks_and_lags(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(["schedule", "fcn", "-s", "layers=3", "--ranks", "0,0,1", "--lag", "4"], capsys)
+    assert "M0-4@rank0" in text
+    assert "SEND_F1@rank0>rank1" in text
+    assert "M1-4" in run(["schedule", "fcn", "-s", "layers=3", "--lag", "4"], capsys)
+    for wrong in (["--ranks", "0,b"], ["--ranks", "0,1"], ["--lag", "-1"]):
+        assert "Error" in run(["schedule", "fcn", "-s", "layers=3", *wrong], capsys, 2)
+
+
 CLOCKS = ["two-clocks", "--set", "width=8", "--set", "batch=3"]
 
 

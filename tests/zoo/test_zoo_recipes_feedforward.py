@@ -78,7 +78,7 @@ def test_unlocked_estimators_have_the_paper_s_one_hidden_layer() -> None:
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "table1": {"layers": "3,4"},
     "single": {"position": "2,5"},
-    "sparse": {"p": "0.3"},
+    "sparse": {"p": "0.3", "lag": "3"},
     "unlock": {"p": "0.7"},
     "deep": {"layers": "6"},
     "stale": {"layers": "3", "decay": "0,0.9"},

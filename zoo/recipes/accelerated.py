@@ -164,7 +164,7 @@ def accelerated(learner: Learner, step: str, drawn: bool, device: torch.device) 
     Args:
         learner: The learner to train.
         step: ``auto``, ``eager``, ``graph`` or ``compiled``.
-        drawn: Whether the schedule is random. A graph cannot follow a random schedule.
+        drawn: Whether the schedule is random or has a lag. A graph cannot follow one that differs from step to step.
         device: The device to train on.
 
     Raises:
@@ -181,8 +181,8 @@ def accelerated(learner: Learner, step: str, drawn: bool, device: torch.device) 
         can["compiled"] = learner.compiled()
     if step != "auto" and step not in can:
         raise OptionError(
-            f"--step: got {step}, but this variant can only run {' or '.join(can)}: a random schedule has no "
-            "graph, and only the fused target compiles; leave --step out"
+            f"--step: got {step}, but this variant can only run {' or '.join(can)}: a random schedule or a lag has "
+            "no graph, and only the fused target compiles; leave --step out"
         )
     return Fastest(learner, can if step == "auto" else {step: can[step]}, _synchronised)
 

@@ -131,7 +131,7 @@ def _train(settings: Settings, variant: Variant, seed: int, examples: Split, val
     diagnosis = Diagnosis(sample, *every)
     own = {"variant": variant.key, "seed": seed}
     progress = train(
-        accelerated(trainee, settings.step, variant.p is not None, device),
+        accelerated(trainee, settings.step, variant.p is not None or settings.lag > 0, device),
         batches,
         validation,
         steps=settings.steps,

@@ -95,7 +95,9 @@ def learner(settings: Settings, variant: Variant, example: Tensor, seed: int = 0
         prober = net.trainer(optimizer)
         return LoopLearner(model, net, optimizer, scheduler, interface_lr, variant.context == "label", prober)
     schedule = "sequential" if variant.p is None else f"{settings.schedule}{{p={variant.p!r},seed={seed}}}"
-    trainer = net.trainer(optimizer, schedule, lr_scheduler=scheduler, estimator_optimizer=estimator_optimizer)
+    trainer = net.trainer(
+        optimizer, schedule, lr_scheduler=scheduler, estimator_optimizer=estimator_optimizer, lag=settings.lag
+    )
     return TrainerLearner(model, trainer)
 
 

@@ -52,6 +52,7 @@ class Feedforward:
     )
     schedule: str = option("sequential", "Order of the work in a step.", SCHEDULES)
     p: tuple[float, ...] = option((), "Update probability of a random schedule. One variant for each.")
+    lag: int = option(0, "Fit the estimators to the targets of so many steps ago.")
     hidden: tuple[int, ...] | None = option(
         None, "Hidden layers of an estimator; 0 is an affine map. Validation chooses among several."
     )
@@ -199,6 +200,7 @@ class Settings:
     position: tuple[int, ...]
     schedule: str
     p: tuple[float, ...]
+    lag: int
     hidden: tuple[int, ...]
     plain_hidden: tuple[int, ...]
     estimator_width: int
@@ -293,7 +295,7 @@ def _preset(options: Feedforward) -> Preset:
 
 _LEAST = {
     **dict.fromkeys(("position", "width", "estimator_width", "steps", "seeds", "validation", "evaluate_every"), 1),
-    **dict.fromkeys(("hidden", "diagnose_every", "probe_every", "threads"), 0),
+    **dict.fromkeys(("hidden", "lag", "diagnose_every", "probe_every", "threads"), 0),
     **dict.fromkeys(("layers", "batch"), 2),
 }
 
@@ -320,5 +322,7 @@ def _check_variants(settings: Settings) -> None:
             f"--p: got {settings.p or 'no value'} for --schedule {settings.schedule}; random_order and unlocked need "
             "update probabilities, such as 0.2; sequential takes none"
         )
+    if settings.lag and settings.target == "fused":
+        raise OptionError(f"--target: fused knows no lag, got --lag {settings.lag}; leave --target out")
     if settings.schedule != "sequential" and settings.target == "fused":
         raise OptionError(f"--target: fused has no schedule, got --schedule {settings.schedule}; leave --target out")

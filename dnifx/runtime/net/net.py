@@ -25,7 +25,7 @@ class Emitters:
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, and whether to diagnose.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
-        schedule: From a schedule's specification to what gives each step its schedule.
+        schedule: From a schedule's specification and a lag to what gives each step its schedule.
     """
 
     report: Callable[[Program], str]
@@ -34,7 +34,7 @@ class Emitters:
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
     step: Callable[[Program, Schedule, bool, bool], str]
     probe: Callable[[Program, bool, bool], str]
-    schedule: Callable[[Any, Program], Any]
+    schedule: Callable[[Any, Program, int], Any]
 
 
 class Net(nn.Module):

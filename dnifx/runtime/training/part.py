@@ -18,6 +18,7 @@ from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import Undo
 from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.ownership import Ownership
@@ -74,7 +75,7 @@ class TrainedPart:
         self.estimator_optimizers = {key: estimator_optimizers[key] for key in fitted}
         steered = {*names.values(), *self.estimator_optimizers}
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
-        self.window = Window(self.program)
+        self.window, self.late = Window(self.program), Late()
         teaches = self.program.partitions[-1].name in self.optimizers
         self.task = TaskLoss(self.own_loss or no_loss, captured.mean, teaches, self.program.batch_dim == 0)
         shared = {
@@ -84,6 +85,7 @@ class TrainedPart:
             "compute_loss": self.compute_loss,
             "compute_losses": self.compute_losses,
             "window": self.window,
+            "late": self.late,
             "parameter": net.original.get_parameter,
         }
         self.ownership = Ownership(self.program, self.optimizers)
@@ -109,6 +111,7 @@ class TrainedPart:
             schedule_of: From the program of an input kind to what the step runs.
         """
         args, kwargs = self.window.filled(args, kwargs)
+        self.late.begin(self.steps)
         loss, output, diagnostics = self.run(args, kwargs, target, context, diagnose, schedule_of)
         if output is not None:
             self.window.leave(output, args, kwargs)
@@ -184,6 +187,7 @@ class TrainedPart:
             "adopted": self.ownership.state_dict(),
             "window": self.window.state_dict(),
             "attributes": self.captured.attributes.state_dict(),
+            "late": self.late.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,6 +197,7 @@ class TrainedPart:
             StateError: It belongs to another part.
         """
         self.window.load_state_dict(state["window"])
+        self.late.load_state_dict(state["late"], [each.key for each in self.program.boundaries])
         self.ownership.load_state_dict(state["adopted"])
         self.captured.attributes.load_state_dict(state["attributes"])
         self.steps = state["steps"]

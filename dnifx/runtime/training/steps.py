@@ -23,6 +23,7 @@ from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_grad
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.net import Emitters
+from dnifx.runtime.training.late import fit_late
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
@@ -39,6 +40,7 @@ STEP_GLOBALS = {
     "extend_trace": extend_trace,
     "fit_by_trace": fit_by_trace,
     "fit_gradient": fit_gradient,
+    "fit_late": fit_late,
     "output_error": output_error,
     "pass_on": pass_on,
     "per_example": per_example,

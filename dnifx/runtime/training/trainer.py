@@ -70,12 +70,11 @@ class Trainer:
         self,
         net: Net,
         optimizer: OptimizerSpec,
-        schedule: Any,
+        source: Any,
         lr_scheduler: SchedulerSpec | None,
         estimator_optimizer: OptimizerSpec | None,
     ) -> None:
-        self.net, self.steps = net, 0
-        self.source = net.emitters.schedule(schedule, net.program)
+        self.net, self.steps, self.source = net, 0, source
         refuse_refrozen(net.program)
         refuse_results(net.program)
         parameters = dict(net.original.named_parameters())

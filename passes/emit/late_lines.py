@@ -1,0 +1,46 @@
+"""Late fits in a training step: the lines that keep a target for later, and that fit to one that was kept."""
+
+from dataclasses import dataclass
+
+from dnifx.ir import Action
+from dnifx.passes.emit.blocks import Block, StepPlan, local, tuple_of
+
+
+@dataclass(frozen=True)
+class LateLines(StepPlan):
+    """Writes what a step does with targets that have a lag."""
+
+    def keep(self, action: Action) -> Block:
+        """Keep the boundary's values, context and target for the step that fits to them."""
+        boundary, mask = self.program.boundaries[action.index], self.program.mask
+        senders = ", ".join(self.program.partitions[index].name for index in boundary.consumers)
+        seen = tuple_of(map(local, boundary.values))
+        if mask is not None:
+            seen = f"tuple(count_only(value, {local(mask)}) for value in {seen})"
+        gradients = tuple_of(f"arrived(leaf_{name})" for name in boundary.values)
+        told = f"features, {'None' if mask is None else local(mask)}, examples, scale"
+        return Block(
+            f"{action}: the target of {boundary.name} has arrived from {senders}; it is used {steps(action.lag)} later",
+            (f"self.late.keep({boundary.key!r}, {action.lag}, {seen}, {told}, {gradients})",),
+        )
+
+    def fit(self, action: Action) -> Block:
+        """Ask the estimator again about what was kept, and fit it. In the first steps nothing is due."""
+        boundary, interface = self.program.boundaries[action.index], self.program.interfaces[action.index]
+        late, key = f"late_{boundary.key}", boundary.key
+        asked = f"{late}.values, {late}.features"
+        if self.program.mask is not None and interface.needs_mask:
+            asked += f", {late}.mask"
+        fitted = f"fit_late(self.estimate_{key}({asked}), {late})"
+        lines = (
+            f"{late} = self.late.due({key!r})",
+            f"if {late} is not None:",
+            f"    diagnostics[{boundary.name!r}] = compare(*{fitted})" if self.diagnose else f"    {fitted}",
+            f"    apply_gradients(self.estimator_optimizers[{key!r}])",
+        )
+        return Block(f"{action}: fit the interface of {boundary.name} to the target of {steps(action.lag)} ago", lines)
+
+
+def steps(count: int) -> str:
+    """Return a number of steps in words."""
+    return f"{count} step{'s' if count > 1 else ''}"
