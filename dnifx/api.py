@@ -98,7 +98,7 @@ def decouple(
         rates = "" if every is None else f", every={dict(every)!r}"
         error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}{rates}")
         raise
-    roots = interface_root(model), interface_root(model, INPUT_MODELS)
+    roots = interface_root(program.model), interface_root(program.model, INPUT_MODELS)
     one = len({each.mean for each in losses.values()}) < 2
     return DecoupledModule(program, losses, mean, roots, EMITTERS, replace(compiler, mean=mean if one else None).again)
 

@@ -9,6 +9,7 @@ from torch import nn
 from dnifx.errors import CutError, DnifxError, InputError, LegalizeError, PassError
 from dnifx.ir import Program, Recurrent
 from dnifx.passes.capture.capture import CaptureGraph
+from dnifx.passes.compiled import without_compilation
 from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import CutSpec, FixedCuts, ResolveCuts, modules_to_open
 from dnifx.passes.cuts.same_partitions import SamePartitions
@@ -78,9 +79,10 @@ class Compiler:
         Raises:
             DnifxError: A child that says what cannot be done, where, and what to do instead.
         """
+        plain = without_compilation(given)
         if self.every is None:
-            return run_passes(given, self.passes(given.model), self.callback)
-        return self.with_rates(self.every).compile(given)
+            return run_passes(plain, self.passes(plain.model), self.callback)
+        return self.with_rates(self.every).compile(plain)
 
     def with_rates(self, every: Rates) -> RateCompiler:
         """Return what compiles a model of several rates.

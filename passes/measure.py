@@ -187,7 +187,7 @@ class Meter(fx.Interpreter):
         """Run the graph under the counters, on converted parameters and buffers."""
         for module in self.module.modules():
             registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for registry in registries:
+            for registry in registries if not isinstance(module, torch.jit.ScriptModule) else ():
                 registry.update({name: self.fake(value) for name, value in registry.items() if value is not None})
         with self.counter:
             self.run(*inputs)
@@ -285,6 +285,8 @@ def node_parameters(program: Program, node: fx.Node) -> dict[str, nn.Parameter]:
     if node.op == "get_attr" and node.target not in program.constants:
         path, _, name = str(node.target).rpartition(".")
         value = getattr(program.model.get_submodule(path), name)
+        if isinstance(value, nn.Module):
+            return {f"{node.target}.{name}": parameter for name, parameter in value.named_parameters()}
         return {str(node.target): value} if isinstance(value, nn.Parameter) else {}
     return {}
 

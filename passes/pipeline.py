@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dnifx.errors import DnifxError, PassError
 from dnifx.ir import Program
+from dnifx.passes.compiled import as_written
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def run_passes(program: Program, passes: Sequence[Pass], callback: Callback | No
         demand(step, program, step.requires, "requires", done)
         started = time.perf_counter()
         try:
-            result = step.run(program)
+            with as_written():
+                result = step.run(program)
         except DnifxError:
             raise
         except Exception as error:

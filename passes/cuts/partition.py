@@ -89,8 +89,11 @@ def ordered_pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
     """
     pairs = []
     last: dict[str, fx.Node] = {}
+    paths = {path for path, _ in program.model.named_modules()}
     for node in computing(captured(program)):
-        keys = [f"module {node.target}"] if node.op == "call_module" else []
+        reads = [source for source in node.all_input_nodes if source.op == "get_attr"]
+        modules = [read for read in (node, *reads) if read.op == "call_module" or read.target in paths]
+        keys = [f"module {module.target}" for module in modules]
         keys += ["random"] if program.measures[node.name].random else []
         for key in keys:
             if key in last:

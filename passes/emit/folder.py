@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from dnifx import errors
 from dnifx.errors import DnifxError, PassError
 from dnifx.ir import CONSTANTS, Program
+from dnifx.passes.compiled import why_closed
 from dnifx.passes.emit.folder_text import RUNTIME, model_text, written_models
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root
 from dnifx.runtime import emitted
@@ -96,6 +97,7 @@ def save_modules(net: "Net", graphs: Iterable[fx.Graph], path: Path) -> None:
     single |= {name for partition in net.partitions for name in partition.parameters} - whole
     for target in (*sorted(whole), *sorted(single)):
         put(root, net, target)
+    refuse_closed(root)
     try:
         torch.save(root, path)
     except (AttributeError, TypeError, RuntimeError) as error:
@@ -107,6 +109,16 @@ def save_modules(net: "Net", graphs: Iterable[fx.Graph], path: Path) -> None:
     own = [path for path, module in root.named_modules() if type(module).__module__.startswith("dnifx")]
     if own:
         raise PassError(f"the folder would need dnifx to load {own[0]!r}")
+
+
+def refuse_closed(root: nn.Module) -> None:
+    """Raise DnifxError where a module is TorchScript or compiled, which cannot be pickled."""
+    for path, module in root.named_modules():
+        if why_closed(module):
+            raise DnifxError(
+                f"the module {path!r} cannot be saved in a folder: {why_closed(module)}, and pickle does not take it. Hold the "
+                "nn.Module that it was made from instead, and decouple the model again"
+            )
 
 
 def put(root: nn.Module, net: nn.Module, target: str) -> None:

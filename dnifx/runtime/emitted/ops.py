@@ -64,6 +64,11 @@ def vmapped(function: Callable[..., Any], options: tuple[Any, ...], /, *args: An
     return torch.vmap(function, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
 
 
+def reading(reads: tuple[Any, ...], target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call ``target``, which also reads the modules and parameters in ``reads``, by itself."""
+    return target(*args, **kwargs)
+
+
 def under(grad: bool, autocast: Autocast | None, target: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call ``target`` in the grad mode and the autocast region that the model had set around it.
 

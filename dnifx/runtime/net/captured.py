@@ -42,6 +42,7 @@ class CapturedPart:
         self._children = [
             (module._modules, name, child)
             for module in program.model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
             for name, child in module._modules.items()
         ]
         self._frozen = [(name, each) for name, each in program.model.named_parameters() if not each.requires_grad]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from dnifx.passes.capture.record.sizes import Number, SymbolicFloat, SymbolicInt, plain_number
+from dnifx.passes.compiled import as_written
 
 
 class Observer(Protocol):
@@ -55,8 +56,7 @@ class Observer(Protocol):
 def interposed(observer: Observer) -> Iterator[None]:
     """Call ``observer`` for what the model does within the block."""
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(as_written())
         for holder, name, value in (*_calls(observer), *_regions(observer), *_caches()):
             stack.callback(setattr, holder, name, holder.__dict__[name])
             setattr(holder, name, value)

@@ -80,9 +80,15 @@ class OpenModules:
         self.whole: dict[str, str] = {}
         self.failures: list[tuple[str, Hazard]] = []
         self.volatile: Hazard | None = None
+        self._model = model
         self._plan = plan
         self._writer = writer
         self._counts: Counter[str] = Counter()
+
+    def has_state(self, path: str) -> bool:
+        """Whether a module of the model holds parameters or buffers."""
+        module = self._model.get_submodule(path)
+        return any(next(held, None) is not None for held in (module.parameters(), module.buffers()))
 
     @property
     def regions(self) -> list[Autocast]:

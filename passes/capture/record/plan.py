@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from dnifx.passes.compiled import why_closed
 
 _OPENED = (
     *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
@@ -65,7 +66,7 @@ class Plan:
         """Whether a module stays one node."""
         if path == "" or path in self.leaking:
             return False
-        if path in self.whole or isinstance(module, torch.jit.ScriptModule) or parametrize.is_parametrized(module):
+        if path in self.whole or why_closed(module) or parametrize.is_parametrized(module):
             return True
         if is_made(path):
             return False
@@ -76,7 +77,7 @@ class Plan:
 
     def may_open(self, path: str, module: nn.Module) -> bool:
         """Whether a module of torch that is usually one node can be opened: autocast has to stand around each of its calls."""
-        closed = isinstance(module, torch.jit.ScriptModule) or parametrize.is_parametrized(module) or is_made(path)
+        closed = bool(why_closed(module)) or parametrize.is_parametrized(module) or is_made(path)
         return path not in self.whole and not closed and type(module).__module__.startswith("torch.nn.")
 
     def must_open(self, path: str) -> bool:

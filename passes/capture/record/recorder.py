@@ -16,7 +16,7 @@ from dnifx.passes.capture.record.guards import Guards
 from dnifx.passes.capture.record.hazards import model_line
 from dnifx.passes.capture.record.node_values import NodeValue, Path
 from dnifx.passes.capture.record.open_modules import OpenModules
-from dnifx.passes.capture.record.plan import Plan, is_made, made_path
+from dnifx.passes.capture.record.plan import Plan, ancestry, is_made, made_path
 from dnifx.passes.capture.record.sizes import Number, plain, symbolic
 from dnifx.passes.capture.record.state import Snapshot
 from dnifx.passes.capture.record.structure import tensors_in, walk
@@ -62,6 +62,7 @@ class Recorder(TorchFunctionMode):
         self.attributes = ModelAttributes(model, plan, self)
         self._plan = plan
         self._opaque = 0
+        self._read_inside: dict[str, None] = {}
         self._checkpoints = 0
 
     @contextmanager
@@ -191,8 +192,8 @@ class Recorder(TorchFunctionMode):
         """A module is called; see ``interpose.Observer``."""
         path = self.modules.paths.get(id(module))
         if not self.active:
-            if self._opaque and path is not None and next(module.parameters(), None) is not None:
-                self.modules.hazard(f"a call of {path!r} inside a function that is recorded as one call", hard=True)
+            if self._opaque and path is not None:
+                self._read_inside.setdefault(path)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
         opened = bool(self.modules.regions) and self._plan.may_open(path, module)
@@ -306,26 +307,36 @@ class Recorder(TorchFunctionMode):
         )
         rest = self.writer.argument((*head[1:], *args))
         named = self.writer.argument(dict(kwargs))
-        self.active, self._opaque = False, self._opaque + 1
+        self.active, self._opaque, self._read_inside = False, self._opaque + 1, {}
         try:
             result = run(*map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
         finally:
             self.active, self._opaque = True, self._opaque - 1
         result = self._with_own_identity(result, args, kwargs)
         name = functions.name_of(head[0] if isinstance(head[0], type) else type(head[0])).strip("_")
-        node = in_region(self.writer, self.modules.regions, "call_function", target, ((first, *rest), named), name)
+        call = self._with_reads(target, (first, *rest), named)
+        node = in_region(self.writer, self.modules.regions, "call_function", *call, name)
         self.writer.bind(result, node)
         return result
 
+    def _with_reads(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Let a call read what its function reads by itself, the outermost modules and parameters, so that its partition owns them."""
+        given = {node.target for node in self.writer.nodes_in((args, kwargs)) if node.op == "get_attr"}
+        found = {path for path in self._read_inside if path in self.writer.parameters or self.modules.has_state(path)}
+        reads = [path for path in self._read_inside if path in found and not found & set(ancestry(path)[1:-1])]
+        nodes = tuple(self.writer.add("get_attr", path) for path in reads if not given & set(ancestry(path)))
+        return (
+            (ops.reading, ((nodes, self.writer.constant(target), *args), kwargs)) if nodes else (target, (args, kwargs))
+        )
+
     def _look_into_opaque(self, args: tuple[Any, ...]) -> None:
-        """Refuse parameters that a function recorded as one call reads by itself: no partition could own them."""
+        """Note the parameters that a function recorded as one call reads by itself."""
         for item in args:
-            path = self.writer.owned.get(id(item)) if isinstance(item, nn.Parameter) and item.requires_grad else None
-            reads = self.writer.graph.find_nodes(op="get_attr", target=path) if path else ()
-            if path in self.writer.parameters and not reads:
-                self.modules.hazard(
-                    f"the parameter {path!r} read inside a function that is recorded as one call", hard=True
-                )
+            path = self.writer.owned.get(id(item)) if isinstance(item, Tensor) else None
+            if path in self.writer.parameters:
+                self._read_inside.setdefault(path)
 
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region; see ``interpose.Observer``."""

@@ -19,6 +19,7 @@ from dnifx.passes.capture.record.recorder import Recorder
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.record.structure import copied_arguments
 from dnifx.passes.capture.signature import CapturedSignature, leaves_of
+from dnifx.passes.compiled import why_closed
 from dnifx.runtime.emitted import ops
 
 _MOST_RUNS = 12
@@ -121,7 +122,7 @@ def _run(
         asked=tuple(attributes.asked),
         learners=tuple(model.parameters()) if "requires_grad" in attributes.asked else (),
     )
-    return recorder, _captured(recorder, plan, signature)
+    return recorder, _captured(model, recorder, plan, signature)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def order_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
         nodes[before].append(nodes[after])
 
 
-def _captured(recorder: Recorder, plan: Plan, signature: CapturedSignature) -> CapturedGraph:
+def _captured(model: nn.Module, recorder: Recorder, plan: Plan, signature: CapturedSignature) -> CapturedGraph:
     """Return the recorded graph without reads that nothing uses."""
     graph = recorder.writer.graph
     for node in reversed(graph.nodes):
@@ -151,8 +152,15 @@ def _captured(recorder: Recorder, plan: Plan, signature: CapturedSignature) -> C
             graph.erase_node(node)
     used = {op: {node.target for node in graph.nodes if node.op == op} for op in ("get_attr", "call_module")}
     constants = {name: value for name, value in recorder.writer.constants.items() if name in used["get_attr"]}
-    kept = tuple(Kept(path, why) for path, why in plan.whole.items() if path in used["call_module"] or is_made(path))
+    whole = dict(plan.whole) | closed(model)
+    kept = tuple(Kept(path, why) for path, why in whole.items() if path in used["call_module"] or is_made(path))
     return CapturedGraph(graph, signature, constants, kept, recorder.guards.count, tuple(recorder.notes))
+
+
+def closed(model: nn.Module) -> dict[str, str]:
+    """Return the paths of the modules that cannot be looked into and that no other such module holds, and why."""
+    found = {path: why for path, module in model.named_modules() if (why := why_closed(module))}
+    return {path: why for path, why in found.items() if not any(path.startswith(f"{outer}.") for outer in found)}
 
 
 def _refuse_lazy(model: nn.Module) -> None:

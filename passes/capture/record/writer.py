@@ -57,6 +57,7 @@ class Writer:
         for path, tensor in named:
             self.owned.setdefault(id(tensor), path)
         self.parameters = {path for path, _ in model.named_parameters()}
+        self._modules = {id(module): path for path, module in model.named_modules() if path}
         self._owner = owner
         self._unknown = unknown
         self._values: dict[int, tuple[weakref.ref[Tensor], NodeValue]] = {}
@@ -128,7 +129,7 @@ class Writer:
         if name in ("size", "stride") or (node.target is getattr and node.args[1] == "device"):
             inputs = [source for source in inputs if source in self.ragged]
         own = node.op == "call_module" or (node.op == "get_attr" and node.target in self.parameters)
-        opaque = node.target in (ops.call, ops.apply_function, ops.vmapped)
+        opaque = node.target in (ops.call, ops.apply_function, ops.vmapped, ops.reading)
         if own or opaque or is_random(name) or any(source in self.tainted for source in inputs):
             self.tainted.add(node)
         sources = inputs[:1] if name in SHAPED_LIKE_FIRST else inputs
@@ -237,7 +238,9 @@ class Writer:
         return found or self.add_after(getattr, (source, "device"))
 
     def object(self, item: Any) -> fx.Node:
-        """Return a node for an object of any class: a constant, or the object rebuilt around the graph's values."""
+        """Return a node for an object of any class: a module of the model, a constant, or the object around the graph's values."""
+        if isinstance(item, nn.Module) and id(item) in self._modules:
+            return self.add("get_attr", self._modules[id(item)])
         parts = self.variables(item)
         if not parts:
             return self.constant(item)
@@ -248,6 +251,12 @@ class Writer:
         """Return the tensors and numbers in an object that the graph computes, with their nodes."""
         parts = [(part, self.argument(part)) for part in variables_in(item)]
         return [(part, node) for part, node in parts if isinstance(node, fx.Node)]
+
+    def nodes_in(self, arguments: Any) -> list[fx.Node]:
+        """Return the nodes in what are the arguments of a node."""
+        found: list[fx.Node] = []
+        fx.map_arg(arguments, found.append)
+        return found
 
     def literal(self, value: Any) -> Any:
         """Return a plain value in the form of a node's argument; a long list becomes a constant."""
