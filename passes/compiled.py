@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +56,8 @@ def as_written() -> Iterator[None]:
     Optimised code gives other numbers in the last bits, and TorchScript's from its second run on only.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.jit.optimized_execution(False))
+        jit: Any = torch.jit
+        stack.enter_context(jit.optimized_execution(False))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

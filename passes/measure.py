@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
 from dnifx.passes.capture.record.state import preserved, seed, storage_of
-from dnifx.passes.capture.record.structure import copied_arguments, tensors_in
+from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, tensors_in
 from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
@@ -273,7 +273,11 @@ def with_gradient(spec: TensorSpec) -> TensorSpec:
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
-    """Describe a tensor."""
+    """Describe a tensor; of a nested one, whose rows differ in length, the shape is that of all its values in one row."""
+    if tensor.is_nested:
+        parts = [tensor.values()] if tensor.layout is torch.jagged else dense_parts(tensor)
+        flat = (sum(part.numel() for part in parts),)
+        return TensorSpec(flat, tensor.dtype, tensor.requires_grad, tensor.device, torch.jagged)
     return TensorSpec(tuple(tensor.shape), tensor.dtype, tensor.requires_grad, tensor.device, tensor.layout)
 
 

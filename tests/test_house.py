@@ -29,7 +29,7 @@ LAYERS = {
         *("passes", "api", "", "zoo", "loading", "cli", "__main__"),
     ),
     "dnifx.passes": (
-        *("", "graph", "torch_logging", "pipeline", "capture", "measure", "cuts", "insert"),
+        *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "measure", "cuts", "insert"),
         *("time", "legalize", "emit", "schedule", "rates", "compiler"),
     ),
     "dnifx.runtime": ("", "emitted", "net", "training", "decoupled"),

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dnifx.errors import CaptureError
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.model_state import Missing, Read, fixed
 from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.state import Snapshot, generators, seed
-from dnifx.passes.capture.record.structure import copied_arguments, path_name, tensors_in, walk
+from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, path_name, tensors_in, walk
 from dnifx.passes.capture.saved_tensors import Kept, needs_what_is_kept
 from dnifx.runtime.emitted.checkpoints import with_checkpoints
-from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.emitted.ops import STREAMS, GuardError
 
 
 def runnable(model: nn.Module, captured: CapturedGraph) -> fx.GraphModule:
@@ -212,6 +213,7 @@ class Comparison:
                 seed(number)
                 with torch.enable_grad(), kept.watching():
                     result = run(*arguments[0], **arguments[1])
+                    refuse_streams(self._model, result)
                     if kept.is_whole:
                         _backward(result)
                 return Outcome(self._values(arguments, result), _structure(result), kept.is_whole)
@@ -255,13 +257,24 @@ def _backward(result: Any) -> None:
     """Backpropagate a fixed random projection of every differentiable output."""
     draws = torch.Generator().manual_seed(1234)
     total: Tensor | None = None
-    for _, tensor in tensors_in(result):
-        if tensor.requires_grad:
-            weight = torch.randn(tensor.shape, generator=draws, dtype=torch.float64).to(tensor.device, tensor.dtype)
-            part = (tensor * weight).sum().abs()
-            total = part if total is None else total + part.to(total)
+    given = (tensor for _, tensor in tensors_in(result) if tensor.requires_grad)
+    for dense in [part for tensor in given for part in dense_parts(tensor)]:
+        weight = torch.randn(dense.shape, generator=draws, dtype=torch.float64).to(dense.device, dense.dtype)
+        part = (dense * weight).sum().abs()
+        total = part if total is None else total + part.to(total)
     if total is not None:
         total.backward()  # type: ignore[no-untyped-call]
+
+
+def refuse_streams(model: nn.Module, result: Any) -> None:
+    """Raise CaptureError where an output holds something that is used up by reading it, such as a generator."""
+    for path, leaf in walk(result):
+        if isinstance(leaf, STREAMS):
+            where = f" at {path_name(path)!r}" if path else ""
+            raise CaptureError(
+                f"{type(model).__name__} returns a {type(leaf).__name__}{where}, whose tensors are not known before it is read. "
+                "Return a list or a tuple of them"
+            )
 
 
 def _structure(result: Any) -> str:
@@ -291,16 +304,21 @@ def same(left: Any, right: Any) -> bool:
     """Whether two values are equal bit for bit; NaN equals NaN."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return type(left) is type(right) and bool(left == right)
-    if left.shape != right.shape or left.dtype != right.dtype or left.layout != right.layout:
+    if left.dtype != right.dtype or left.layout != right.layout or left.is_nested != right.is_nested:
         return False
-    if left.layout is not torch.strided:
-        return same(left.to_dense(), right.to_dense())
+    if left.is_nested or left.layout is not torch.strided:
+        pairs = dense_parts(left), dense_parts(right)
+        return len(pairs[0]) == len(pairs[1]) and all(map(same, *pairs))
+    if left.shape != right.shape:
+        return False
     return torch.equal(left, right) or bool(((left == right) | ((left != left) & (right != right))).all())
 
 
 def _by_how_much(left: Any, right: Any) -> str:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return f": expected {_short(left)}, got {_short(right)}"
+    if left.is_nested or right.is_nested:
+        return ""
     if left.shape != right.shape or left.dtype != right.dtype:
         return f": expected {left.dtype}{list(left.shape)}, got {right.dtype}{list(right.shape)}"
     if not left.is_floating_point() or left.numel() == 0:

@@ -3,10 +3,11 @@
 import copy
 import operator
 import types
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,10 +121,10 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Shell:
-    """An object of any class, copied around the values; stand-ins mark their places."""
+    """An object of any class, copied around the values; stand-ins mark the places of values and of sizes that hold values."""
 
     content: Any
-    standins: tuple[tuple[int, Tensor], ...]
+    standins: tuple[tuple[Any, Tensor], ...]
     shared: tuple[Any, ...]
 
 
@@ -153,17 +154,24 @@ def children(item: Any) -> tuple[tuple[Any, Any], ...] | None:
         return None
     if isinstance(item, dict):
         return tuple(item.items())
-    if isinstance(item, tuple | list | set | frozenset):
+    if isinstance(item, tuple | list | set | frozenset | deque):
         return tuple(enumerate(item))
+    if isinstance(item, partial):
+        return ("func", item.func), ("args", item.args), ("keywords", item.keywords)
     if isinstance(item, types.FunctionType):
         return tuple((f"cell{index}", _content(cell)) for index, cell in enumerate(item.__closure__ or ()))
     if isinstance(item, types.MethodType):
         return (("__self__", item.__self__), ("__func__", item.__func__))
+    if isinstance(item, STREAMS):
+        return None
     declared = [kind.__dict__.get("__slots__", ()) for kind in type(item).__mro__]
     slots = [name for names in declared for name in ((names,) if isinstance(names, str) else names)]
     named = [(name, getattr(item, name, None)) for name in slots if name not in ("__dict__", "__weakref__")]
     return (*named, *getattr(item, "__dict__", {}).items())
 
+
+STREAMS = (Iterator, KeysView, ValuesView, ItemsView)
+"""What is used up by reading it, or shows what something else holds: its parts are not known before."""
 
 _ATOMS = (
     *(Tensor, nn.Module, type, types.ModuleType, types.BuiltinFunctionType),
@@ -203,6 +211,11 @@ def _cut(item: Any, slots: dict[int, Slot]) -> Any:
         return _Made(_collected, (kind, *pairs))
     if isinstance(item, tuple) and len(getattr(item, "_fields", ())) == len(item):
         return _Made(kind, tuple(_cut(part, slots) for part in item))
+    if kind is deque:
+        return _Made(deque, (_Made(_collected, (list, *(_cut(part, slots) for part in item))), item.maxlen))
+    if kind is partial:
+        named = tuple((key, _cut(value, slots)) for key, value in item.keywords.items())
+        return _Made(partial, (_cut(item.func, slots), *(_cut(part, slots) for part in item.args)), named)
     if is_dataclass(item) and _is_plain(item):
         return _Made(kind, (), tuple((part.name, _cut(getattr(item, part.name), slots)) for part in fields(item)))
     if isinstance(item, types.FunctionType):
@@ -222,21 +235,22 @@ def _is_plain(item: Any) -> bool:
 
 
 def _shell(item: Any, slots: dict[int, Slot]) -> _Shell:
-    standins = {identity: (slot.index, torch.empty(0)) for identity, slot in slots.items()}
-    shared = tuple(_shared(item, set()))
+    sizes = {id(part): _cut(part, slots) for part in _found(item, torch.Size, set()) if _holds(part, slots, set())}
+    standins = {identity: (tree, torch.empty(0)) for identity, tree in {**slots, **sizes}.items()}
+    shared = tuple(_found(item, nn.Module | nn.Parameter, set()))
     memo: dict[int, Any] = {id(part): part for part in shared}
     memo.update({identity: standin for identity, (_, standin) in standins.items()})
     return _Shell(copy.deepcopy(item, memo), tuple(standins.values()), shared)
 
 
-def _shared(item: Any, seen: set[int]) -> list[Any]:
-    """Return the modules and parameters in an object, which its copies share."""
+def _found(item: Any, kinds: Any, seen: set[int]) -> list[Any]:
+    """Return the parts of an object that are of some classes, without what these hold."""
     if id(item) in seen:
         return []
     seen.add(id(item))
-    if isinstance(item, nn.Module | nn.Parameter):
+    if isinstance(item, kinds):
         return [item]
-    return [found for _, value in children(item) or () for found in _shared(value, seen)]
+    return [found for _, value in children(item) or () for found in _found(value, kinds, seen)]
 
 
 def _fill(tree: Any, values: Sequence[Any]) -> Any:
@@ -248,7 +262,7 @@ def _fill(tree: Any, values: Sequence[Any]) -> Any:
         )
     if isinstance(tree, _Shell):
         memo: dict[int, Any] = {id(part): part for part in tree.shared}
-        memo.update({id(standin): values[index] for index, standin in tree.standins})
+        memo.update({id(standin): _fill(part, values) for part, standin in tree.standins})
         return copy.deepcopy(tree.content, memo)
     return tree
 

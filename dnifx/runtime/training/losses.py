@@ -82,10 +82,11 @@ class TaskLoss:
 
 def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
     """Whether a loss doubles, rather than stays, when every example is there twice."""
-    twice = [
-        pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, item) for item in (output, target)
-    ]
     try:
+        twice = [
+            pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, item)
+            for item in (output, target)
+        ]
         with torch.no_grad():
             doubled = loss(*twice)
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -95,6 +96,6 @@ def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
 
 def describe(value: Any) -> str:
     """Describe a value in an error text."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and not value.is_nested:
         return f"tensor {tuple(value.shape)} of {value.dtype}"
     return type(value).__name__

@@ -137,7 +137,7 @@ class Recorder(TorchFunctionMode):
             if id(result) not in given:
                 return result
             with self.paused():
-                return result.view_as(result) if result.layout is torch.strided else result
+                return result.view_as(result) if result.layout is torch.strided and not result.is_nested else result
         if type(result) in (list, tuple):
             return type(result)(self._views_of(given, part) for part in result)
         if type(result) is dict:

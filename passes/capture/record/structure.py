@@ -1,6 +1,7 @@
 """Walks over the objects that models take and return: which tensors they hold, and under which names."""
 
 import inspect
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -40,6 +41,13 @@ class EmptyContainer:
 def tensors_in(item: Any) -> list[tuple[Path, Tensor]]:
     """Return the tensors that an object holds, each once, with the path to it."""
     return [(path, part) for path, part in walk(item) if isinstance(part, Tensor)]
+
+
+def dense_parts(tensor: Tensor) -> list[Tensor]:
+    """Return what holds the values of a tensor: itself, a sparse one made dense, or the rows of a nested one."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    return [tensor if tensor.layout is torch.strided else tensor.to_dense()]
 
 
 def variables_in(item: Any) -> list[Any]:
@@ -90,7 +98,7 @@ def _parts(item: Any, functions: bool) -> list[tuple[tuple[str, Any], Any]] | No
     parts = children(item)
     if parts is None:
         return None
-    kind = "item" if isinstance(item, tuple | list | set | frozenset) else "attribute"
+    kind = "item" if isinstance(item, tuple | list | set | frozenset | deque) else "attribute"
     return [((kind, key), part) for key, part in parts]
 
 
