@@ -52,6 +52,14 @@ class ScheduleError(DnifxError):
     """A schedule cannot be read, or runs an action before another that it needs."""
 
 
+class PlaceError(DnifxError):
+    """Partitions cannot run on the ranks that were asked for."""
+
+
+class RankError(DnifxError):
+    """A rank of a run over several processes has failed. The text names it."""
+
+
 class StateError(DnifxError):
     """A saved state does not fit the object that it is loaded into."""
 

@@ -30,7 +30,7 @@ LAYERS = {
     ),
     "dnifx.passes": (
         *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "measure", "cuts", "insert"),
-        *("time", "legalize", "emit", "schedule", "rates", "compiler"),
+        *("time", "legalize", "emit", "schedule", "place", "rates", "compiler"),
     ),
     "dnifx.runtime": ("", "emitted", "net", "training", "decoupled"),
 }

@@ -1,0 +1,218 @@
+"""Place: which partition runs on which rank, and the sends and receives between ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
+from typing import ClassVar
+
+from torch import fx
+
+from dnifx import schedules
+from dnifx.errors import PlaceError, nearest
+from dnifx.ir import Program
+from dnifx.passes.graph import captured
+from dnifx.passes.pipeline import Pass
+from dnifx.schedules.costs import measured_costs
+from dnifx.schedules.dependencies import links
+
+Places = str | Sequence[int] | Mapping[str, int]
+"""What a user writes: ``"ranks"`` (balanced), or a rank for each partition, in order, by name, or as text (``"0,0,1"``)."""
+
+Conflict = tuple[int, int, str]
+"""Two partitions, the earlier first, that cannot run on different ranks, and why."""
+
+
+@dataclass(frozen=True)
+class PlacePartitions(Pass):
+    """Give every action of the schedule its rank, and add the sends and receives between ranks.
+
+    Attributes:
+        places: ``"ranks"`` to balance the partitions by their measured cost, or ranks separated by commas.
+        count: Number of ranks.
+    """
+
+    name: ClassVar[str] = "place"
+    requires: ClassVar[tuple[str, ...]] = ("partitions", "schedule")
+    ensures: ClassVar[tuple[str, ...]] = ("schedule",)
+
+    places: str = "ranks"
+    count: int = 2
+
+    def run(self, program: Program) -> Program:
+        """Return the program with its schedule over ranks.
+
+        Raises:
+            PlaceError: The partitions cannot run on these ranks.
+            ScheduleError: The schedule names other ranks.
+        """
+        ranks = placed_ranks(self.places, program, self.count)
+        plain = program.schedule or schedules.sequential(program)
+        return replace(program, schedule=schedules.transferred(plain, program, ranks))
+
+
+def placed_ranks(places: Places, program: Program, count: int) -> schedules.Ranks:
+    """Return the rank of each partition.
+
+    Args:
+        places: What the user wrote.
+        program: The program, with its interfaces.
+        count: Number of ranks.
+
+    Raises:
+        PlaceError: A partition has no rank, a rank no partition, or partitions cannot run on different ranks.
+    """
+    refuse_everywhere(program)
+    ranks = balanced(program, count) if places == "ranks" else by_hand(places, program)
+    if set(ranks) != set(range(count)):
+        raise PlaceError(
+            f"{len(set(ranks))} of {count} ranks have partitions ({', '.join(map(str, ranks))}); give every rank one, or start as many "
+            "processes as there are ranks"
+        )
+    for first, second, reason in conflicts(program):
+        if ranks[first] != ranks[second]:
+            names = program.partitions[first].name, program.partitions[second].name
+            raise PlaceError(
+                f"{reason}: {names[0]} and {names[1]} cannot run on ranks {ranks[first]} and {ranks[second]}. Give both one rank"
+            )
+    return ranks
+
+
+def by_hand(places: Places, program: Program) -> schedules.Ranks:
+    """Return the ranks that a user gave for each partition.
+
+    Raises:
+        PlaceError: They are not one for each partition.
+    """
+    names = [each.name for each in program.partitions]
+    if isinstance(places, Mapping):
+        wrong = sorted(set(places) ^ set(names))
+        if wrong:
+            raise PlaceError(
+                f"places= names {nearest('', wrong, 3)} wrongly or not at all; give a rank for each of {nearest('', names, 9)}"
+            )
+        given: Sequence[object] = [places[name] for name in names]
+    else:
+        given = [read_rank(word) for word in places.split(",")] if isinstance(places, str) else list(places)
+    if any(isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 for rank in given):
+        raise PlaceError(
+            f'places={places!r}: give "ranks", or the rank of each partition, such as [0, 0, 1]. Several devices in one process are not '
+            "run: start one process for each with torchrun"
+        )
+    if len(given) != len(names):
+        raise PlaceError(
+            f"{len(given)} ranks were given for {len(names)} partitions ({nearest('', names, 9)}); give one for each"
+        )
+    return tuple(rank for rank in given if isinstance(rank, int))
+
+
+def read_rank(word: str) -> object:
+    """Return a rank, or the word where it is none."""
+    return int(word) if word.strip().isdecimal() else word
+
+
+def balanced(program: Program, count: int) -> schedules.Ranks:
+    """Return ranks for runs of neighbouring partitions, such that the costliest rank costs as little as possible.
+
+    A partition costs what its actions and those of the boundaries that it produces do: estimators count.
+
+    Raises:
+        PlaceError: There are fewer partitions than ranks, or too many that have to stay together.
+    """
+    wiring, costs = links(program), [0.0] * len(program.partitions)
+    for action, cost in measured_costs(program).items():
+        costs[wiring.place(action)] += cost
+    together = [(first, second, reason) for first, second, reason in conflicts(program)]
+    starts = [
+        place for place in range(1, len(costs)) if not any(first < place <= second for first, second, _ in together)
+    ]
+    if count > len(starts) + 1:
+        why = f". {together[0][2]}, so that partitions stay together" if together else ""
+        raise PlaceError(
+            f"{len(costs)} partitions give work for {len(starts) + 1} ranks, not for {count}{why}. Cut in more places, or start fewer "
+            "processes"
+        )
+    return _split(costs, [0, *starts, len(costs)], count)
+
+
+def _split(costs: Sequence[float], starts: Sequence[int], count: int) -> tuple[int, ...]:
+    """Divide a row into ``count`` runs that begin at some of ``starts``; the largest sum is as small as possible."""
+    total = [sum(costs[:place]) for place in starts]
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0 if place == 0 else inf, ()) for place in range(len(starts))]
+    for _ in range(count):
+        best = [
+            min(
+                (
+                    (max(best[before][0], total[end] - total[before]), (*best[before][1], before))
+                    for before in range(end)
+                ),
+                default=(inf, ()),
+            )
+            for end in range(len(starts))
+        ]
+    edges = [*(starts[place] for place in best[-1][1]), len(costs)]
+    return tuple(rank for rank, (start, end) in enumerate(pairwise(edges)) for _ in range(end - start))
+
+
+def refuse_everywhere(program: Program) -> None:
+    """Raise PlaceError where a program cannot run on several ranks, whichever they are."""
+    reason = ""
+    if program.parts:
+        reason = "the net has several rates (every=)"
+    elif program.recurrents or program.carries:
+        reason = "a state is cut in time, which one process carries from window to window"
+    elif any(each.input_model is not None for each in program.interfaces):
+        reason = "synthetic input models stand on boundaries"
+    elif program.signature is not None and program.signature.left:
+        reason = "forward leaves values on the model, which other ranks would not see"
+    if reason:
+        raise PlaceError(f"{reason}: this does not run over ranks. Leave places= out, and train in one process")
+
+
+def conflicts(program: Program) -> Iterator[Conflict]:
+    """Return the partitions that cannot run on different ranks."""
+    last = len(program.partitions) - 1
+    for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
+        if interface.needs_end:
+            what = "output's error" if interface.needs_error else "loss"
+            yield (
+                boundary.producer,
+                last,
+                f"the estimator of {boundary.name!r} needs the {what}, which only the last rank knows",
+            )
+    for owner in program.partitions:
+        for user in program.partitions:
+            shared = sorted(set(user.uses) & set(owner.parameters)) if user is not owner else []
+            if shared:
+                first, second = sorted((owner.index, user.index))
+                yield first, second, f"they share the parameter {shared[0]!r}"
+    yield from _shared_buffers(program)
+
+
+def _shared_buffers(program: Program) -> Iterator[Conflict]:
+    """Partitions that read a buffer which one of them may write, such as the statistics of a module that both call."""
+    readers: dict[str, set[int]] = {}
+    written: set[str] = set()
+    nodes = captured(program).nodes if program.graph is not None else ()
+    changed = {name for measure in program.measures.values() for name in measure.writes}
+    for node in nodes:
+        for name, writes in _buffers(node, program):
+            readers.setdefault(name, set()).add(program.partition_of.get(node.name, 0))
+            for user in node.users if node.op == "get_attr" else ():
+                readers[name].add(program.partition_of.get(user.name, 0))
+            if writes or node.name in changed:
+                written.add(name)
+    for name in sorted(written):
+        homes = sorted(readers[name])
+        for second in homes[1:]:
+            yield homes[0], second, f"they share the buffer {name!r}, which a forward pass may change"
+
+
+def _buffers(node: fx.Node, program: Program) -> Iterator[tuple[str, bool]]:
+    """The buffers that a node reads, and whether it may write them."""
+    buffers = dict(program.model.named_buffers(remove_duplicate=False))
+    if node.op == "get_attr" and str(node.target) in buffers:
+        yield str(node.target), False
+    if node.op == "call_module":
+        inside = f"{node.target}."
+        yield from ((name, True) for name in buffers if name.startswith(inside))
