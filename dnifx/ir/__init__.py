@@ -5,6 +5,7 @@ from dnifx.ir.capture import CONSTANTS, Capture, Kept, Signature
 from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier
 from dnifx.ir.parts import Message, Part, PartState, Take
 from dnifx.ir.program import Context, Program
+from dnifx.ir.terms import Term, terms
 from dnifx.ir.time import Carry, Every, Recurrence, Recurrent
 from dnifx.ir.values import Holder, Measure, TensorSpec, count_parameters, module_path
 
@@ -39,8 +40,10 @@ __all__ = [
     "Signature",
     "Take",
     "TensorSpec",
+    "Term",
     "count_parameters",
     "free_name",
     "identifier",
     "module_path",
+    "terms",
 ]

@@ -34,6 +34,10 @@ class Signature(Protocol):
         """For each output that forward leaves on the model, its attribute; None for a state, which forward reads too."""
 
     @property
+    def left_at(self) -> tuple[str, ...]:
+        """For each output that forward leaves on the model, its attribute."""
+
+    @property
     def changed(self) -> tuple[str, ...]:
         """The attributes that a call changes, as ``self.gate.alpha``."""
 

@@ -67,6 +67,7 @@ class Program:
         parts: What fires at one rate each, the fastest first (rates); nothing where all fires in every window.
         programs: The program of each part.
         messages: What crosses between parts; their boundaries are the last ones.
+        own_losses: What partitions train themselves of what they leave on the model, by attribute or glob (a trainer).
     """
 
     model: nn.Module
@@ -97,6 +98,7 @@ class Program:
     parts: tuple[Part, ...] = ()
     programs: tuple["Program", ...] = ()
     messages: tuple[Message, ...] = ()
+    own_losses: tuple[str, ...] = ()
 
     def fired(self) -> tuple[tuple[Part, "Program"], ...]:
         """Return the parts with their programs; without rates the program itself is the one part."""

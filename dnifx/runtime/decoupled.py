@@ -19,6 +19,7 @@ from dnifx.runtime.net.input_kinds import InputKind, Undo
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
+from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.trainer import Trainer
 
 EXTRA_STATE = "_extra_state"
@@ -236,6 +237,7 @@ class DecoupledModule(Net):
         lr_scheduler: SchedulerSpec | None = None,
         estimator_optimizer: OptimizerSpec | None = None,
         lag: int = 0,
+        own_losses: OwnLosses | None = None,
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
@@ -248,10 +250,14 @@ class DecoupledModule(Net):
             estimator_optimizer: As ``optimizer``, for the estimators by boundary name; the same callable by default.
             lag: Estimators are fitted to the targets of so many steps ago, so that partitions in other places need not be waited
                 for. In the first ``lag`` steps they are not fitted.
+            own_losses: Weights of scalars that forward leaves on the model, by attribute or glob: ``{"blocks.*.balance": 0.01}``.
+                The partition that makes one adds its gradient, times the weight, to its own backward pass; leave it out of
+                ``loss=``. None stands for something with a gradient that no loss reads.
 
         Raises:
             ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
-            LossError: The module was made without ``loss=``.
+            LossError: The module was made without ``loss=``, a partition before the last leaves something with a gradient that
+                ``own_losses`` does not name, or it names something else.
             ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
             OptimizerError: The mapping does not cover the partitions exactly.
         """
@@ -260,7 +266,7 @@ class DecoupledModule(Net):
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
         source = self.emitters.schedule(schedule, self.program, lag)
-        return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer)
+        return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {})
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)

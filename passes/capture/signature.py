@@ -160,11 +160,15 @@ class CapturedSignature:
         return tuple(dict.fromkeys([*read, *(each.path for each in self.writes)]))
 
     @property
+    def left_at(self) -> tuple[str, ...]:
+        """For each output that forward leaves on the model, its attribute."""
+        return tuple(each.path for each in self.writes for _ in range(each.count))
+
+    @property
     def results(self) -> tuple[str | None, ...]:
         """For each output that forward leaves on the model, its attribute; None for a state, which forward reads too."""
         read = {each.path for each in (*self.numbers, *self.held, *self.fixed)}
-        paths = (None if each.path in read else each.path for each in self.writes for _ in range(each.count))
-        return tuple(paths)
+        return tuple(None if path in read else path for path in self.left_at)
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ RESERVED = frozenset(
 PREFIXES = tuple(
     "leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated output_error submod_ apply_gradients arrived "
     "backpropagate fit_gradient per_example compare end_ by_example without_rows auxiliary_fit window_ jacobian_ trace_ "
-    "extend_trace fit_by_trace pass_on late_ fit_late".split()
+    "extend_trace fit_by_trace pass_on late_ fit_late detached_at".split()
 )
 
 

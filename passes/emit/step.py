@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dnifx.errors import PassError
-from dnifx.ir import Action, Kind, Partition
+from dnifx.ir import Action, Kind, Partition, Term, terms
 from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, local, tuple_of
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
@@ -106,7 +106,10 @@ class StepWriter(StepPlan):
     def end(self, title: str, call: str) -> Block:
         """Run the last partition; compute the loss, and what estimators need of the end."""
         interfaces, lines = self.program.interfaces, [f"output = self.unflatten({call})"]
-        if self.program.recurrences:
+        own = tuple(term.place for term in self.own_terms(self.last))
+        if own:
+            lines = [f"outputs = {call}; output = self.unflatten(detached_at(outputs, {own}))"]
+        elif self.program.recurrences:
             lines = [f"outputs = {call}; output = self.unflatten(outputs)"]
         loss = "loss = self.compute_loss(output, target)"
         if any(each.needs_loss and each.fits and self.runs(Kind.FIT, each.boundary) for each in interfaces):
@@ -124,12 +127,34 @@ class StepWriter(StepPlan):
             for position, name in enumerate(boundary.values):
                 pairs.append((local(name), self.interfaces.gradient(boundary, position)))
         pairs += self.windows.gradients(action.index)
+        own = self.own_terms(action.index)
+        pairs += [
+            (self.made(term), f"torch.full_like({self.made(term)}, self.own_losses[{term.names[0]!r}])") for term in own
+        ]
+        told = [
+            f"self.terms[{term.path!r}] = {self.made(term)}.detach() * self.own_losses[{term.names[0]!r}]"
+            for term in own
+        ]
         if not pairs:
             return Block(title, ("pass",))
         shared = self.shared(action.index)
         asked = [*map(tuple_of, zip(*pairs, strict=True)), *([tuple_of(shared)] if shared else [])]
-        sure = not shared and self.carries_surely(action.index)
-        return Block(title, (f"{'torch.autograd.backward' if sure else 'backpropagate'}({', '.join(asked)})",))
+        sure = not shared and not own and self.carries_surely(action.index)
+        return Block(
+            title,
+            (
+                *told,
+                f"{'torch.autograd.backward' if sure else 'backpropagate'}({', '.join(asked)})",
+            ),
+        )
+
+    def own_terms(self, partition: int) -> list[Term]:
+        """Return the terms of the loss that a partition trains itself."""
+        return [term for term in terms(self.program) if term.partition == partition and term.names]
+
+    def made(self, term: Term) -> str:
+        """Return what a step calls a term of the loss, in the partition that makes it."""
+        return f"outputs[{term.place}]" if term.partition == self.last else local(term.value)
 
     def shared(self, partition: int) -> list[str]:
         """Return the leaves and parameters that several backward passes reach, this partition's among them."""

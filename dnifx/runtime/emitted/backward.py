@@ -1,6 +1,7 @@
 """The backward passes and updates of a training step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None],
     torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
     for leaf, before in earlier:
         leaf.grad = before if leaf.grad is None else added(before, leaf.grad)
+
+
+def detached_at(values: Sequence[Any], places: Sequence[int]) -> tuple[Any, ...]:
+    """Return values of which some are detached: terms that a partition trains itself, so that the loss does not train them twice."""
+    return tuple(value.detach() if place in places else value for place, value in enumerate(values))
 
 
 def added(first: Tensor, second: Tensor) -> Tensor:

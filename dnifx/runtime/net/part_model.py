@@ -51,6 +51,11 @@ class PartSignature:
         return ()
 
     @property
+    def left_at(self) -> tuple[str, ...]:
+        """Nothing: a part leaves nothing on the model."""
+        return ()
+
+    @property
     def changed(self) -> tuple[str, ...]:
         """Nothing: a part changes no attributes."""
         return ()

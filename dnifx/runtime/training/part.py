@@ -21,6 +21,7 @@ from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
+from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.steps import Steps
 
@@ -49,11 +50,13 @@ class TrainedPart:
         optimizers: Those of all partitions, by their names in the net.
         estimator_optimizers: Those of all estimators, by boundary key.
         lr_schedulers: By the name or key of the optimizer that each steers.
+        own_losses: What partitions train themselves of what they leave on the model.
 
     Attributes:
         steps: How often it has fired.
         own_loss: Its loss, or None.
         window: What lies between its last firing and the next.
+        terms: The weighted own losses of the last step, by attribute.
         beside: From the output to what is added to the loss, where gradients come from elsewhere too, or None.
     """
 
@@ -64,10 +67,12 @@ class TrainedPart:
         optimizers: Mapping[str, Optimizer],
         estimator_optimizers: Mapping[str, Optimizer],
         lr_schedulers: Mapping[str, LRScheduler],
+        own_losses: OwnLosses,
     ) -> None:
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
         self.program: Program = captured.program
         self.own_loss: PartLoss | None = net.losses.get(self.part.index)
+        self.terms: dict[str, Tensor] = {}
         self.beside: Callable[[Any], Tensor] | None = None
         names = {each.name: f"submod_{self.part.partitions[each.index]}" for each in self.program.partitions}
         self.optimizers = {own: optimizers[name] for own, name in names.items() if name in optimizers}
@@ -87,9 +92,11 @@ class TrainedPart:
             "window": self.window,
             "late": self.late,
             "parameter": net.original.get_parameter,
+            "own_losses": own_losses,
+            "terms": self.terms,
         }
         self.ownership = Ownership(self.program, self.optimizers)
-        self.functions = Steps(captured, net.emitters, shared, self.ownership)
+        self.functions = Steps(captured, net.emitters, shared, self.ownership, own_losses)
 
     def fire(
         self,
@@ -112,6 +119,7 @@ class TrainedPart:
         """
         args, kwargs = self.window.filled(args, kwargs)
         self.late.begin(self.steps)
+        self.terms.clear()
         loss, output, diagnostics = self.run(args, kwargs, target, context, diagnose, schedule_of)
         if output is not None:
             self.window.leave(output, args, kwargs)

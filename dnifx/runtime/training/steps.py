@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dnifx.ir import Program, Schedule
-from dnifx.runtime.emitted.backward import apply_gradients, backpropagate
+from dnifx.runtime.emitted.backward import apply_gradients, backpropagate, detached_at
 from dnifx.runtime.emitted.fitting import (
     arrived,
     compare,
@@ -24,6 +24,7 @@ from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.net import Emitters
 from dnifx.runtime.training.late import fit_late
+from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
@@ -37,6 +38,7 @@ STEP_GLOBALS = {
     "by_example": by_example,
     "compare": compare,
     "count_only": count_only,
+    "detached_at": detached_at,
     "extend_trace": extend_trace,
     "fit_by_trace": fit_by_trace,
     "fit_gradient": fit_gradient,
@@ -62,12 +64,14 @@ class Steps:
         emitters: What writes their source.
         shared: What the steps of all input kinds call by name: optimizers, the loss, the context's features.
         ownership: Lets the optimizers update what only another input kind trains.
+        own_losses: What partitions train themselves of what they leave on the model.
     """
 
     part: CapturedPart
     emitters: Emitters
     shared: Mapping[str, Any]
     ownership: Ownership
+    own_losses: OwnLosses = field(default_factory=dict)
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
     _names: dict[int, SimpleNamespace] = field(default_factory=dict)
@@ -78,6 +82,7 @@ class Steps:
 
         Raises:
             InputError: It would train parameters that no optimizer of their partition can hold.
+            LossError: A partition leaves something for the loss that nobody named.
         """
         latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
         if latest and latest[0] is input_kind and latest[1] is schedule and latest[2] is diagnose:
@@ -85,9 +90,10 @@ class Steps:
         key = (input_kind.number, schedule, diagnose)
         if key not in self._functions:
             self.ownership.admit(input_kind.program)
+            program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            source = self.emitters.step(input_kind.program, schedule, self.part.mean, diagnose)
+            source = self.emitters.step(program, schedule, self.part.mean, diagnose)
             self._functions[key] = compile_step(source)
         self._latest = input_kind, schedule, diagnose, self._functions[key]
         return self._functions[key]
@@ -96,7 +102,8 @@ class Steps:
         """Return the function of a probe in an input kind, against true gradients or targets, generated once."""
         key = (input_kind.number, true)
         if key not in self._probes:
-            self._probes[key] = compile_step(self.emitters.probe(input_kind.program, self.part.mean, true))
+            program = with_own_losses(input_kind.program, self.own_losses)
+            self._probes[key] = compile_step(self.emitters.probe(program, self.part.mean, true))
         return self._probes[key]
 
     def names(self, input_kind: InputKind) -> SimpleNamespace:

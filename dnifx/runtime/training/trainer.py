@@ -22,9 +22,10 @@ from dnifx.runtime.training.optimizers import (
     make_schedulers,
     shared_callable,
 )
+from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
-from dnifx.runtime.training.refusals import refuse_refrozen, refuse_results
+from dnifx.runtime.training.refusals import refuse_refrozen
 from dnifx.runtime.training.saving import saved, take_up
 
 
@@ -35,7 +36,8 @@ class StepResult:
     Attributes:
         output: The model's output. None where the schedule left the last partition idle; with several rates, None in the
             places of parts that did not fire.
-        losses: By the name of each loss that was computed, the loss, detached; under ``"loss"`` where it has no name.
+        losses: By the name of each loss that was computed, the loss, detached; under ``"loss"`` where it has no name. The own
+            losses that were trained are there by attribute, times their weights.
         diagnostics: By boundary name, how the synthetic gradient compares with the target; empty unless asked for.
     """
 
@@ -64,6 +66,7 @@ class Trainer:
         lr_schedulers: By the name or key of the optimizer that each steers.
         parts: The parts in training, the one that fires most often first.
         exchange: What passes between the parts; None where there is one.
+        own_losses: The weights of the own losses. They may be changed between steps; the names are fixed.
     """
 
     def __init__(
@@ -73,10 +76,13 @@ class Trainer:
         source: Any,
         lr_scheduler: SchedulerSpec | None,
         estimator_optimizer: OptimizerSpec | None,
+        own_losses: OwnLosses,
     ) -> None:
         self.net, self.steps, self.source = net, 0, source
         refuse_refrozen(net.program)
-        refuse_results(net.program)
+        check_own_losses(net.program, own_losses)
+        self.own_losses = dict(own_losses)
+        with_own_losses(net.program, self.own_losses)
         parameters = dict(net.original.named_parameters())
         owned = {
             each.name: [parameters[name] for name in each.parameters] for each in net.partitions if each.parameters
@@ -89,7 +95,7 @@ class Trainer:
         self.lr_schedulers = make_schedulers(
             lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
         )
-        made = self.optimizers, self.estimator_optimizers, self.lr_schedulers
+        made = self.optimizers, self.estimator_optimizers, self.lr_schedulers, self.own_losses
         self.parts = tuple(TrainedPart(net, each, *made) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []
@@ -148,7 +154,7 @@ class Trainer:
         seen = target if context is None else context
         fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
         losses = {} if fired.loss is None else {"loss": fired.loss}
-        return StepResult(fired.output, losses, fired.diagnostics)
+        return StepResult(fired.output, {**losses, **part.terms}, fired.diagnostics)
 
     def compute_window(
         self, exchange: Exchange, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, diagnose: bool
