@@ -91,7 +91,7 @@ def decouple(
         if every is None:
             if isinstance(loss, Mapping):
                 raise LossError("loss= is a mapping, which goes with every=; give one callable (output, target)")
-            compiler = replace(compiler, mean=is_mean(loss, reduction))
+            compiler = replace(compiler, mean=is_mean(loss, reduction), loss=loss)
         program = compiler.compile(Program(model, tuple(args), dict(kwargs or {})))
         losses, mean = part_losses(program, loss, reduction)
     except DnifxError as error:

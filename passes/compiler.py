@@ -27,6 +27,7 @@ from dnifx.passes.rates.systems import RateCompiler
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.time.recurrences import FormRecurrences, InsertRecurrences, spatial_choices
 from dnifx.passes.time.states import ResolveStates, SeparateStates, WholeWindow, split_cuts
+from dnifx.runtime.net.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Compiler:
         verify: Compare what is captured with the model before it is taken.
         callback: Told of each pass.
         mean: Whether losses average over examples (else they sum); None where some do and others do not.
+        loss: The loss of the model's output, where there is one.
     """
 
     cuts: CutSpec
@@ -56,6 +58,7 @@ class Compiler:
     verify: bool = True
     callback: Callback | None = None
     mean: bool | None = True
+    loss: Loss | None = None
 
     @property
     def recurrents(self) -> tuple[Recurrent, ...]:
@@ -149,7 +152,8 @@ class Compiler:
         existing = {} if first is None else {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
         earlier = () if first is None else first.recurrences
         spatial = spatial_choices(self.gradient, self.recurrents, not self.only_in_time)
-        insert = InsertInterfaces(spatial, self.context, self.num_classes, self.inputs, self.mask, existing)
+        asked = spatial, self.context, self.num_classes, self.inputs, self.mask
+        insert = InsertInterfaces(*asked, existing, self.loss, bool(self.mean))
         return (
             *self.in_time(SeparateStates(self.recurrents)),
             capture,

@@ -54,6 +54,11 @@ def flat_output(graph: fx.Graph) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, tuple | list) else (values,)
 
 
+def order_of(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Return the place of each node in a graph."""
+    return {node: place for place, node in enumerate(graph.nodes)}
+
+
 def computing(graph: fx.Graph) -> list[fx.Node]:
     """Return the nodes that call something: all but inputs, reads of parameters, and the output."""
     return [node for node in graph.nodes if node.op.startswith("call")]

@@ -13,6 +13,7 @@ from dnifx.estimators.sigmoid_linear import SigmoidLinear
 from dnifx.estimators.sobolev import Sobolev
 from dnifx.estimators.stale import Stale
 from dnifx.estimators.state import SyntheticState
+from dnifx.estimators.suffix import Suffix
 from dnifx.estimators.synthetic import Synthetic
 from dnifx.estimators.zero import Zero
 
@@ -22,6 +23,7 @@ BY_NAME: dict[str, Factory] = {
     "critic": Critic(),
     "sobolev": Sobolev(),
     "local_loss": LocalLoss(),
+    "suffix": Suffix(),
     "direct_feedback": DirectFeedback(),
     "bplambda": BPLambda(),
     "prop": Prop(),
@@ -47,6 +49,7 @@ __all__ = [
     "SigmoidLinear",
     "Sobolev",
     "Stale",
+    "Suffix",
     "Synthetic",
     "SyntheticInput",
     "SyntheticState",

@@ -132,6 +132,11 @@ class Interface:
         locked: Whether the producer waits for the target (Oracle, BPLambda, Prop).
         fits: Whether the estimator learns.
         input_model: The synthetic input model, if any.
+        suffix: What the thin suffix computes, as text, where the estimator is one; else empty. It is asked with the target, the
+            number of examples and ``reads`` in place of the context.
+        reads: Names of the nodes that a suffix reads beside the boundary's values.
+        detail: What was made of the choice, for a note; empty where there is nothing to say.
+        needs_answer: Whether a suffix compares its output with the target (else the model computes its loss itself).
     """
 
     boundary: int
@@ -146,6 +151,10 @@ class Interface:
     needs_loss: bool = False
     needs_error: bool = False
     needs_mask: bool = False
+    suffix: str = ""
+    reads: tuple[str, ...] = ()
+    needs_answer: bool = False
+    detail: str = ""
 
     @property
     def blends(self) -> bool:

@@ -81,12 +81,12 @@ class DecoupledModule(Net):
             named["context"] = context
         if reset is not None and not self.recurrences:
             named["reset"] = reset
-        if target is not None and not self.foresees:
+        if target is not None and not (self.foresees or self.compares):
             named["target"] = target
         kwargs = model_keywords(named, kwargs)
         blind = self.blind()
         bare = self.straight or not torch.is_grad_enabled()
-        if bare or ((self.imagines or self.foresees or blind) and not self.training):
+        if bare or ((self.imagines or self.foresees or self.compares or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
         if blind is not None:
@@ -108,6 +108,13 @@ class DecoupledModule(Net):
                     "or under torch.no_grad() for evaluation"
                 )
             seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
+        if self.compares:
+            if target is None:
+                raise EstimatorError(
+                    "a suffix compares its output with the target: call net(x, target=y), or train with "
+                    "net.trainer(...).step(x, target=y); evaluate in eval mode or under torch.no_grad()"
+                )
+            seen = (*seen, target)
         if self.recurrences:
             refuse_without_trainer(self.program)
             seen = (*seen, reset)
@@ -199,6 +206,11 @@ class DecoupledModule(Net):
     def foresees(self) -> bool:
         """Whether an estimator predicts the loss, and a forward can be told it."""
         return len(self.recurrences) == 0 and any(each.needs_loss for each in self.program.interfaces)
+
+    @property
+    def compares(self) -> bool:
+        """Whether a suffix compares its output with the target."""
+        return any(each.needs_answer for each in self.program.interfaces)
 
     def blind(self) -> Boundary | None:
         """Return the first boundary whose estimator needs what the fused graph does not see."""

@@ -34,6 +34,7 @@ class Gate:
         needs_error: Whether the estimator answers from the error of the model's output.
         in_time: Whether it stands between a window and the next.
         fit_reaches_core: Whether the fit also gives gradients to the partition, so that the update has to wait for it.
+        reads: Partitions whose values the estimator reads beside those of the boundary.
     """
 
     producer: int
@@ -47,6 +48,7 @@ class Gate:
     needs_error: bool = False
     in_time: bool = False
     fit_reaches_core: bool = False
+    reads: frozenset[int] = frozenset()
 
     @property
     def mixes(self) -> bool:
@@ -125,7 +127,7 @@ def links(program: Program) -> Links:
         raise ScheduleError(
             f"No interface stands on {bare}, so the order of actions is unknown. Run the pass 'insert' first."
         )
-    gates = [_gate(boundary, interfaces[boundary.index]) for boundary in program.boundaries]
+    gates = [_gate(boundary, interfaces[boundary.index], program) for boundary in program.boundaries]
     in_time = timed(program)
     names = (*(each.name for each in program.boundaries), *(each.name for each in in_time))
     return _links(program.partitions, program.boundaries, names, (*gates, *map(_gate_in_time, in_time)))
@@ -137,7 +139,8 @@ def timed(program: Program) -> tuple[Recurrence, ...]:
     return () if any(each.interface.locked for each in known if each.interface is not None) else known
 
 
-def _gate(boundary: Boundary, interface: Interface) -> Gate:
+def _gate(boundary: Boundary, interface: Interface, program: Program) -> Gate:
+    homes = {program.partition_of[name] for name in interface.reads if name in program.partition_of}
     return Gate(
         boundary.producer,
         frozenset(boundary.consumers),
@@ -148,6 +151,7 @@ def _gate(boundary: Boundary, interface: Interface) -> Gate:
         needs_target=interface.needs_target,
         needs_loss=interface.needs_loss,
         needs_error=interface.needs_error,
+        reads=frozenset(homes - {boundary.producer}),
     )
 
 
@@ -270,7 +274,8 @@ def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Answe
     backward = Action(Kind.BACKWARD, producer)
     late = answered.get(index) is Answer.TARGET and backward in actions and not wiring.gates[index].in_time
     error = (Action(Kind.FORWARD, wiring.last),) if wiring.gates[index].needs_error else ()
-    return Action(Kind.FORWARD, producer), *((backward,) if late else ()), *error
+    reads = _each(Kind.FORWARD, wiring.gates[index].reads)
+    return Action(Kind.FORWARD, producer), *reads, *((backward,) if late else ()), *error
 
 
 def _backward(index: int, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from dnifx.errors import PassError
+from dnifx.estimators.suffix import SuffixGradient
 from dnifx.ir import Program, module_path
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.emit.window_lines import without_step
@@ -22,6 +23,7 @@ def program_code(program: Program, mean: bool) -> str:
     imports: dict[str, Any] = {}
     parts = [function_code(program.fused, "forward", "the fused program", program, imports)]
     parts += partition_code(program, imports)
+    parts += suffix_code(program, imports)
     refusal = without_step(program)
     step = f"# no training step: {refusal}\n" if refusal else StepWriter(program, program.schedule, mean).source()
     text = "\n\n".join([*parts, step])
@@ -33,6 +35,15 @@ def partition_code(program: Program, imports: dict[str, Any]) -> list[str]:
     return [
         function_code(graph, partition.name, f"owns {len(partition.parameters)} parameters", program, imports)
         for partition, graph in zip(program.partitions, program.submodules, strict=True)
+    ]
+
+
+def suffix_code(program: Program, imports: dict[str, Any]) -> list[str]:
+    """Return every thin suffix as a function; its modules are copies of the model's, under the same paths."""
+    return [
+        function_code(each.estimator.thin.graph, f"suffix_{boundary.key}", each.detail, program, imports)
+        for boundary, each in zip(program.boundaries, program.interfaces, strict=True)
+        if isinstance(each.estimator, SuffixGradient)
     ]
 
 

@@ -19,6 +19,7 @@ from dnifx.runtime.emitted.interface import leak_gradient, swap_gradients
 from dnifx.runtime.emitted.messages import swap_messages
 
 CONTEXT = "context"
+TARGET = "target"
 INPUT_MODELS = "input_models"
 EXAMPLES = "examples"
 """In the meta of the node that counts the examples."""
@@ -64,8 +65,9 @@ def fuse(program: Program, mean: bool) -> fx.Graph:
     for node, copy in copies.items():
         copy.meta[SOURCE] = node.name
     context = context_node(graph, program)
+    target = target_node(graph, program)
     examples = examples_node(graph, program)
-    writer = FusedWriter(program, graph, mean, examples, features_node(graph, program, context))
+    writer = FusedWriter(program, graph, mean, examples, features_node(graph, program, context), target)
     nodes = {node.name: node for node in source.nodes}
     crossing: dict[fx.Node, fx.Node] = {}
     left = left_positions(program)
@@ -104,6 +106,11 @@ def own_input(graph: fx.Graph, name: str) -> fx.Node:
     node = graph.create_node("placeholder", name, (None,), {}, name=name)
     node.target = node.name
     return node
+
+
+def target_node(graph: fx.Graph, program: Program) -> fx.Node | None:
+    """Add the target's placeholder, where suffixes compare their output with it."""
+    return own_input(graph, TARGET) if any(each.needs_answer for each in program.interfaces) else None
 
 
 def examples_node(graph: fx.Graph, program: Program) -> fx.Node | int:
@@ -176,12 +183,14 @@ class FusedWriter(GraphWriter):
     Attributes:
         examples: The node that counts the examples.
         features: The node of the context's features.
+        target: The node of the target that suffixes compare their output with.
         errors: The boundaries whose estimators answer from the output's error, each with the nodes of its values.
         predictions: The nodes of the losses that estimators predict.
     """
 
     examples: fx.Node | int
     features: fx.Node | None
+    target: fx.Node | None = None
     errors: list[tuple[Boundary, tuple[fx.Node, ...]]] = field(default_factory=list)
     predictions: list[fx.Node] = field(default_factory=list)
 
@@ -195,6 +204,8 @@ class FusedWriter(GraphWriter):
                 return self.message(message, values)
         if interface.scheduled_only(windows=bool(self.program.recurrences)):
             return self.items(self.function(scheduled_alone, values, boundary.name), count)
+        if interface.suffix:
+            return self.suffix(boundary, values)
         if interface.needs_error:
             self.errors.append((boundary, values))
             return tuple(self.detached(value, "crossing") for value in values)
@@ -209,6 +220,25 @@ class FusedWriter(GraphWriter):
         if interface.input_model is not None:
             named["imagined"] = self.masked(self.items(self.imagine(boundary), count))
         return self.crossing(self.function(swap_gradients, *given, name=f"swap_{boundary.key}", **named), values)
+
+    def suffix(self, boundary: Boundary, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+        """Add a thin suffix, which sees the target and some values beside those of the boundary, and its interface node."""
+        interface, copies = self.program.interfaces[boundary.index], self.copies
+        reads = tuple(
+            self.detached(copies[name]) if self.program.measures[name].requires_grad else copies[name]
+            for name in interface.reads
+        )
+        asked = (tuple(map(self.detached, values)), (self.target, self.examples, *reads))
+        estimates = self.estimate(boundary.key, provenance(boundary, interface), *asked)
+        given = (values, self.items(estimates, len(values)), self.examples, self.mean)
+        return self.crossing(
+            self.function(swap_gradients, *given, name=f"swap_{boundary.key}", boundary=boundary.name), values
+        )
+
+    @property
+    def copies(self) -> dict[str, fx.Node]:
+        """The copies of captured nodes, by the names of these."""
+        return {node.meta[SOURCE]: node for node in self.graph.nodes if SOURCE in node.meta}
 
     def message(self, message: Message, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Add the estimator of messages, which sees all messages of all examples one by one, and its interface node."""

@@ -20,6 +20,8 @@ class InterfaceLines(StepPlan):
         """Ask the estimator; the graph of its answer is kept for the fit."""
         boundary = self.program.boundaries[action.index]
         interface, key = self.program.interfaces[action.index], boundary.key
+        if interface.suffix:
+            return self.thin(action, boundary)
         detached = ".detach().requires_grad_()" if interface.prop else ".detach()"
         seen = tuple_of(f"{local(name)}{detached}" for name in boundary.values)
         lines = []
@@ -34,6 +36,16 @@ class InterfaceLines(StepPlan):
         if self.program.mask is not None:
             lines.append(f"estimate_{key} = {self.counted(f'estimate_{key}', 'estimate')}")
         return Block(f"{action}: {provenance(boundary, interface)}", (*lines, *self.with_target(action)))
+
+    def thin(self, action: Action, boundary: Boundary) -> Block:
+        """Ask a thin suffix."""
+        interface = self.program.interfaces[action.index]
+        measures = self.program.measures
+        reads = [f"{local(name)}{'.detach()' if measures[name].requires_grad else ''}" for name in interface.reads]
+        seen = tuple_of(["target" if interface.needs_answer else "None", "examples", *reads])
+        values = tuple_of(f"{local(name)}.detach()" for name in boundary.values)
+        line = f"estimate_{boundary.key} = self.estimate_{boundary.key}({values}, {seen})"
+        return Block(f"{action}: {provenance(boundary, interface)}", (line, *self.with_target(action)))
 
     def counted(self, tensors: str, each: str = "value") -> str:
         """Return the expression of a tuple of tensors. Where there is a mask, padding is zero in them."""

@@ -1,7 +1,7 @@
 """Insert: build and check an estimator for each boundary, and the context that it sees."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -10,14 +10,17 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnifx.errors import ContextError, EstimatorError, nearest
-from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, SyntheticInput
+from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, Suffix, SyntheticInput
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
 from dnifx.passes.graph import captured, flat_output, input_names
+from dnifx.passes.insert.suffix import same_suffix, suffix_interface
 from dnifx.passes.insert.unbatched import warn_without_batch
 from dnifx.passes.insert.weight import warn_of_weight
+from dnifx.passes.insert.written import as_written
 from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
+from dnifx.runtime.net.losses import Loss
 
 Choice = str | Factory
 Choices = Choice | Mapping[str, Choice]
@@ -40,6 +43,8 @@ class InsertInterfaces(Pass):
         num_classes: Number of classes of a label; the width of a callable's features.
         inputs: Synthetic input models: None, ``"synthetic"``, a factory, or one of these for some boundaries.
         existing: Interfaces of an earlier compilation of the same model to use again, by boundary name.
+        loss: The loss of the model's output, for suffixes.
+        mean: Whether it averages over examples (else it sums).
     """
 
     gradient: Choices = "synthetic"
@@ -48,6 +53,8 @@ class InsertInterfaces(Pass):
     inputs: InputChoices = None
     mask: str | None = None
     existing: Mapping[str, Interface] = field(default_factory=dict)
+    loss: Loss | None = None
+    mean: bool = True
     name: ClassVar[str] = "insert"
     requires: ClassVar[tuple[str, ...]] = ("partitions",)
 
@@ -59,13 +66,8 @@ class InsertInterfaces(Pass):
         choices = assign(self.gradient, program.boundaries)
         models = assign_inputs(self.inputs, program.boundaries)
         interfaces = tuple(
-            replace(self.existing[boundary.name], boundary=boundary.index)
-            if boundary.name in self.existing
-            else with_input_model(
-                make_interface(boundary, choices[boundary.name], context, program),
-                models.get(boundary.name),
-                program,
-                context,
+            with_input_model(
+                self.interface(boundary, choices[boundary.name], program), models.get(boundary.name), program, context
             )
             for boundary in program.boundaries
         )
@@ -74,7 +76,19 @@ class InsertInterfaces(Pass):
         if not self.existing:
             named = [each for each in interfaces if isinstance(choices[program.boundaries[each.boundary].name], str)]
             warn_of_weight(program, named)
+            program = replace(program, notes=(*program.notes, *(each.detail for each in interfaces if each.detail)))
         return replace(program, interfaces=interfaces)
+
+    def interface(self, boundary: Boundary, choice: Choice, program: Program) -> Interface:
+        """Return the interface of one boundary: that of an earlier compilation, a suffix, or one with an estimator of its own."""
+        factory, known = find_factory(choice, boundary), self.existing.get(boundary.name)
+        if known is not None and isinstance(factory, Suffix):
+            return same_suffix(known, boundary, factory, program)
+        if known is not None:
+            return replace(known, boundary=boundary.index)
+        if isinstance(factory, Suffix):
+            return suffix_interface(boundary, factory, program, self.loss, self.mean)
+        return make_interface(boundary, choice, program.context, program)
 
 
 def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int | None) -> Context | None:
@@ -185,7 +199,7 @@ def with_input_model(
     Raises:
         EstimatorError: The producer waits for the true gradient, which a synthetic input cannot give.
     """
-    if factory is None:
+    if factory is None or interface.input_model is not None:
         return interface
     boundary = program.boundaries[interface.boundary]
     if interface.locked:
@@ -338,15 +352,3 @@ def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) 
 def empty(spec: TensorSpec) -> Tensor:
     """Return a tensor of a spec, without values."""
     return torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
-
-
-def as_written(factory: Any) -> str:
-    """Return a factory, or one of its options, as a user would write it: with the first option and all that are not defaults."""
-    if not is_dataclass(factory):
-        return str(getattr(factory, "__name__", type(factory).__name__)) if callable(factory) else repr(factory)
-    options = ", ".join(
-        f"{option.name}={as_written(getattr(factory, option.name))}"
-        for index, option in enumerate(fields(factory))
-        if index == 0 or getattr(factory, option.name) != option.default
-    )
-    return f"{type(factory).__name__}({options})"

@@ -34,7 +34,7 @@ def leaf(value: Tensor) -> Tensor:
 
 def own_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradient of each example's own loss, [batch], with respect to leaves. Its fit minimises that loss."""
-    found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True)
+    found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, materialize_grads=True)
     answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *found)  # type: ignore[no-untyped-call]
     return answer
 

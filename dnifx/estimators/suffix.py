@@ -1,0 +1,155 @@
+"""Suffix: the rest of the model, made thin, gives the gradient of the user's own loss."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from dnifx.errors import EstimatorError
+from dnifx.estimators.base import BoundarySpec, GradientEstimator
+from dnifx.estimators.labelled import uncompiled
+from dnifx.runtime.emitted.fitting import example_losses
+from dnifx.runtime.emitted.gradients import leaf, own_gradients
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """Answers with the gradient of the user's own loss through a thin copy of what stands behind the boundary.
+
+    The suffix of a boundary is the part of the model that depends on its values. The compiler removes the blocks from it
+    that map one value to one value of the same shape and dtype, all but ``blocks`` of them. What is left ends in the model's
+    own output, so that the user's own ``loss=`` can be computed from it. The thin suffix learns from the same loss. No
+    target gradient is needed, and no label context.
+
+    Args:
+        blocks: How many of the removable blocks are kept, those next to the boundary.
+        readout: ``"own"``: what stands behind the removable blocks has parameters of its own. ``"shared"``: it has copies of
+            the model's, taken again every ``refresh`` steps.
+        refresh: After how many training steps the copies of a shared readout are taken again.
+        budget: The most FLOPs that the thin suffix may have, as a multiple of those of the whole suffix. Where it has more,
+            images on the boundary are averaged over 2 x 2 or 4 x 4 pixels first, if the model's output keeps its shape.
+        decay: If given, the kept blocks are no learners of their own, but moving averages of the model's blocks: each step
+            the copies become ``decay`` times themselves plus ``1 - decay`` times the model's.
+
+    Raises:
+        EstimatorError: An option is out of range; no suffix can be made; or there is no loss.
+
+    References:
+        Belilovsky, Eickenberg, Oyallon 2020, "Decoupled greedy learning of CNNs", ICML: local losses. Ma, Wu, Si, Tan 2024,
+        "Scaling supervised local learning with augmented auxiliary networks", ICLR: heads that look like the layers behind.
+    """
+
+    blocks: int = 1
+    readout: Literal["own", "shared"] = "own"
+    refresh: int = 50
+    budget: float = 1.0
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.blocks < 0 or self.refresh < 1 or self.budget <= 0:
+            raise EstimatorError(f"{self}: blocks must be 0 or more, refresh 1 or more, and budget above 0")
+        if self.readout not in ("own", "shared"):
+            raise EstimatorError(f"readout={self.readout!r}: give 'own' or 'shared'")
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise EstimatorError(f"decay={self.decay}: give a number from 0 up to 1, such as 0.995, or None")
+
+    def __call__(self, spec: BoundarySpec) -> nn.Module:
+        """Refuse: a suffix is made from the model's graph, which a boundary's spec does not hold.
+
+        Raises:
+            EstimatorError: Always.
+        """
+        raise EstimatorError(
+            f"boundary {spec.name!r}: a suffix is made from the graph behind the boundary, which is not known here (a cut in time, or "
+            "a message between parts); give dnifx.estimators.Synthetic()"
+        )
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A read-only copy of a parameter of the model.
+
+    Attributes:
+        copy: The copy.
+        source: The model's own.
+        decay: How much of itself a moving average keeps in each step; None where it is taken again as a whole.
+    """
+
+    copy: Tensor
+    source: Tensor
+    decay: float | None = None
+
+    def take(self) -> None:
+        """Take the source's present value, or move towards it."""
+        if self.decay is None:
+            self.copy.copy_(self.source)
+        else:
+            self.copy.lerp_(self.source, 1 - self.decay)
+
+
+class SuffixGradient(GradientEstimator):
+    """Differentiates the loss of a thin suffix.
+
+    Args:
+        thin: The thin suffix: from the boundary's values and what it reads beside them to the model's flat outputs.
+        loss: From the flat outputs and the target to a scalar or one loss an example.
+        mean: Whether losses are means over examples (else sums).
+        mirrors: What it copies from the model.
+        refresh: After how many answers in training mode the copies are taken again.
+        draws: Whether it draws random numbers.
+    """
+
+    needs_target = False
+    needs_mask = False
+
+    def __init__(
+        self,
+        thin: fx.GraphModule,
+        loss: Callable[[tuple[Any, ...], Any], Tensor],
+        mean: bool,
+        mirrors: Sequence[Mirror] = (),
+        refresh: int = 1,
+        draws: bool = False,
+    ) -> None:
+        super().__init__()
+        self.thin, self.loss, self.mean, self.mirrors = thin, loss, mean, tuple(mirrors)
+        self.refresh, self.draws = refresh, draws
+        self.answers: Tensor
+        self.register_buffer("answers", torch.zeros((), dtype=torch.int64))
+
+    @uncompiled
+    def forward(self, values: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
+        """Return the gradient of each example's loss with respect to each value.
+
+        Args:
+            values: The boundary's values.
+            context: The target of the loss, the number of examples, and what the thin suffix reads beside the values.
+        """
+        target, examples, *reads = context
+        self.look()
+        leaves = tuple(leaf(value) for value in values)
+        with torch.enable_grad(), self.draws_of_its_own(leaves):
+            loss = example_losses(self.loss(self.thin(*leaves, *reads), target), self.mean)
+        found = own_gradients(loss.reshape(1), leaves)
+        return tuple(gradient * examples for gradient in found) if self.mean else tuple(found)
+
+    def look(self) -> None:
+        """Take the mirrors again where their time has come: those that are averages in every step."""
+        if not self.training or not self.mirrors:
+            return
+        with torch.no_grad():
+            due = int(self.answers) % self.refresh == 0
+            for mirror in self.mirrors:
+                if due or mirror.decay is not None:
+                    mirror.take()
+            self.answers += 1
+
+    def draws_of_its_own(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Leave the model's random state alone."""
+        if not self.draws:
+            return nullcontext()
+        devices = [each.device for each in leaves if each.device.type not in ("cpu", "meta")]
+        return torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda")
