@@ -21,6 +21,7 @@ from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
 from dnifx.passes.capture.record.state import preserved, seed, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, tensors_in
+from dnifx.passes.capture.refusals import as_sentence
 from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
@@ -137,7 +138,7 @@ def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
         place = "" if meter.current is None else f"node {described(meter.current)}: "
         raise CaptureError(
             f"the captured graph of {type(program.model).__name__} does not run on the example inputs: {place}"
-            f"{type(error).__name__}: {error}"
+            f"{as_sentence(error)}. Keep the module of that node whole: cut outside of it"
         ) from error
     return meter.measures
 

@@ -69,6 +69,7 @@ class Comparison:
     Attributes:
         changed: The attributes that a run changed.
         hooks: The modules on which a run installed hooks.
+        doing: Which pass runs now, or ran when an error was raised.
     """
 
     def __init__(self, model: nn.Module, captured: CapturedGraph) -> None:
@@ -79,6 +80,7 @@ class Comparison:
         self._snapshot = Snapshot(model)
         self.changed: dict[str, None] = {}
         self.hooks: dict[str, None] = {}
+        self.doing: str | None = None
 
     def expected(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int, most: int | None = None
@@ -212,10 +214,13 @@ class Comparison:
                     parameter.grad = None
                 seed(number)
                 with torch.enable_grad(), kept.watching():
+                    self.doing = "the forward pass"
                     result = run(*arguments[0], **arguments[1])
                     refuse_streams(self._model, result)
+                    self.doing = "the backward pass"
                     if kept.is_whole:
                         _backward(result)
+                    self.doing = None
                 return Outcome(self._values(arguments, result), _structure(result), kept.is_whole)
             finally:
                 for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
@@ -227,7 +232,10 @@ class Comparison:
         cpu, cuda, python, numpy_state = generators()
         inputs = enumerate(tensor for _, tensor in tensors_in(arguments))
         return {
-            **{f"output {path_name(path)}": tensor.detach().clone() for path, tensor in tensors_in(result)},
+            **{
+                f"output {path_name(path)}" if path else "the output": tensor.detach().clone()
+                for path, tensor in tensors_in(result)
+            },
             **{f"gradient of {path}": parameter.grad for path, parameter in self._parameters.items()},
             **{f"gradient of input {index}": tensor.grad for index, tensor in inputs if tensor.is_leaf},
             **{f"buffer {path}": buffer.detach().clone() for path, buffer in self._model.named_buffers()},

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import CaptureError
 from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.refusals import Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature
-from dnifx.passes.capture.symbolic import TreeOutput, summary
+from dnifx.passes.capture.symbolic import TreeOutput
 from dnifx.passes.torch_logging import quiet_loggers
 
 GUARDS = "_guards_fn"
@@ -39,9 +39,11 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
             program = torch.export.export(model, bound.args, bound.kwargs, dynamic_shapes=sizes, strict=False)
         module = program.module()
     except Exception as error:
-        raise CaptureError(f"torch.export refuses {type(model).__name__}: {summary(error)}") from error
+        raise Refused(
+            f"torch.export does not take it: {as_sentence(error)}", "Keep that part whole: cut outside of it"
+        ) from error
     if program.call_spec.out_spec is None:
-        raise CaptureError(f"torch.export gives no output structure for {type(model).__name__}")
+        raise Refused("torch.export gives no structure of its output", "Return a tensor, tuple, list or dict")
     graph, inputs, constants = over_model(module, model, pytree.tree_leaves((bound.args, bound.kwargs)))
     output = TreeOutput(program.call_spec.out_spec)
     signature = replace(signature, inputs=inputs, output=output, modules=tuple(model.modules()))

@@ -13,6 +13,7 @@ from dnifx.passes.capture.export import export_model
 from dnifx.passes.capture.record.attributes import reads_of
 from dnifx.passes.capture.record.recording import record
 from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.capture.refusals import ModelFails, Refused, no_method
 from dnifx.passes.capture.symbolic import trace_symbolically
 from dnifx.passes.capture.verification import Verification, verify_capture
 from dnifx.passes.graph import is_on_meta, listed
@@ -72,7 +73,8 @@ def try_methods(
         CaptureError: No method gives one; the text says what was wrong with each.
         InputError: The model's forward does not take the example inputs.
     """
-    tried: list[tuple[str, str]] = []
+    refuse_lazy(program)
+    tried: list[tuple[str, CaptureError]] = []
     on_meta = is_on_meta(program)
     for method in methods:
         if method == "record_cuts" and open_paths is None:
@@ -80,8 +82,10 @@ def try_methods(
         try:
             opened = open_paths if method == "record_cuts" else None
             found = METHODS[method](program) if method in METHODS else recorded(program, opened, keep_whole, varying)
+        except ModelFails as error:
+            raise CaptureError(str(error)) from error.__cause__
         except CaptureError as error:
-            tried.append((method, str(error)))
+            tried.append((method, error))
             continue
         refuse_names(found.graph, type(program.model).__name__)
         verified = check and not on_meta
@@ -92,12 +96,32 @@ def try_methods(
                 ("the graph is not verified: tensors on the meta device hold no values",) if on_meta and check else ()
             )
             found = replace(found, guards=found.guards + verification.guards, notes=found.notes + unverified)
-            return found, Capture(method, found.kept, verified, tuple(tried), found.guards)
-        tried.append((method, f"its graph differs from the model: {listed(differences, separator='; ')}"))
-    reasons = "\n".join(f"  {method}: {reason}" for method, reason in tried)
-    raise CaptureError(
-        f"{type(program.model).__name__} cannot be captured: no method gives a graph that does the same\n{reasons}"
+            return found, Capture(method, found.kept, verified, met(tried), found.guards)
+        tried.append((method, differs(differences)))
+    raise no_method(type(program.model).__name__, tried)
+
+
+def met(tried: Sequence[tuple[str, CaptureError]]) -> tuple[tuple[str, str], ...]:
+    """Return what each method met, as text."""
+    return tuple((method, str(error)) for method, error in tried)
+
+
+def differs(differences: Sequence[str]) -> Refused:
+    """Return the refusal of a method whose graph does something else than the model."""
+    return Refused(
+        f"its graph differs from the model: {listed(differences, 1)}",
+        "Something in forward is not seen (Python state, C code). Move it into a submodule without a cut inside, which is then kept whole",
     )
+
+
+def refuse_lazy(program: Program) -> None:
+    """Raise CaptureError where a parameter has no shape yet."""
+    for path, parameter in (*program.model.named_parameters(), *program.model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise CaptureError(
+                f"{type(program.model).__name__} cannot be captured: the parameter {path!r} has no shape before the first call. Run the "
+                "model once, then decouple it"
+            )
 
 
 def refuse_names(graph: fx.Graph, model: str) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import CaptureError
 from dnifx.ir import Kept
 from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.refusals import Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature
 from dnifx.runtime.emitted.ops import Template, detached
 
@@ -44,10 +44,9 @@ def trace_symbolically(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
         if path is None:
             return trace
         if path in ("", *whole):
-            raise CaptureError(
-                f"the forward of {type(model).__name__} itself does something else in training than in evaluation (a functional "
-                "dropout, or `if self.training`), and a symbolic trace holds for one mode only; use a module for it (nn.Dropout), or "
-                "move that code into a submodule, which is then kept whole"
+            raise Refused(
+                "forward itself does something else in training than in evaluation, and torch.fx traces one mode only",
+                "Use a module for it, such as nn.Dropout, or move that code into a submodule, which is then kept whole",
             )
         whole[path] = "its forward differs between training and evaluation"
 
@@ -60,9 +59,9 @@ def trace_once(
     try:
         graph = tracer.trace(model)
     except Exception as error:
-        raise CaptureError(
-            f"the forward of {type(model).__name__} cannot be traced: {type(error).__name__}: {error}\n"
-            "move code that depends on a tensor's value or type into a submodule, which is then kept whole as one node"
+        raise Refused(
+            f"torch.fx cannot trace forward: {as_sentence(error)}",
+            "Move code that depends on a tensor's value or type into a submodule, which is then kept whole",
         ) from error
     return CapturedGraph(graph, tracer.signature, dict(tracer.constants), tuple(tracer.kept))
 
@@ -107,11 +106,6 @@ def module_paths(node: fx.Node) -> list[str]:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values() if entry[0]]
     return [path for path in paths if path != node.target] if node.op == "call_module" else paths
-
-
-def summary(error: Exception) -> str:
-    """Return the type of an error and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class PathTracer(fx.Tracer):
@@ -189,7 +183,7 @@ class PathTracer(fx.Tracer):
                 self.graph.erase_node(node)
             del self.kept[kept:]
             self.module_stack = stack
-            return self.keep(path, summary(error), args, kwargs)
+            return self.keep(path, as_sentence(error), args, kwargs)
 
     def keep(self, path: str, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a submodule as one node and say why."""

@@ -21,6 +21,8 @@ from dnifx.passes.capture.other_inputs import (
     sizes,
     twice,
 )
+from dnifx.passes.capture.record.hazards import error_line
+from dnifx.passes.capture.refusals import as_sentence
 from dnifx.passes.graph import listed
 from dnifx.runtime.emitted.ops import GuardError, guard
 from dnifx.runtime.net.input_kinds import SIZES_ALONE
@@ -64,9 +66,12 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
     try:
         differences = both.under_seeds(args, kwargs, (0, 1) if guarded else (0,))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        if both.doing is None:
+            raise
+        where = f" ({error_line(error)})" if both.doing == "the forward pass" else ""
         raise CaptureError(
-            f"{type(model).__name__} itself fails on the example inputs, forward or backward: {type(error).__name__}: {error}\n"
-            "give args= and kwargs= that it trains on"
+            f"{both.doing} of {type(model).__name__} fails on the example inputs: {as_sentence(error)}{where}. "
+            "Give args= and kwargs= that it trains on, and the model in the mode in which it trains"
         ) from error
     differences = differences or at_other_batches(both, program, guarded)
     differences = differences or both.with_other_numbers(args, kwargs)

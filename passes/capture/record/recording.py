@@ -18,6 +18,7 @@ from dnifx.passes.capture.record.plan import Plan, is_made
 from dnifx.passes.capture.record.recorder import Recorder
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.record.structure import copied_arguments
+from dnifx.passes.capture.refusals import ModelFails, Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature, leaves_of
 from dnifx.passes.compiled import why_closed
 from dnifx.runtime.emitted import ops
@@ -55,7 +56,6 @@ def record(
         InputError: The model's forward does not take these arguments.
     """
     signature = CapturedSignature.of(model, tuple(args), kwargs)
-    _refuse_lazy(model)
     plan = Plan.start(model, open_paths, keep_whole, varying)
     imports: set[str] = set()
     for _ in range(_MOST_RUNS):
@@ -68,9 +68,9 @@ def record(
             return result
         else:
             raise _failure(model, args, kwargs, result) from result
-    raise CaptureError(
-        f"{type(model).__name__} cannot be recorded: after {_MOST_RUNS} runs there are still other modules to keep whole: "
-        f"{dict(plan.whole)}"
+    raise Refused(
+        f"after {_MOST_RUNS} runs there are still other modules to keep whole, of late {list(plan.whole)[-1]!r}",
+        "Cut outside of it",
     )
 
 
@@ -163,27 +163,19 @@ def closed(model: nn.Module) -> dict[str, str]:
     return {path: why for path, why in found.items() if not any(path.startswith(f"{outer}.") for outer in found)}
 
 
-def _refuse_lazy(model: nn.Module) -> None:
-    for path, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(parameter):
-            raise CaptureError(
-                f"{type(model).__name__}: the parameter {path!r} has no shape before the first call; run the model once, then decouple it"
-            )
-
-
 def _refuse_hazards(model: nn.Module, recorder: Recorder) -> None:
     """Raise CaptureError where a module that has to be opened does something that a graph does not repeat."""
     if recorder.modules.failures:
         path, hazard = recorder.modules.failures[0]
-        raise CaptureError(
-            f"{type(model).__name__} cannot be recorded as a graph: {hazard.construct} in module {path or '<root>'!r}\n"
-            f"  at {hazard.line}\nmove this code into a submodule, which can then be kept whole, or cut outside of it"
+        where = f"in module {path!r}" if path else "in forward"
+        raise Refused(
+            f"no graph repeats {hazard.construct}, {where} ({hazard.line})",
+            "Move this code into a submodule without a cut inside, which is then kept whole, or cut outside of it",
         )
     if recorder.modules.volatile:
-        raise CaptureError(
-            f"{type(model).__name__} cannot be recorded as a graph: its forward depends on Python's random numbers or on attributes that "
-            f"it changes, so that every call may run another graph: {recorder.modules.volatile}; switch that off, or move this code "
-            "into a small submodule, which is then kept whole"
+        raise Refused(
+            f"every call may run another graph: {recorder.modules.volatile}",
+            "Switch that off, or move this code into a small submodule, which is then kept whole",
         )
 
 
@@ -194,10 +186,11 @@ def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         with preserved(model):
             model(*own_args, **own_kwargs)
     except Exception as own:  # noqa: BLE001 - the model's own error is what the user has to see
-        return CaptureError(
-            f"{type(model).__name__} fails on the example inputs: {type(own).__name__}: {own}\n  at {error_line(own)}"
+        return ModelFails(
+            f"{type(model).__name__} fails on the example inputs: {as_sentence(own)} ({error_line(own)}). Give args= and kwargs= with "
+            "which model(*args, **kwargs) runs"
         )
-    return CaptureError(
-        f"{type(model).__name__} runs, but cannot be recorded: {type(error).__name__}: {error}\n  at {error_line(error)}\n"
-        "keep the module that holds this line whole, or cut outside of it"
+    return Refused(
+        f"it runs, but recording it fails with {as_sentence(error)} ({error_line(error)})",
+        "Move the code of that line into a submodule without a cut inside, which is then kept whole, or cut outside of it",
     )

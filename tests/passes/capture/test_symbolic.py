@@ -213,14 +213,12 @@ def test_a_submodule_that_depends_on_the_mode_is_kept_whole() -> None:
 
 
 def test_a_model_whose_own_forward_needs_a_value_is_refused() -> None:
-    with pytest.raises(
-        CaptureError, match=r"(?s)forward of ByValue cannot be traced: TraceError: .*depends on a tensor's value"
-    ):
+    with pytest.raises(CaptureError, match=r"torch.fx cannot trace forward: TraceError: .*depends on a tensor's value"):
         trace(ByValue())
 
 
 def test_a_model_whose_own_forward_depends_on_the_mode_is_refused() -> None:
-    with pytest.raises(CaptureError, match="ByMode itself does something else in training than in evaluation"):
+    with pytest.raises(CaptureError, match="forward itself does something else in training than in evaluation"):
         trace(ByMode())
 
 

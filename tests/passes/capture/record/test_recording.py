@@ -270,14 +270,9 @@ def test_a_model_that_fails_is_reported_with_its_line() -> None:
             return x @ torch.ones(99, 1)
 
     with pytest.raises(
-        CaptureError, match=r"fails on the example inputs.*\n.*test_recording.py:\d+: return x @ torch.ones"
+        CaptureError, match=r"fails on the example inputs.*\(test_recording.py:\d+: return x @ torch.ones"
     ):
         record(Broken(), (torch.ones(2, 3),), {})
-
-
-def test_a_lazy_module_is_refused() -> None:
-    with pytest.raises(CaptureError, match="run the model once"):
-        record(nn.Sequential(nn.LazyLinear(3)), (torch.ones(2, 3),), {})
 
 
 def test_nodes_grow_linearly_with_depth() -> None:

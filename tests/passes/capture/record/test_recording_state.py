@@ -73,9 +73,7 @@ def test_numbers_that_a_forward_counts_are_inputs_and_are_left_on_the_model() ->
 def test_random_numbers_and_state_of_python_at_the_root_are_refused(kind: type[nn.Module], reason: str) -> None:
     seed(0)
     before = python_draws()
-    with pytest.raises(
-        CaptureError, match=f"{kind.__name__} cannot be recorded as a graph.*every call may run another graph: {reason}"
-    ):
+    with pytest.raises(CaptureError, match=f"every call may run another graph: {reason}"):
         record(kind(), (torch.randn(3, 4),), {})
     assert python_draws() == before
     assert kept(record(SizeBranch(), (torch.randn(3, 4),), {})) == []
