@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dnifx.passes.time.unroll import unroll
     from dnifx.runtime.decoupled import DecoupledModule
     from dnifx.runtime.training.probing import PeriodProbe, Probe
-    from dnifx.runtime.training.trainer import StepResult, Trainer
+    from dnifx.runtime.training.results import StepResult
+    from dnifx.runtime.training.trainer import Trainer
     from dnifx.runtime.training.watch import Watch
 
 __version__ = "0.1.0"
@@ -46,7 +47,7 @@ MODULES = {
     "PeriodProbe": "dnifx.runtime.training.probing",
     "Probe": "dnifx.runtime.training.probing",
     "Recurrent": "dnifx.ir",
-    "StepResult": "dnifx.runtime.training.trainer",
+    "StepResult": "dnifx.runtime.training.results",
     "Trainer": "dnifx.runtime.training.trainer",
     "Watch": "dnifx.runtime.training.watch",
     "decouple": "dnifx.api",

@@ -20,7 +20,9 @@ from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.training.own_losses import OwnLosses
+from dnifx.runtime.training.replicas import Replicas
 from dnifx.runtime.training.trainer import Trainer
+from dnifx.runtime.training.updates import Clip, UpdateOptions
 
 EXTRA_STATE = "_extra_state"
 """The name under which torch saves what a module's ``get_extra_state`` gives."""
@@ -250,11 +252,16 @@ class DecoupledModule(Net):
         estimator_optimizer: OptimizerSpec | None = None,
         lag: int = 0,
         own_losses: OwnLosses | None = None,
+        clip: Clip | None = None,
+        accumulate: int = 1,
+        replicas: Replicas | None = None,
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
         Args:
-            optimizer: From parameters to an optimizer, for all partitions, or a mapping from every partition's name.
+            optimizer: From parameters to an optimizer, for all partitions, or a mapping from every partition's name. The
+                parameters are a list, and ``parameters.named`` are their pairs of name and parameter. A list of optimizers
+                stands for one, each for some of the parameters.
             schedule: A name, a text of actions, a Schedule or a source of schedules (``dnifx.schedules``). With several
                 rates: ``"sequential"``, a ``dnifx.schedules.Period``, or its text, the windows with bars between.
             lr_scheduler: From an optimizer to a learning-rate scheduler, or a mapping. It is stepped whenever the part of
@@ -265,20 +272,29 @@ class DecoupledModule(Net):
             own_losses: Weights of scalars that forward leaves on the model, by attribute or glob: ``{"blocks.*.balance": 0.01}``.
                 The partition that makes one adds its gradient, times the weight, to its own backward pass; leave it out of
                 ``loss=``. None stands for something with a gradient that no loss reads.
+            clip: The largest norm that the gradient of a partition may have: each is clipped by its own norm, since it does not wait
+                for the others. Or a callable that is given a partition's parameters and changes their gradients.
+            accumulate: How many steps make one update, of the mean of their gradients. Estimators learn likewise.
+            replicas: Where ``torch.distributed`` runs several processes: ``"average"`` begins with the weights of process 0 and
+                averages all gradients, ``"apart"`` trains a net of its own in each.
 
         Raises:
             ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
             LossError: The module was made without ``loss=``, a partition before the last leaves something with a gradient that
                 ``own_losses`` does not name, or it names something else.
             ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
-            OptimizerError: The mapping does not cover the partitions exactly.
+            OptimizerError: The mapping does not cover the partitions exactly, an optimizer does not hold exactly the parameters
+                that it was given, or there are several processes and ``replicas=`` does not say what they do.
         """
         if not self.losses:
             raise LossError(
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
         source = self.emitters.schedule(schedule, self.program, lag)
-        return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {})
+        options = UpdateOptions(clip, accumulate)
+        return Trainer(
+            self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas
+        )
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)

@@ -169,8 +169,8 @@ class StepWriter(StepPlan):
     def carries_surely(self, partition: int) -> bool:
         """Whether every boundary value of a partition depends on a parameter or on a leaf that is differentiated.
 
-        A value that is only passed on depends on neither if its leaf gets no target. A module that was kept whole may
-        return what it was given.
+        So does the loss, where the last partition has such values. A value that is only passed on depends on neither if its
+        leaf gets no target. A module that was kept whole may return what it was given.
         """
         program = self.program
         kept = {each.path for each in program.capture.kept} if program.capture is not None else set()
@@ -185,6 +185,8 @@ class StepWriter(StepPlan):
                 sources = {source.name for source in node.all_input_nodes}
                 if sources & sure or trains(program, node):
                     sure.add(node.name)
+        if partition == self.last and not sure & {*nodes, *program.partitions[partition].inputs}:
+            return False
         return all(name in sure for boundary in self.produced(partition) for name in boundary.values)
 
     def update(self, action: Action) -> Block:

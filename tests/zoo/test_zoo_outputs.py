@@ -180,8 +180,17 @@ def test_a_disk_that_is_full_at_the_start_is_found_there(tmp_path: Path) -> None
 def test_everything_is_on_the_disk_before_it_bears_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (told.append(os.readlink(f"/proc/self/fd/{file}")), sync(file)))
-    monkeypatch.setattr(Path, "replace", lambda own, new: (told.append(f"{own} -> {new}"), replace(own, new)))
+
+    def sync_and_tell(file: int) -> None:
+        told.append(os.readlink(f"/proc/self/fd/{file}"))
+        sync(file)
+
+    def replace_and_tell(own: Path, new: Path) -> Path:
+        told.append(f"{own} -> {new}")
+        return replace(own, new)
+
+    monkeypatch.setattr(os, "fsync", sync_and_tell)
+    monkeypatch.setattr(Path, "replace", replace_and_tell)
     kept = checkpoint(tmp_path)
     kept.save({"step": 1})
     kept.save({"step": 2})

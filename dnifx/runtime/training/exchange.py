@@ -1,6 +1,7 @@
 """What passes between the parts of a net: its inputs, the messages of faster parts, and the states that parts carry."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -186,3 +187,13 @@ def target_of(value: Tensor, kept: Sequence[KeptTensor], weight: float) -> Tenso
     pieces = torch.split(arrived, [len(each.value) for each in kept])
     own = [without_rows(piece, each.lost, BATCH) for piece, each in zip(pieces, kept, strict=True)]
     return per_example(end_to_end(own), weight)
+
+
+def local_schedule(schedule: Schedule, partitions: Sequence[int], boundaries: Sequence[int]) -> Schedule:
+    """Return the actions of some partitions and boundaries, numbered among these."""
+    found = []
+    for action in schedule.actions:
+        known = boundaries if action.kind in (Kind.SYNTHESISE, Kind.TARGET, Kind.FIT) else partitions
+        if action.index in known:
+            found.append(replace(action, index=known.index(action.index)))
+    return Schedule(schedule.name, tuple(found))

@@ -62,8 +62,22 @@ class Ownership:
             )
         group = self._optimizers[partition].param_groups[0]
         group["params"] = [*group["params"], *(self._parameters[name] for name in fresh)]
+        if "param_names" in group:
+            group["param_names"] = [*group["param_names"], *fresh]
         self._held.update(dict.fromkeys(fresh, self._indices[partition]))
         self.adopted.setdefault(partition, []).extend(fresh)
+
+    def give_back(self, state: Mapping[str, Sequence[str]]) -> None:
+        """Let go of what was taken in since a state was saved."""
+        for partition, names in self.adopted.items():
+            fresh = names[len(state.get(partition, ())) :]
+            if fresh:
+                group = self._optimizers[partition].param_groups[0]
+                for longer in (names, group["params"], group.get("param_names", [])):
+                    del longer[-len(fresh) :]
+            for name in fresh:
+                del self._held[name]
+        self.adopted = {partition: names for partition, names in self.adopted.items() if names}
 
     def state_dict(self) -> dict[str, list[str]]:
         """Return what was taken in, by partition name."""

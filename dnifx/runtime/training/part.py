@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dnifx.errors import ContextError, InputError
@@ -24,6 +23,7 @@ from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.steps import Steps
+from dnifx.runtime.training.updates import Update
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainedPart:
     Args:
         net: The net.
         captured: The part and its graphs.
-        optimizers: Those of all partitions, by their names in the net.
+        optimizers: The updates of all partitions, by their names in the net.
         estimator_optimizers: Those of all estimators, by boundary key.
         lr_schedulers: By the name or key of the optimizer that each steers.
         own_losses: What partitions train themselves of what they leave on the model.
@@ -64,8 +64,8 @@ class TrainedPart:
         self,
         net: Net,
         captured: CapturedPart,
-        optimizers: Mapping[str, Optimizer],
-        estimator_optimizers: Mapping[str, Optimizer],
+        optimizers: Mapping[str, Update],
+        estimator_optimizers: Mapping[str, Update],
         lr_schedulers: Mapping[str, LRScheduler],
         own_losses: OwnLosses,
     ) -> None:
@@ -95,7 +95,7 @@ class TrainedPart:
             "own_losses": own_losses,
             "terms": self.terms,
         }
-        self.ownership = Ownership(self.program, self.optimizers)
+        self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
         self.functions = Steps(captured, net.emitters, shared, self.ownership, own_losses)
 
     def fire(

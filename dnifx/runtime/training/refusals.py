@@ -5,17 +5,27 @@ from dnifx.ir import Program
 
 
 def refuse_refrozen(program: Program) -> None:
-    """Raise StateError where parameters were frozen or unfrozen after the module was made: its steps are written for the others."""
+    """Raise StateError where parameters were frozen after the module was made: its optimizers would hold them."""
     used = {name for partition in program.partitions for name in partition.uses}
     read = {name for name, parameter in program.model.named_parameters() if parameter.requires_grad}
     frozen = sorted(used - read)
+    if frozen:
+        raise StateError(
+            f"parameters {nearest('', frozen, 3)} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad "
+            "back)"
+        )
+    refuse_idle(program)
+
+
+def refuse_idle(program: Program) -> None:
+    """Raise StateError where an estimator that learns was frozen as a whole: its fit has nothing to train."""
     idle = [
         boundary.name
         for boundary, interface in zip(program.boundaries, program.interfaces, strict=True)
         if interface.fits and not any(parameter.requires_grad for parameter in interface.estimator.parameters())
     ]
-    if frozen or idle:
-        what = f"parameters {nearest('', frozen, 3)}" if frozen else f"the estimators of {nearest('', idle, 3)}"
+    if idle:
         raise StateError(
-            f"{what} were frozen after dnifx.decouple; freeze first, then decouple (or put requires_grad back)"
+            f"the estimators of {nearest('', idle, 3)} were frozen after dnifx.decouple. To keep them as they are, give the trainer a "
+            "schedule without their fits (M0, M1, ...), or a learning rate of 0 (estimator_optimizer=), and put requires_grad back"
         )

@@ -26,6 +26,7 @@ from dnifx.runtime.net.net import Emitters
 from dnifx.runtime.training.late import fit_late
 from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
+from dnifx.runtime.training.refusals import refuse_idle
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
 Step = Callable[..., Any]
@@ -76,6 +77,10 @@ class Steps:
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
     _names: dict[int, SimpleNamespace] = field(default_factory=dict)
     _latest: tuple[InputKind, Schedule, bool, Step] | None = None
+    _learning: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._parameters = tuple(self.part.net.parameters())
 
     def training(self, input_kind: InputKind, schedule: Schedule, diagnose: bool) -> Step:
         """Return the function of a schedule in an input kind, generated once.
@@ -84,6 +89,7 @@ class Steps:
             InputError: It would train parameters that no optimizer of their partition can hold.
             LossError: A partition leaves something for the loss that nobody named.
         """
+        self.notice()
         latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
         if latest and latest[0] is input_kind and latest[1] is schedule and latest[2] is diagnose:
             return latest[3]
@@ -98,8 +104,26 @@ class Steps:
         self._latest = input_kind, schedule, diagnose, self._functions[key]
         return self._functions[key]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied: not the functions, which are generated anew."""
+        return {**self.__dict__, "_functions": {}, "_probes": {}, "_names": {}, "_latest": None}
+
+    def notice(self) -> None:
+        """Drop the functions where parameters were frozen or unfrozen since: they are written for what learns.
+
+        Raises:
+            StateError: An estimator was frozen.
+        """
+        learning = tuple([each.requires_grad for each in self._parameters])
+        if learning != self._learning:
+            refuse_idle(self.part.program)
+            self._learning, self._latest = learning, None
+            self._functions.clear()
+            self._probes.clear()
+
     def probing(self, input_kind: InputKind, true: bool) -> Step:
         """Return the function of a probe in an input kind, against true gradients or targets, generated once."""
+        self.notice()
         key = (input_kind.number, true)
         if key not in self._probes:
             program = with_own_losses(input_kind.program, self.own_losses)

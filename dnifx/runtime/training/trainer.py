@@ -1,55 +1,38 @@
 """The trainer: one optimizer a partition, driven by an explicit schedule, window by window."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnifx.errors import ContextError, InputError
-from dnifx.ir import Kind, Message, Schedule
+from dnifx.ir import Message, Schedule
 from dnifx.runtime.emitted.fitting import compare, fit_gradient
 from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.net import Net
-from dnifx.runtime.training.exchange import Exchange
+from dnifx.runtime.training.exchange import Exchange, local_schedule
 from dnifx.runtime.training.optimizers import (
     OptimizerSpec,
     SchedulerSpec,
     advance,
     fitted_groups,
+    follows_metric,
     make_optimizers,
     make_schedulers,
     shared_callable,
+    with_names,
 )
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
 from dnifx.runtime.training.refusals import refuse_refrozen
+from dnifx.runtime.training.replicas import Replicas, averaged
+from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.saving import saved, take_up
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a training step gives.
-
-    Attributes:
-        output: The model's output. None where the schedule left the last partition idle; with several rates, None in the
-            places of parts that did not fire.
-        losses: By the name of each loss that was computed, the loss, detached; under ``"loss"`` where it has no name. The own
-            losses that were trained are there by attribute, times their weights.
-        diagnostics: By boundary name, how the synthetic gradient compares with the target; empty unless asked for.
-    """
-
-    output: Any
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
-    diagnostics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> Tensor | None:
-        """The loss, a scalar; the sum where there are several; None where none was computed in this step."""
-        found = list(self.losses.values())
-        return torch.stack(found).sum() if len(found) > 1 else next(iter(found), None)
+from dnifx.runtime.training.turns import Turn
+from dnifx.runtime.training.updates import Update, UpdateOptions
 
 
 class Trainer:
@@ -67,6 +50,9 @@ class Trainer:
         parts: The parts in training, the one that fires most often first.
         exchange: What passes between the parts; None where there is one.
         own_losses: The weights of the own losses. They may be changed between steps; the names are fixed.
+        updates: By the name or key of its optimizer, what is done with gradients before the optimizer takes them.
+        turn: Lets one step run at a time, and knows what it has updated.
+        metric: Whether a learning-rate scheduler follows a measurement.
     """
 
     def __init__(
@@ -77,25 +63,37 @@ class Trainer:
         lr_scheduler: SchedulerSpec | None,
         estimator_optimizer: OptimizerSpec | None,
         own_losses: OwnLosses,
+        options: UpdateOptions,
+        replicas: Replicas | None,
     ) -> None:
         self.net, self.steps, self.source = net, 0, source
         refuse_refrozen(net.program)
         check_own_losses(net.program, own_losses)
         self.own_losses = dict(own_losses)
         with_own_losses(net.program, self.own_losses)
+        options = replace(options, averaged=averaged(replicas, net))
+        self.accumulate = options.accumulate
         parameters = dict(net.original.named_parameters())
         owned = {
             each.name: [parameters[name] for name in each.parameters] for each in net.partitions if each.parameters
         }
-        self.optimizers = make_optimizers(optimizer, owned, "optimizer")
+        self.optimizers = make_optimizers(optimizer, with_names(owned, net), "optimizer")
         default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
         self.estimator_optimizers = make_optimizers(
-            default, fitted_groups(net.program, net.recurrences), "estimator_optimizer"
+            default, with_names(fitted_groups(net.program, net.recurrences), net), "estimator_optimizer"
         )
         self.lr_schedulers = make_schedulers(
             lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
         )
-        made = self.optimizers, self.estimator_optimizers, self.lr_schedulers, self.own_losses
+        self.metric = any(map(follows_metric, self.lr_schedulers.values()))
+        self.turn = Turn()
+        updates = {name: Update(name, each, options, self.turn) for name, each in self.optimizers.items()}
+        pairs = [(each.key, each.name) for each in net.boundaries] + [(each.key, each.name) for each in net.recurrences]
+        names = {key: f"the estimator of {name!r}" for key, name in pairs}
+        options = replace(options, clip=None)
+        fits = {key: Update(names[key], each, options, self.turn) for key, each in self.estimator_optimizers.items()}
+        self.updates = {**updates, **fits}
+        made = updates, fits, self.lr_schedulers, self.own_losses
         self.parts = tuple(TrainedPart(net, each, *made) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []
@@ -107,6 +105,7 @@ class Trainer:
         target: Any,
         context: Any = None,
         diagnose: bool = False,
+        metric: Any = None,
         kwargs: Mapping[str, Any] | None = None,
         **named: Any,
     ) -> StepResult:
@@ -118,17 +117,25 @@ class Trainer:
                 those of the parts that fire.
             context: What estimators see; the target by default. Where they see none, the model's argument of that name.
             diagnose: Compare every synthetic gradient with its target, where that arrives in this step.
-            kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose`` or ``kwargs``
-                belongs here.
+            metric: What learning-rate schedulers that follow a measurement are stepped with (``ReduceLROnPlateau``); by default the
+                loss of this step. Where there is none, the model's argument of that name.
+            kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose``, ``metric`` or
+                ``kwargs`` belongs here.
             **named: Keyword inputs of the model.
 
         Raises:
             LossError: The loss cannot be computed from the output and the target, has a wrong form, or is not finite;
                 partitions before the loss may have made their update, those that depend on it have not.
             InputError: The inputs are not those of the example's kind.
+            StateError: Another step of this trainer is running.
+
+        An error of a step has a note that says what had been updated before it. The next step goes on from there.
         """
-        result = self.compute(*args, target=target, context=context, diagnose=diagnose, kwargs=kwargs, **named)
-        self.advance()
+        if metric is not None and not self.metric:
+            named["metric"] = metric
+        with self.turn.step(self.steps, self.updates.values()):
+            result = self.computed(args, target, context, diagnose, model_keywords(named, kwargs))
+            self.advance(result.loss if self.metric and metric is None else metric)
         return result
 
     def compute(
@@ -145,7 +152,14 @@ class Trainer:
         A loop of one's own may capture it as a CUDA graph, once a few steps were made as they come, and call ``advance``
         after each replay; the graph is of one schedule and of the learning rates of its time.
         """
-        context, kwargs = self.divided(context, named, kwargs)
+        with self.turn.step(self.steps, self.updates.values()):
+            return self.computed(args, target, context, diagnose, model_keywords(named, kwargs))
+
+    def computed(
+        self, args: tuple[Any, ...], target: Any, context: Any, diagnose: bool, kwargs: dict[str, Any]
+    ) -> StepResult:
+        """Do what ``compute`` does."""
+        context, kwargs = self.divided(context, kwargs)
         if self.steps == 0:
             self.forget()
         if self.exchange is not None:
@@ -224,9 +238,10 @@ class Trainer:
         key = each.boundary.key
         made = [fit_gradient(one.detach(), target, len(one)) for one, target in zip(estimates, targets, strict=True)]
         torch.autograd.backward(tuple(estimates), made)
-        self.estimator_optimizers[key].step()
-        self.estimator_optimizers[key].zero_grad()
-        advance([self.lr_schedulers[key]] if key in self.lr_schedulers else [])
+        self.updates[key].step()
+        self.updates[key].zero_grad()
+        if self.updates[key].count == 0:
+            advance([self.lr_schedulers[key]] if key in self.lr_schedulers else [])
 
     def local(self, schedule: Schedule, trained: TrainedPart) -> Schedule:
         """Return what a schedule of the net says of one part, in the part's own numbers; made once."""
@@ -235,23 +250,24 @@ class Trainer:
             self._local[key] = local_schedule(schedule, trained.part.partitions, trained.part.boundaries)
         return self._local[key]
 
-    def advance(self) -> None:
-        """Let learning rates and the schedule go on by a step."""
+    def advance(self, metric: Any = None) -> None:
+        """Let learning rates and the schedule go on by a step.
+
+        Args:
+            metric: What schedulers that follow a measurement are stepped with; they wait where there is none.
+        """
         for part in self._fired:
-            if part.lr_schedulers:
-                advance(part.lr_schedulers)
             part.steps += 1
+            if part.lr_schedulers and part.steps % self.accumulate == 0:
+                advance(part.lr_schedulers, metric)
         self.steps += 1
 
-    def divided(
-        self, context: Any, named: Mapping[str, Any], kwargs: Mapping[str, Any] | None
-    ) -> tuple[Any, dict[str, Any]]:
+    def divided(self, context: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the context of the estimators and the keyword arguments of the model.
 
         Raises:
             ContextError: A context is given that nobody sees.
         """
-        given = model_keywords(named, kwargs)
         if context is None:
             return None, given
         if self.net.program.context is None:
@@ -291,8 +307,9 @@ class Trainer:
         """
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
-        context, given = self.divided(context, named, kwargs)
-        return probe(self.parts[0], args, given, target, target if context is None else context)
+        context, given = self.divided(context, model_keywords(named, kwargs))
+        with self.turn.taken():
+            return probe(self.parts[0], args, given, target, target if context is None else context)
 
     def probe_period(self, windows: Sequence[tuple[Any, Any]]) -> PeriodProbe:
         """Compare every estimate over a whole period with the gradient of backpropagation through all of it.
@@ -338,15 +355,17 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a run needs to go on, in the middle of a period too: step, weights, optimizers, what is kept."""
-        return saved(self)
+        with self.turn.taken():
+            return saved(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            StateError: It belongs to another trainer.
+            StateError: It belongs to another trainer, or is damaged; this one is as it was.
         """
-        take_up(self, state)
+        with self.turn.taken():
+            take_up(self, state)
 
     @property
     def groups(self) -> dict[str, Mapping[str, Any]]:
@@ -356,13 +375,3 @@ class Trainer:
             "estimator_optimizers": self.estimator_optimizers,
             "lr_schedulers": self.lr_schedulers,
         }
-
-
-def local_schedule(schedule: Schedule, partitions: Sequence[int], boundaries: Sequence[int]) -> Schedule:
-    """Return the actions of some partitions and boundaries, numbered among these."""
-    found = []
-    for action in schedule.actions:
-        known = boundaries if action.kind in (Kind.SYNTHESISE, Kind.TARGET, Kind.FIT) else partitions
-        if action.index in known:
-            found.append(replace(action, index=known.index(action.index)))
-    return Schedule(schedule.name, tuple(found))

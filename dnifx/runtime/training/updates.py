@@ -1,0 +1,127 @@
+"""How a step updates: gradients of several steps added up, averaged over replicas, clipped, and given to the optimizer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dnifx.errors import OptimizerError, StateError
+from dnifx.runtime.emitted.backward import added
+from dnifx.runtime.training.replicas import average
+from dnifx.runtime.training.turns import Turn
+
+Clip = float | Callable[[list[nn.Parameter]], object]
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """What is done with gradients before an optimizer takes them.
+
+    Attributes:
+        clip: The largest norm of a partition's gradient, or a callable that is given the partition's parameters; None for neither.
+        accumulate: How many steps make one update.
+        averaged: Whether gradients are averaged over all processes.
+    """
+
+    clip: Clip | None = None
+    accumulate: int = 1
+    averaged: bool = False
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool)
+        if not whole or self.accumulate < 1:
+            raise OptimizerError(
+                f"accumulate={self.accumulate!r}: give the number of steps that make one update, 1 or more"
+            )
+        number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
+        if self.clip is not None and not callable(self.clip) and not (number and self.clip > 0):
+            raise OptimizerError(
+                f"clip={self.clip!r}: give the largest norm that a partition's gradient may have, a number above 0, or a callable "
+                "that is given the partition's parameters"
+            )
+
+
+class Update:
+    """One optimizer, as the training steps of a trainer call it.
+
+    Args:
+        name: What it updates, for a note.
+        optimizer: The optimizer.
+        options: What is done with the gradients before.
+        turn: Is told of every update.
+
+    Attributes:
+        count: How many steps were added up since the last update.
+    """
+
+    def __init__(self, name: str, optimizer: Optimizer, options: UpdateOptions, turn: Turn) -> None:
+        self.name, self.optimizer, self.options, self.turn, self.count = name, optimizer, options, turn, 0
+        self._sums: dict[nn.Parameter, Tensor] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The optimizer's parameters."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def step(self) -> None:
+        """Take the gradients of a step: add them up, or, where enough were added up, update."""
+        if self.options.accumulate > 1 and not self.complete():
+            return
+        if self.options.averaged:
+            average(self.parameters)
+        if callable(self.options.clip):
+            self.options.clip(self.parameters)
+        elif self.options.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        with self.turn.updating(self.name):
+            self.optimizer.step()
+        torch.clear_autocast_cache()  # or the next step, under the same autocast, runs on copies of the old weights
+
+    def complete(self) -> bool:
+        """Add the gradients up. Where these were the last ones of an update, put their mean in their place and return True."""
+        self.count += 1
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                before = self._sums.get(parameter)
+                self._sums[parameter] = parameter.grad if before is None else added(before, parameter.grad)
+        if self.count < self.options.accumulate:
+            return False
+        for parameter, total in self._sums.items():
+            parameter.grad = total / self.options.accumulate
+        self._sums, self.count = {}, 0
+        return True
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of the step."""
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was added up since the last update, by the parameters' places in the optimizer."""
+        places = {parameter: place for place, parameter in enumerate(self.parameters)}
+        return {"count": self.count, "sums": {places[each]: total for each, total in self._sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what was added up.
+
+        Raises:
+            StateError: The saved trainer added up other numbers of steps.
+        """
+        if state["count"] >= self.options.accumulate:
+            raise StateError(
+                f"the saved state is of a trainer that adds up more steps than accumulate={self.options.accumulate}; make this one with "
+                "the same accumulate="
+            )
+        parameters = self.parameters
+        self.count = state["count"]
+        self._sums = {
+            parameters[place]: torch.as_tensor(total, device=parameters[place].device)
+            for place, total in state["sums"].items()
+        }
