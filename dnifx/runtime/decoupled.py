@@ -292,9 +292,7 @@ class DecoupledModule(Net):
             )
         source = self.emitters.schedule(schedule, self.program, lag)
         options = UpdateOptions(clip, accumulate)
-        return Trainer(
-            self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas
-        )
+        return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas)
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)
