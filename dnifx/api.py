@@ -21,6 +21,7 @@ from dnifx.passes.pipeline import Callback
 from dnifx.passes.rates.rates import Rates
 from dnifx.passes.rates.refusals import refuse_folder
 from dnifx.passes.rates.systems import part_named
+from dnifx.passes.time.states import with_named_states
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.net.losses import Loss, PartLoss
@@ -86,6 +87,7 @@ def decouple(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
+    cuts = with_named_states(model, cuts)
     compiler = Compiler(cuts, gradient, inputs, context, num_classes, mask, every, verify, callback)
     try:
         if every is None:

@@ -22,12 +22,13 @@ from dnifx.passes.legalize.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import Callback, Pass, run_passes
 from dnifx.passes.rates.rates import Rates
-from dnifx.passes.rates.refusals import refuse_options
+from dnifx.passes.rates.refusals import refuse_kept_states, refuse_options
 from dnifx.passes.rates.systems import RateCompiler
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.time.recurrences import FormRecurrences, InsertRecurrences, spatial_choices
 from dnifx.passes.time.states import ResolveStates, SeparateStates, WholeWindow, split_cuts
 from dnifx.runtime.net.losses import Loss
+from dnifx.runtime.net.model_states import states_put_back
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Compiler:
         return split_cuts(self.cuts)[1]
 
     @property
+    def kept_states(self) -> tuple[str, ...]:
+        """The attributes that hold states which are cut in time."""
+        return tuple(cut.state for cut in self.recurrents if cut.on_model)
+
+    @property
     def inside(self) -> CutSpec:
         """The cuts inside the model; none where all are in time."""
         inside = split_cuts(self.cuts)[0]
@@ -83,9 +89,10 @@ class Compiler:
             DnifxError: A child that says what cannot be done, where, and what to do instead.
         """
         plain = without_compilation(given)
-        if self.every is None:
-            return run_passes(plain, self.passes(plain.model), self.callback)
-        return self.with_rates(self.every).compile(plain)
+        with states_put_back(plain.model, self.recurrents):
+            if self.every is None:
+                return run_passes(plain, self.passes(plain.model), self.callback)
+            return self.with_rates(self.every).compile(plain)
 
     def with_rates(self, every: Rates) -> RateCompiler:
         """Return what compiles a model of several rates.
@@ -94,13 +101,15 @@ class Compiler:
             CutError: An option does not go together with rates.
         """
         refuse_options(self.cuts, self.inside, inputs=self.inputs, mask=self.mask)
+        refuse_kept_states(self.recurrents)
         context = make_context(self.context, self.num_classes)
         return RateCompiler(self.inside, self.recurrents, every, self.gradient, context, self.verify, self.callback)
 
     def passes(self, model: nn.Module | None = None) -> tuple[Pass, ...]:
         """Return the passes of the first compilation; what the cuts open is known where the model is."""
         opened = modules_to_open(model, self.inside) if model is not None else None
-        return self.whole(CaptureGraph(verify=self.verify, open_paths=opened), ResolveCuts(self.inside))
+        capture = CaptureGraph(verify=self.verify, open_paths=opened, varying=self.kept_states)
+        return self.whole(capture, ResolveCuts(self.inside))
 
     def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:
         """Compile the model for another input kind, with the same cuts and the same interfaces.
@@ -112,16 +121,18 @@ class Compiler:
             return self.with_rates(self.every).fused(first, args, kwargs, number, self.mean)
         opened = modules_to_open(first.model, self.inside)
         kept = tuple(each.path for each in first.capture.kept if each.path) if first.capture is not None else ()
-        varying = first.signature.varying if first.signature is not None else ()
+        moved = first.signature.varying if first.signature is not None else ()
+        varying = tuple(dict.fromkeys((*self.kept_states, *moved)))
         capture = CaptureGraph(
             verify=self.verify, open_paths=opened, keep_whole=kept, input_kind=number, varying=varying
         )
-        try:
-            return self.captured_again(first, args, kwargs, capture)
-        except DnifxError:
-            if not varying:
-                raise
-        return self.captured_again(first, args, kwargs, replace(capture, varying=()))
+        with states_put_back(first.model, self.recurrents):
+            try:
+                return self.captured_again(first, args, kwargs, capture)
+            except DnifxError:
+                if varying == self.kept_states:
+                    raise
+            return self.captured_again(first, args, kwargs, replace(capture, varying=self.kept_states))
 
     def captured_again(
         self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], capture: CaptureGraph

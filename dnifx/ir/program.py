@@ -60,6 +60,7 @@ class Program:
         fused: The whole graph with interface nodes (emit).
         notes: What the passes changed or left out, in words for the user.
         recurrents: The cuts in time that were asked for.
+        kept_states: By the number of a cut in time whose state the model keeps on itself, the example's (separate_states).
         zero_first: Those whose state was None in the example inputs: the model then begins with zeros (separate_states).
         carries: Every tensor that a window leaves to the next, differentiable or not (states).
         recurrences: The boundaries in time (recurrences, insert).
@@ -91,6 +92,7 @@ class Program:
     fused: fx.Graph | None = None
     notes: tuple[str, ...] = ()
     recurrents: tuple[Recurrent, ...] = ()
+    kept_states: Mapping[int, Any] = field(default_factory=dict)
     zero_first: tuple[Recurrent, ...] = ()
     carries: tuple[Carry, ...] = ()
     recurrences: tuple[Recurrence, ...] = ()

@@ -13,8 +13,10 @@ class Recurrent:
     """A cut in time: the edge from the state that a window leaves to the state that the next one takes.
 
     Attributes:
-        state: Where the state is among the model's inputs: ``"state"``, ``"batch.state"``. It is a tensor or a structure.
-        next_state: Where the next state, of the same structure, is in the output: ``"1"``. Empty if it is the whole output.
+        state: Where the state is among the model's inputs: ``"state"``, ``"batch.state"``; or, where the model keeps it on itself
+            from call to call, its attribute: ``"self.hidden"``, ``"rnn.hidden"``. It is a tensor or a structure.
+        next_state: Where the next state, of the same structure, is in the output: ``"1"``. Empty if it is the whole output. An
+            attribute holds the next state itself.
         scale: Factor of the synthetic gradient at a window's end. With a factor near 1, a memory cell whose forget gate
             stays open returns an estimate as its own target. Nothing corrects a wrong one, and the cell can run away.
         batch_dim: The dimension of the state's tensors that counts examples. None stands for 1 where an ``nn.RNN``,
@@ -27,15 +29,20 @@ class Recurrent:
     """
 
     state: str
-    next_state: str
+    next_state: str = ""
     scale: float = 0.1
     batch_dim: int | None = None
     into_core: bool = False
     auxiliary: bool = False
     trace: float | None = None
 
+    @property
+    def on_model(self) -> bool:
+        """Whether the model keeps the state on itself."""
+        return self.state.startswith("self.")
+
     def __str__(self) -> str:
-        return f"{self.next_state or 'output'} ~> {self.state}"
+        return f"~> {self.state}" if self.on_model else f"{self.next_state or 'output'} ~> {self.state}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dnifx.passes.emit.late_lines import LateLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
 from dnifx.passes.graph import input_names
 from dnifx.passes.measure import examples_of, trains
+from dnifx.passes.time.states import kept_positions
 from dnifx.schedules import with_time
 
 
@@ -106,7 +107,7 @@ class StepWriter(StepPlan):
     def end(self, title: str, call: str) -> Block:
         """Run the last partition; compute the loss, and what estimators need of the end."""
         interfaces, lines = self.program.interfaces, [f"output = self.unflatten({call})"]
-        own = tuple(term.place for term in self.own_terms(self.last))
+        own = (*(term.place for term in self.own_terms(self.last)), *sorted(kept_positions(self.program)))
         if own:
             lines = [f"outputs = {call}; output = self.unflatten(detached_at(outputs, {own}))"]
         elif self.program.recurrences:

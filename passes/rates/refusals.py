@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnifx.errors import ContextError, CutError, DnifxError, EstimatorError, LossError
-from dnifx.ir import Boundary, Interface, Message, Part, Program
+from dnifx.ir import Boundary, Interface, Message, Part, Program, Recurrent
 from dnifx.schedules.dependencies import links
 from dnifx.schedules.orders import trained
 
@@ -22,6 +22,16 @@ def refuse_options(cuts: Any, inside: Any, **options: Any) -> None:
             f"cuts={cuts!r} with every=: a number of cuts falls elsewhere for several windows. Name the modules after which to cut, the "
             "last fast one among them"
         )
+
+
+def refuse_kept_states(cuts: Sequence[Recurrent]) -> None:
+    """Raise CutError where a cut in time names a state that the model keeps on itself."""
+    for cut in cuts:
+        if cut.on_model:
+            raise CutError(
+                f"{cut!r}: the model keeps this state on itself, and parts of several rates carry no attributes. Take the state as an "
+                "argument, return it, and cut it there"
+            )
 
 
 def refuse_attributes(program: Program) -> None:

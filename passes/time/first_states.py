@@ -12,7 +12,8 @@ from dnifx.errors import CutError
 from dnifx.ir import Program, Recurrent
 from dnifx.passes.capture.record.state import preserved, seed
 from dnifx.passes.capture.record.structure import copied_arguments, tensors_in
-from dnifx.runtime.net.states import follow, is_none, model_name, state_out, with_state
+from dnifx.runtime.net.model_states import state_on
+from dnifx.runtime.net.states import follow, is_none, model_name, state_out, tensors_of, with_state
 
 
 def with_first_states(program: Program) -> Program:
@@ -27,8 +28,13 @@ def with_first_states(program: Program) -> Program:
         return program
     begun = run(program, unset)
     for cut in unset:
-        state_out(program.model, begun, cut)
-        zeros = pytree.tree_map_only(Tensor, lambda one: torch.zeros_like(one.detach()), follow(begun, cut.next_state))
+        if cut.on_model:
+            left = begun[1][cut.state]
+            tensors_of(left, cut.state, cut, f"after a call {model_name(program.model)}")
+        else:
+            state_out(program.model, begun[0], cut)
+            left = follow(begun[0], cut.next_state)
+        zeros = pytree.tree_map_only(Tensor, lambda one: torch.zeros_like(one.detach()), left)
         given = with_state(program.model, *given, cut, zeros)
     filled = replace(program, args=given[0], kwargs=given[1], zero_first=unset)
     if not same(begun, run(filled, unset)):
@@ -40,8 +46,8 @@ def with_first_states(program: Program) -> Program:
     return filled
 
 
-def run(program: Program, unset: Iterable[Recurrent]) -> Any:
-    """Run the model on copies of the example inputs, and leave it as it was.
+def run(program: Program, unset: Iterable[Recurrent]) -> tuple[Any, dict[str, Any]]:
+    """Run the model on copies of the example inputs, and leave it as it was; return its output and the states on it.
 
     Raises:
         CutError: It fails.
@@ -50,7 +56,8 @@ def run(program: Program, unset: Iterable[Recurrent]) -> Any:
     with preserved(program.model) as kept, kept.watching(), torch.enable_grad():
         seed(0)
         try:
-            return program.model(*args, **kwargs)
+            output = program.model(*args, **kwargs)
+            return output, {cut.state: state_on(program.model, cut) for cut in program.recurrents if cut.on_model}
         except Exception as error:
             names = ", ".join(repr(cut.state) for cut in unset)
             raise CutError(

@@ -41,8 +41,15 @@ class FormRecurrences(Pass):
             if learns and carry.value in program.partition_of:
                 groups.setdefault((carry.cut, program.partition_of[carry.value]), []).append(carry)
         if not groups:
+            kept = [cut.state for cut in program.recurrents if cut.on_model]
+            attached = (
+                f"let forward leave and read {', '.join(kept)} without detach(), which the net does, or "
+                if kept
+                else ""
+            )
             raise CutError(
-                "no gradient flows through the states that are cut in time, so there is nothing to estimate; leave these cuts out"
+                "no gradient flows through the states that are cut in time, so there is nothing to estimate; "
+                f"{attached}leave these cuts out"
             )
         taken = {boundary.key for boundary in program.boundaries}
         found: list[Recurrence] = []
@@ -139,6 +146,11 @@ def check_options(each: Recurrence, program: Program) -> None:
         raise CutError(
             f"{cut!r}: into_core, auxiliary and trace need the window in one partition, but there are {len(program.partitions)}; "
             "leave out the other cuts, or the options"
+        )
+    if (cut.into_core or cut.auxiliary) and cut.on_model:
+        raise CutError(
+            f"{cut!r}: into_core and auxiliary run the last window again from its first state, which a model that keeps the state on "
+            "itself has lost; take the state as an input and return it, or leave out the options"
         )
     if cut.trace is None:
         return

@@ -4,10 +4,11 @@ A state enters the graph as placeholders and leaves it among the flat outputs. I
 cut in time goes together with any other cuts.
 """
 
+import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +20,8 @@ from dnifx.passes.cuts.resolve import CutSpec
 from dnifx.passes.graph import captured, flat_output, left_positions
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.first_states import with_first_states
-from dnifx.runtime.net.states import bound_arguments, follow, model_name, state_in, state_out, with_state
+from dnifx.runtime.net.kept_attributes import place_of
+from dnifx.runtime.net.states import given_state, model_name, state_in, state_out, with_state
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ def with_new_states(program: Program, requires_grad: bool) -> Program:
     def copy(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(requires_grad and tensor.is_floating_point())
 
-    model, args, kwargs = program.model, program.args, dict(program.kwargs)
-    for cut in program.recurrents:
+    model, args, kwargs, kept = program.model, program.args, dict(program.kwargs), {}
+    for index, cut in enumerate(program.recurrents):
         state_in(model, args, kwargs, cut)
-        state = follow(bound_arguments(model, args, kwargs).arguments, cut.state)
-        args, kwargs = with_state(model, args, kwargs, cut, pytree.tree_map_only(Tensor, copy, state))
-    return replace(program, args=args, kwargs=kwargs)
+        state = pytree.tree_map_only(Tensor, copy, given_state(model, args, kwargs, cut))
+        args, kwargs = with_state(model, args, kwargs, cut, state)
+        if cut.on_model:
+            kept[index] = state
+    return replace(program, args=args, kwargs=kwargs, kept_states=kept)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def carries_of(program: Program, index: int) -> list[Carry]:
     entering = state_in(program.model, program.args, program.kwargs, cut)
     values = flat_output(graph)
     marks = tuple(torch.empty(0) for _ in values)
-    left = state_out(program.model, signature.unflatten(marks), cut)
+    left = [marks[place] for place in sorted(kept_positions(program, cut))]
+    left = left if cut.on_model else state_out(program.model, signature.unflatten(marks), cut)
+    refuse_unread(program, cut, [id(each) for each in entering], inputs, len(left))
     positions = {id(mark): position for position, mark in enumerate(marks)}
     if len(left) != len(entering):
         raise CutError(
@@ -112,6 +118,45 @@ def carries_of(program: Program, index: int) -> list[Carry]:
         placeholder = nodes[inputs[id(old)]]
         found.append(Carry(index, placeholder.name, node.name, example_dim(program, placeholder, cut)))
     return found
+
+
+def refuse_unread(program: Program, cut: Recurrent, entering: list[int], inputs: Mapping[int, str], left: int) -> None:
+    """Raise CutError where forward does not read a state that the model keeps on itself, or leaves none."""
+    unread = not set(entering) <= set(inputs)
+    if cut.on_model and (unread or not left):
+        raise CutError(
+            f"{cut!r}: forward {'does not read' if unread else 'leaves no tensors at'} {cut.state}, so that it is no state of "
+            f"{model_name(program.model)} between windows; name the attribute that forward reads and assigns in each call, in a module "
+            "that is not kept whole"
+        )
+
+
+def kept_positions(program: Program, *cuts: Recurrent) -> frozenset[int]:
+    """Return the positions among the flat outputs of the next states that the model keeps on itself: of all cuts, or of some."""
+    kept = {cut.state for cut in cuts or program.recurrents if cut.on_model}
+    paths = program.signature.left_at if program.signature is not None and kept else ()
+    start = len(flat_output(captured(program))) - len(paths)
+    return frozenset(start + index for index, path in enumerate(paths) if path in kept)
+
+
+def with_named_states(model: nn.Module, cuts: CutSpec) -> CutSpec:
+    """Return cuts in which a state that the model keeps on itself is called ``self.hidden``, where ``hidden`` is no input."""
+    inputs = inspect.signature(model.forward).parameters
+
+    def named(cut: Any) -> Any:
+        if not isinstance(cut, Recurrent) or cut.on_model or cut.state.partition(".")[0] in inputs:
+            return cut
+        path = f"self.{cut.state}"
+        try:
+            holder, name = place_of(model, path)
+        except AttributeError:
+            return cut
+        return replace(cut, state=path) if hasattr(holder, name) else cut
+
+    if isinstance(cuts, str) or not isinstance(cuts, Sequence):
+        named_cut: CutSpec = named(cuts)
+        return named_cut
+    return [named(cut) for cut in cuts]
 
 
 def example_dim(program: Program, placeholder: fx.Node, cut: Recurrent) -> int:
@@ -153,8 +198,10 @@ def state_positions(program: Program) -> frozenset[int]:
     marks = tuple(torch.empty(0) for _ in flat_output(captured(program)))
     output = program.signature.unflatten(marks)
     uses = Counter(map(id, pytree.tree_leaves(output)))
-    uses.subtract(id(leaf) for cut in program.recurrents for leaf in state_out(program.model, output, cut))
-    return frozenset(position for position, mark in enumerate(marks) if not uses[id(mark)]) - left_positions(program)
+    cuts = [cut for cut in program.recurrents if not cut.on_model]
+    uses.subtract(id(leaf) for cut in cuts for leaf in state_out(program.model, output, cut))
+    alone = frozenset(position for position, mark in enumerate(marks) if not uses[id(mark)]) - left_positions(program)
+    return alone | kept_positions(program)
 
 
 def split_cuts(cuts: CutSpec) -> tuple[CutSpec | None, tuple[Recurrent, ...]]:

@@ -12,6 +12,7 @@ from dnifx.ir import CONSTANTS, Part, Program
 from dnifx.runtime.net.attach import attach
 from dnifx.runtime.net.input_kinds import InputKind, hold_constants, listed_changes, what_is_read
 from dnifx.runtime.net.kept_attributes import KeptAttributes
+from dnifx.runtime.net.model_states import with_example_states
 
 Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
 MOST_INPUT_KINDS = 16
@@ -55,10 +56,12 @@ class CapturedPart:
             if CONSTANTS not in self.net._modules:
                 self.net.add_module(CONSTANTS, nn.Module())
             hold_constants(self.net.get_submodule(CONSTANTS), program.constants)
+        with with_example_states(program):
+            key = program.signature.key(program.args, program.kwargs)
         made = InputKind(
             program,
             program.signature,
-            program.signature.key(program.args, program.kwargs),
+            key,
             attach(program.fused, self.net, f"Fused{type(program.model).__name__}"),
             tuple(
                 attach(graph, self.net, partition.name)

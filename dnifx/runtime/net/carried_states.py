@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import InputError, StateError
 from dnifx.ir import Program, Recurrent
+from dnifx.runtime.net.model_states import leave_on, state_on
 from dnifx.runtime.net.states import (
     bound_arguments,
     examples_in,
@@ -19,6 +20,7 @@ from dnifx.runtime.net.states import (
     replaced,
     state_out,
     steps_of,
+    with_own_tensors,
     with_state,
     without_episodes,
 )
@@ -60,6 +62,9 @@ class Window:
         model, arguments, keywords = self.program.model, args, dict(kwargs)
         sizes = examples_in(self.program, args, kwargs) if self.program.carries else {}
         for index, cut in enumerate(self.program.recurrents):
+            if cut.on_model:
+                self.fill(index, cut, sizes)
+                continue
             first, *inside = steps_of(cut.state)
             given = first in bound_arguments(model, arguments, keywords).arguments
             none = given and is_none(model, arguments, keywords, cut)
@@ -78,7 +83,27 @@ class Window:
             state = self.states.get(index)
             state = first_state(self.program, index, sizes) if state is None else state
             arguments, keywords = with_state(model, arguments, keywords, cut, state)
-        return arguments, keywords
+        return with_own_tensors(self.program, arguments, keywords)
+
+    def fill(self, index: int, cut: Recurrent, sizes: Mapping[int, None]) -> None:
+        """Let the model keep zeros where a stream begins: where its state is None, or all begin anew in another number."""
+        if not self.has_state(index):
+            refuse_unknown_none(self.program, cut)
+            self.mask = None
+        elif (sizes and self.examples() not in sizes) or (self.mask is not None and len(self.mask) != self.examples()):
+            self.begin(next(iter(sizes), self.examples()))
+        else:
+            return
+        leave_on(self.program.model, cut, first_state(self.program, index, sizes))
+
+    def carried(self, index: int) -> Any:
+        """Return the state that the last window left; None before the first."""
+        cut = self.program.recurrents[index]
+        return state_on(self.program.model, cut) if cut.on_model else self.states.get(index)
+
+    def has_state(self, index: int) -> bool:
+        """Whether a state is carried."""
+        return any(leaf is not None for leaf in pytree.tree_leaves(self.carried(index)))
 
     def refuse_none(self, index: int, cut: Recurrent) -> None:
         """Raise InputError where None is given in the place of a state that is carried."""
@@ -106,7 +131,8 @@ class Window:
         if any(cut.into_core or cut.auxiliary for cut in self.program.recurrents):
             self.past = without_episodes(self.program, args, kwargs, self.mask)
         for index, cut in enumerate(self.program.recurrents):
-            self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
+            if not cut.on_model:
+                self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
         self.traces, self.passed = self.passed, {}
         self.mask = None
 
@@ -139,16 +165,16 @@ class Window:
         Raises:
             InputError: The mask does not fit the state.
         """
-        if not self.states:
+        if not self.program.carries or not self.has_state(self.program.carries[0].cut):
             return
         rows = reset_rows(mask, self.examples())
-        rows = rows.to(pytree.tree_leaves(self.states)[0].device)
+        rows = rows.to(pytree.tree_leaves(self.carried(self.program.carries[0].cut))[0].device)
         self.mask = rows if self.mask is None else self.mask | rows
 
     def examples(self) -> int:
         """Return the number of examples of the carried state."""
         carry = self.program.carries[0]
-        size: int = pytree.tree_leaves(self.states[carry.cut])[0].size(carry.dim)
+        size: int = pytree.tree_leaves(self.carried(carry.cut))[0].size(carry.dim)
         return size
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +214,7 @@ def reset_rows(mask: Tensor | None, examples: int) -> Tensor:
 def other_leaves(output: Any, cuts: Sequence[Recurrent]) -> list[int]:
     """Return the places, among the leaves of an output, of those that are no state."""
     marked = output
-    for cut in cuts:
+    for cut in (each for each in cuts if not each.on_model):
         state = pytree.tree_map(lambda _: _STATE, follow(output, cut.next_state))
         marked = replaced(marked, steps_of(cut.next_state), state)
     return [place for place, leaf in enumerate(pytree.tree_leaves(marked)) if leaf is not _STATE]

@@ -101,14 +101,19 @@ class KeptAttributes:
         Raises:
             StateError: The model has no such module or object.
         """
-        _, *steps, name = path.split(".")
         try:
-            return reduce(getattr, steps, self._model), name
+            return place_of(self._model, path)
         except AttributeError as error:
             raise StateError(
                 f"the saved state has {path}, and {type(self._model).__name__} has no place for it: {error}; make the trainer with "
                 "the same model"
             ) from error
+
+
+def place_of(model: nn.Module, path: str) -> tuple[Any, str]:
+    """Return the module or object that holds an attribute, ``self.cell.hidden``, and the attribute's name."""
+    _, *steps, name = path.split(".")
+    return reduce(getattr, steps, model), name
 
 
 def refill(container: Any, content: Any) -> None:

@@ -12,6 +12,7 @@ from dnifx.ir import Boundary, Partition, Program, Recurrence, Schedule
 from dnifx.runtime.net.captured import CapturedPart, Recompile
 from dnifx.runtime.net.input_kinds import InputKind, share_state
 from dnifx.runtime.net.losses import Loss, PartLoss
+from dnifx.runtime.net.model_states import with_example_states
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class Net(nn.Module):
     @property
     def fused(self) -> fx.GraphModule:
         """The fused graph of the example's input kind."""
-        return next(self.whole.matching(self.program.args, self.program.kwargs)).fused
+        with with_example_states(self.program):
+            return next(self.whole.matching(self.program.args, self.program.kwargs)).fused
 
     @property
     def submodules(self) -> tuple[fx.GraphModule, ...]:

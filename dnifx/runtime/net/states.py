@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import CutError, InputError, nearest
 from dnifx.ir import Program, Recurrent
 from dnifx.runtime.emitted.windows import without_rows
+from dnifx.runtime.net.model_states import leave_on, state_on
 
 
 def steps_of(path: str) -> list[str]:
@@ -73,6 +74,8 @@ def state_in(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     Raises:
         CutError: The path leads nowhere, or to something that is not made of tensors.
     """
+    if cut.on_model:
+        return tensors_of(state_on(model, cut), cut.state, cut, model_name(model))
     return state_tensors(
         bound_arguments(model, args, kwargs).arguments, cut.state, cut, f"the inputs of {model_name(model)}"
     )
@@ -90,17 +93,41 @@ def state_out(model: nn.Module, output: Any, cut: Recurrent) -> list[Tensor]:
 def state_tensors(item: Any, path: str, cut: Recurrent, where: str) -> list[Tensor]:
     """Return the tensors at a path, in pytree order."""
     try:
-        found = pytree.tree_leaves(follow(item, path))
+        found = follow(item, path)
     except KeyError as error:
         step, *names = error.args
         raise CutError(
             f"{cut!r}: {where} has nothing at {path!r}: no {step!r} among {nearest(step, names)}; name arguments, keys and "
             "positions with dots between them"
         ) from error
+    return tensors_of(found, path, cut, where)
+
+
+def tensors_of(state: Any, path: str, cut: Recurrent, where: str) -> list[Tensor]:
+    """Return the tensors of a state, in pytree order.
+
+    Raises:
+        CutError: It is made of something else.
+    """
+    found = pytree.tree_leaves(state)
     if not found or not all(isinstance(leaf, Tensor) for leaf in found):
         kinds = ", ".join(type(leaf).__name__ for leaf in found) or "nothing"
         raise CutError(f"{cut!r}: at {path!r} {where} has {kinds}; a state is a tensor or a structure of tensors")
     return found
+
+
+def given_state(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cut: Recurrent) -> Any:
+    """Return the state that a call begins with: among the arguments, or on the model."""
+    if cut.on_model:
+        return state_on(model, cut)
+    return follow(bound_arguments(model, args, kwargs).arguments, cut.state)
+
+
+def example_state(program: Program, index: int) -> Any:
+    """Return the state of the example inputs."""
+    if index in program.kept_states:
+        return program.kept_states[index]
+    return given_state(program.model, program.args, program.kwargs, program.recurrents[index])
 
 
 def model_name(model: nn.Module) -> str:
@@ -110,6 +137,8 @@ def model_name(model: nn.Module) -> str:
 
 def is_none(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cut: Recurrent) -> bool:
     """Whether a call begins without a state: None, by default or as given, or nothing but None in a structure."""
+    if cut.on_model:
+        return all(leaf is None for leaf in pytree.tree_leaves(state_on(model, cut)))
     bound = bound_arguments(model, args, kwargs)
     bound.apply_defaults()
     try:
@@ -122,7 +151,10 @@ def is_none(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 def with_state(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cut: Recurrent, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments in which a state is another one."""
+    """Return arguments in which a state is another one; one that the model keeps on itself is set there."""
+    if cut.on_model:
+        leave_on(model, cut, value)
+        return args, dict(kwargs)
     bound = bound_arguments(model, args, kwargs)
     bound.arguments = replaced({**bound.arguments}, steps_of(cut.state), value)
     return split_arguments(bound)
@@ -145,10 +177,7 @@ def examples_in(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, An
     last one of a floating-point tensor counts features, if any other dimension may count examples.
     """
     carry = program.carries[0]
-    state = follow(
-        bound_arguments(program.model, program.args, program.kwargs).arguments, program.recurrents[carry.cut].state
-    )
-    count = pytree.tree_leaves(state)[0].size(carry.dim)
+    count = pytree.tree_leaves(example_state(program, carry.cut))[0].size(carry.dim)
     now = tensors_beside(program, args, kwargs)
     found: dict[bool, dict[int, None]] = {False: {}, True: {}}
     for path, example in tensors_beside(program, program.args, program.kwargs).items():
@@ -164,17 +193,14 @@ def tensors_beside(program: Program, args: tuple[Any, ...], kwargs: Mapping[str,
     """Return the tensors among a call's inputs that belong to no state, by their paths."""
     arguments: Any = bound_arguments(program.model, args, kwargs).arguments
     for cut in program.recurrents:
-        if steps_of(cut.state)[0] in arguments:
+        if not cut.on_model and steps_of(cut.state)[0] in arguments:
             arguments = replaced(arguments, steps_of(cut.state), None)
     return {path: leaf for path, leaf in pytree.tree_leaves_with_path(arguments) if isinstance(leaf, Tensor)}
 
 
 def first_state(program: Program, index: int, sizes: Iterable[int] = ()) -> Any:
     """Return a state of zeros in the shapes of the example's, for the examples of a call, whose ``sizes`` ``examples_in`` gives."""
-    state = follow(
-        bound_arguments(program.model, program.args, program.kwargs).arguments, program.recurrents[index].state
-    )
-    leaves, spec = pytree.tree_flatten(state)
+    leaves, spec = pytree.tree_flatten(example_state(program, index))
     dims = [carry.dim for carry in program.carries if carry.cut == index]
     before = leaves[0].size(dims[0]) if dims else -1
     now = before if before in (found := list(sizes)) or not found else found[0]
@@ -220,7 +246,7 @@ def with_own_tensors(
     """Return arguments in which no tensor stands for two of a state: one zero may be given for both h and c."""
     arguments, keywords = args, dict(kwargs)
     for cut in program.recurrents:
-        state = follow(bound_arguments(program.model, arguments, keywords).arguments, cut.state)
+        state = given_state(program.model, arguments, keywords, cut)
         leaves = pytree.tree_leaves(state)
         if len(set(map(id, leaves))) < len(leaves):
             state = pytree.tree_map_only(Tensor, Tensor.detach, state)
@@ -237,7 +263,7 @@ def without_episodes(
         if is_none(program.model, arguments, keywords, cut):
             continue
         dims = iter([carry.dim for carry in program.carries if carry.cut == index])
-        state = follow(bound_arguments(program.model, arguments, keywords).arguments, cut.state)
+        state = given_state(program.model, arguments, keywords, cut)
         leaves, spec = pytree.tree_flatten(state)
         state = pytree.tree_unflatten([without_rows(leaf, mask, next(dims)) for leaf in leaves], spec)
         arguments, keywords = with_state(program.model, arguments, keywords, cut, state)
