@@ -65,6 +65,9 @@ class GradientEstimator(nn.Module, ABC):
     """Whether it looks at the tokens of an example together. Then ``forward`` takes the mask [batch, length], if there is
     one, as a third argument. Other estimators see zeros in place of padding."""
 
+    by_pixel: bool = False
+    """Whether its context is one for each pixel, [batch, height, width, features]."""
+
     @abstractmethod
     def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return one estimate for each value, of the value's shape.

@@ -10,12 +10,16 @@ from torch.nn import functional
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
-from dnifx.runtime.emitted.gradients import leaf
+from dnifx.estimators.head import PooledHead
+from dnifx.runtime.emitted.gradients import labelled_rows, leaf, position_mean
 
+fx.wrap("labelled_rows")
 fx.wrap("leaf")
+fx.wrap("position_mean")
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [batch, classes] and one-hot labels [batch, classes] to one loss an example, [batch]."""
+"""From logits and one-hot labels, both [rows, classes], to one loss a row, [rows]. A row is an example, or a position of one
+where tokens or pixels have labels of their own."""
 
 
 def label_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -66,6 +70,7 @@ class LabelledGradient(GradientEstimator):
         super().__init__()
         self.head = head
         self.loss = loss
+        self.by_pixel = isinstance(head, PooledHead) and head.pool is None
 
     def losses(
         self, values: tuple[Tensor, ...], context: Tensor | None, mask: Tensor | None
@@ -80,5 +85,9 @@ class LabelledGradient(GradientEstimator):
                 f"{type(self).__name__} was asked without labels; give dnifx.decouple(..., context='label')"
             )
         leaves = tuple(leaf(value) for value in values)
-        logits = self.head(leaves) if mask is None else self.head(leaves, mask)
-        return leaves, self.loss(logits, context)
+        if isinstance(self.head, PooledHead):
+            logits = self.head(leaves, mask, context)
+        else:
+            logits = self.head(leaves) if mask is None else self.head(leaves, mask)
+        rows = labelled_rows(logits, context)
+        return leaves, position_mean(self.loss(rows[0], rows[1]), context, mask)

@@ -17,7 +17,8 @@ class LocalLoss:
     """Answers with the gradient of an auxiliary classifier's loss, and trains the classifier on that loss.
 
     g = d l(a(h), y) / dh, where a is the head, y the label and l the loss of an example. The parameters of a minimise
-    l(a(h), y). Partitions further behind are not needed: no target is computed, and the producer and its head learn alone.
+    l(a(h), y). Where each token or pixel has a label, an example's loss is the mean over its positions. Partitions
+    further behind are not needed: no target is computed, and the producer and its head learn alone.
 
     Args:
         head: Builds the classifier from the boundary's spec: a module that takes the values, and the mask if there is

@@ -123,7 +123,7 @@ class Boundary:
 class Interface:
     """What stands on a boundary: a gradient estimator and, optionally, an input model.
 
-    ``mix``, ``prop`` and the ``needs_...`` flags are those of the estimator; see ``GradientEstimator``.
+    ``mix``, ``prop``, ``by_pixel`` and the ``needs_...`` flags are those of the estimator; see ``GradientEstimator``.
 
     Attributes:
         boundary: Index of its boundary.
@@ -151,6 +151,7 @@ class Interface:
     needs_loss: bool = False
     needs_error: bool = False
     needs_mask: bool = False
+    by_pixel: bool = False
     suffix: str = ""
     reads: tuple[str, ...] = ()
     needs_answer: bool = False

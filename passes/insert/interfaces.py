@@ -250,6 +250,7 @@ def make_interface(
             needs_loss=estimator.needs_loss,
             needs_error=estimator.needs_error,
             needs_mask=estimator.needs_mask,
+            by_pixel=estimator.by_pixel,
         )
     if interface.blends or not interface.locked:
         check_estimates(interface, spec, program)
@@ -321,7 +322,8 @@ def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) 
         with mode, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             values = tuple(map(empty, spec.values))
             batch = values[0].shape[0] if spec.batch is None else spec.batch
-            features = None if spec.context is None else values[0].new_empty(batch, spec.context)
+            each = spec.values[0].shape[2:] if interface.by_pixel else ()
+            features = None if spec.context is None else values[0].new_empty(batch, *each, spec.context)
             if interface.needs_error and spec.output is not None:
                 features = empty(spec.output)
             mask = tuple(map(empty, program.measures[str(program.mask)].tensors)) if masked else ()

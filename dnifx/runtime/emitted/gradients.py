@@ -1,4 +1,4 @@
-"""What estimators call: gradients that they compute themselves, contexts, masks. Imports torch and ``interface`` alone."""
+"""What estimators call: gradients that they compute themselves, contexts, masks. Imports torch, the errors and ``fitting`` alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+from dnifx.errors import EstimatorError
 from dnifx.runtime.emitted.fitting import count_only
 
 
@@ -111,3 +113,52 @@ def token_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None or value.shape[:2] != mask.shape:
         return value.mean(1)
     return count_only(value, mask).sum(1) / (mask != 0).sum(1, keepdim=True).clamp(min=1)
+
+
+def head_input(value: Tensor, label: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """Return what a head sees of tokens [batch, length, features]: each, where each has a label, and else their mean."""
+    return value if label is not None and label.dim() > 2 else token_mean(value, mask)
+
+
+def by_position(logits: Tensor, like: Tensor) -> Tensor:
+    """Return logits [positions, classes] in the leading sizes of a value [batch, ..., features]."""
+    return logits.reshape(*like.shape[:-1], logits.shape[-1])
+
+
+def labelled_rows(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and labels as rows, [examples or positions, classes] both.
+
+    Args:
+        logits: [batch, classes], or [batch, ..., classes] for one answer a token or pixel. Images of another size than the
+            labels are interpolated.
+        label: One-hot, [batch, ..., classes].
+
+    Raises:
+        EstimatorError: The head answers for other positions than the labels have.
+    """
+    if logits.dim() == label.dim() == 4 and logits.shape[1:3] != label.shape[1:3]:
+        sized = functional.interpolate(logits.movedim(-1, 1), label.shape[1:3], mode="bilinear", align_corners=False)
+        logits = sized.movedim(1, -1)
+    if logits.shape[:-1] != label.shape[:-1]:
+        raise EstimatorError(
+            f"the head answers with logits {tuple(logits.shape)}, and the labels are {tuple(label.shape[:-1])}: there has to be one answer "
+            "for each label. For one label a pixel give head=dnifx.estimators.Head(pool=None); for other labels give a head of your own, "
+            "or gradient='suffix', which learns from your own loss"
+        )
+    return logits.flatten(0, -2), label.flatten(0, -2)
+
+
+def position_mean(losses: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the loss of each example, [batch]: the mean over its tokens or pixels, where each has a label.
+
+    Args:
+        losses: One for each row of ``labelled_rows``.
+        label: [batch, ..., classes].
+        mask: Which tokens count, [batch, length].
+    """
+    if label.dim() <= 2:
+        return losses
+    apart = losses.reshape(len(label), -1)
+    if mask is None or mask.shape != label.shape[:-1]:
+        return apart.mean(1)
+    return count_only(apart.unsqueeze(-1), mask).sum((1, 2)) / (mask != 0).sum(1).clamp(min=1)
