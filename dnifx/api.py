@@ -24,6 +24,7 @@ from dnifx.passes.rates.systems import part_named
 from dnifx.passes.time.states import with_named_states
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.net.fits import MakeOptimizer
 from dnifx.runtime.net.losses import Loss, PartLoss
 from dnifx.runtime.net.net import Emitters, Net
 
@@ -46,6 +47,7 @@ def decouple(
     verify: bool = True,
     callback: Callback | None = None,
     every: Rates | None = None,
+    estimator_optimizer: MakeOptimizer | None = None,
 ) -> DecoupledModule:
     """Cut a model and put a Decoupled Neural Interface on every cut.
 
@@ -75,6 +77,9 @@ def decouple(
         every: In a system of several rates, the windows from one firing to the next of what is not fast, by module path or
             partition name: ``{"slow": 4}``, or ``dnifx.Every(4, scale=10.0)``. Inputs lead with time, messages with windows
             (``docs/architecture.md``).
+        estimator_optimizer: From parameters to an optimizer. With it, the net applies the fits of the estimators itself after every
+            backward pass of a loop of your own, and leaves nothing in their ``.grad``. A trainer uses it too where it is given no
+            other. The optimizer is ``net.estimator_optimizer``.
 
     Returns:
         The decoupled module.
@@ -102,7 +107,8 @@ def decouple(
         raise
     roots = interface_root(program.model), interface_root(program.model, INPUT_MODELS)
     one = len({each.mean for each in losses.values()}) < 2
-    return DecoupledModule(program, losses, mean, roots, EMITTERS, replace(compiler, mean=mean if one else None).again)
+    again = replace(compiler, mean=mean if one else None).again
+    return DecoupledModule(program, losses, mean, roots, EMITTERS, again, estimator_optimizer)
 
 
 def part_losses(

@@ -14,6 +14,7 @@ from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import CutSpec, FixedCuts, ResolveCuts, modules_to_open
 from dnifx.passes.cuts.same_partitions import SamePartitions
 from dnifx.passes.emit.fused import EmitFused
+from dnifx.passes.emit.loss_scale import EmitLossScale
 from dnifx.passes.emit.split import SplitPartitions
 from dnifx.passes.emit.windows import EmitWindows
 from dnifx.passes.insert.interfaces import Choices, InputChoices, InsertInterfaces, make_context
@@ -180,6 +181,7 @@ class Compiler:
             ScheduleActions(),
             EmitFused(bool(self.mean)),
             *self.in_time(EmitWindows(bool(self.mean))),
+            EmitLossScale(),
         )
 
     def in_time(self, step: Pass) -> tuple[Pass, ...]:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -52,6 +53,14 @@ class GradientEstimator(nn.Module, ABC):
     needs_target: bool = True
     """Whether the estimator learns from the target. One that does not is fitted to the loss (as Critic), or its own
     backward ignores what arrives and lowers a loss of its own (as LocalLoss)."""
+
+    fit: Literal["squared", "absolute", "average"] = "squared"
+    """What arrives at the estimates in the backward pass, times the loss scale: the gradient of the mean over examples of the
+    squared error, or of the absolute error. ``"average"`` is that of the squared error in units of the true loss, for an estimator
+    that moves an average of its own. Where no target is needed, the loss scale itself arrives in every entry."""
+
+    fit_weight: float = 1.0
+    """What an absolute error is multiplied by."""
 
     needs_loss: bool = False
     """Whether it predicts the loss. Then ``forward`` returns one more tensor [batch] after the estimates, which is fitted

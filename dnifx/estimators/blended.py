@@ -32,6 +32,7 @@ class BlendedGradient(GradientEstimator):
                 )
             self.mix, self.prop = mix or inner.mix, prop or inner.prop
             self.needs_target, self.needs_loss = inner.needs_target, inner.needs_loss
+            self.fit, self.fit_weight = inner.fit, inner.fit_weight
             self.needs_error, self.needs_mask = inner.needs_error, inner.needs_mask
 
     def forward(

@@ -7,10 +7,9 @@ from torch import Tensor, fx, nn
 from dnifx.estimators.base import BoundarySpec, Factory
 from dnifx.estimators.head import Head
 from dnifx.estimators.labelled import ExampleLoss, LabelledGradient, label_loss, need_context, uncompiled
-from dnifx.runtime.emitted.gradients import absolute_fit, predicted_gradients
+from dnifx.runtime.emitted.gradients import predicted_gradients
 
 fx.wrap("predicted_gradients")
-fx.wrap("absolute_fit")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,11 @@ class CriticGradient(LabelledGradient):
     """Differentiates a predicted loss; ``sobolev`` weighs the fit of the gradients to the target, 0 fits the loss alone."""
 
     needs_loss = True
+    fit = "absolute"
 
     def __init__(self, head: nn.Module, loss: ExampleLoss, sobolev: float = 0.0) -> None:
         super().__init__(head, loss)
-        self.sobolev = sobolev
+        self.fit_weight = sobolev
         self.needs_target = sobolev > 0
 
     @uncompiled
@@ -75,6 +75,4 @@ class CriticGradient(LabelledGradient):
         leaves, predicted = self.losses(values, context, mask)
         found = predicted_gradients(predicted, leaves, self.needs_target)
         gradients = tuple(found[index] for index in range(len(leaves)))
-        if self.needs_target:
-            gradients = tuple(absolute_fit(gradient, self.sobolev) for gradient in gradients)
         return *gradients, predicted

@@ -39,6 +39,8 @@ class Stale:
 class StaleGradient(GradientEstimator):
     """One average for each value. The anchor parameter only makes autograd call the average's backward."""
 
+    fit = "average"
+
     def __init__(self, spec: BoundarySpec, decay: float) -> None:
         super().__init__()
         self.decay = decay

@@ -133,8 +133,7 @@ class SuffixGradient(GradientEstimator):
         leaves = tuple(leaf(value) for value in values)
         with torch.enable_grad(), self.draws_of_its_own(leaves):
             loss = example_losses(self.loss(self.thin(*leaves, *reads), target), self.mean)
-        found = own_gradients(loss.reshape(1), leaves)
-        return tuple(gradient * examples for gradient in found) if self.mean else tuple(found)
+        return own_gradients(loss.reshape(1), leaves, examples if self.mean else 1)
 
     def look(self) -> None:
         """Take the mirrors again where their time has come: those that are averages in every step."""

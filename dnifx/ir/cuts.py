@@ -137,6 +137,8 @@ class Interface:
         reads: Names of the nodes that a suffix reads beside the boundary's values.
         detail: What was made of the choice, for a note; empty where there is nothing to say.
         needs_answer: Whether a suffix compares its output with the target (else the model computes its loss itself).
+        fit: What the estimates receive; ``"own"`` where the estimator lowers a loss of its own.
+        fit_weight: What an absolute error is multiplied by.
     """
 
     boundary: int
@@ -147,6 +149,8 @@ class Interface:
     input_model: nn.Module | None = None
     mix: float = 0.0
     prop: float = 0.0
+    fit: str = "squared"
+    fit_weight: float = 1.0
     needs_target: bool = True
     needs_loss: bool = False
     needs_error: bool = False

@@ -123,6 +123,9 @@ class DecoupledModule(Net):
             if not torch.compiler.is_compiling():
                 args, kwargs = with_first_states(self.program, args, kwargs)
                 args, kwargs = with_own_tensors(self.program, args, kwargs)
+        seen = (*seen, self._scale.compiled() if torch.compiler.is_compiling() else self._scale)
+        if not torch.compiler.is_compiling():
+            self._watch.called()
         if self.training or torch.compiler.is_compiling():
             return self.run(args, kwargs, seen, target)
         return self.evaluate(args, kwargs, seen, reset)
@@ -202,7 +205,7 @@ class DecoupledModule(Net):
         with torch.no_grad():
             loss = self.loss(input_kind.signature.unflatten(outputs), target)
         losses = losses_of(loss, len(predictions[0]), self.mean)
-        return input_kind.finish(tell_losses(outputs, predictions, losses))
+        return input_kind.finish(tell_losses(outputs, predictions, losses, self._scale))
 
     @property
     def foresees(self) -> bool:
@@ -266,7 +269,8 @@ class DecoupledModule(Net):
                 rates: ``"sequential"``, a ``dnifx.schedules.Period``, or its text, the windows with bars between.
             lr_scheduler: From an optimizer to a learning-rate scheduler, or a mapping. It is stepped whenever the part of
                 its optimizer fires: after every step, where the net has no rates.
-            estimator_optimizer: As ``optimizer``, for the estimators by boundary name; the same callable by default.
+            estimator_optimizer: As ``optimizer``, for the estimators by boundary name; by default what ``dnifx.decouple`` was
+                given, else the same callable.
             lag: Estimators are fitted to the targets of so many steps ago, so that partitions in other places need not be waited
                 for. In the first ``lag`` steps they are not fitted.
             own_losses: Weights of scalars that forward leaves on the model, by attribute or glob: ``{"blocks.*.balance": 0.01}``.

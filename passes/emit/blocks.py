@@ -95,9 +95,9 @@ def fit_lines(*pairs: tuple[str, str]) -> list[str]:
     return ["torch.autograd.backward(", f"    {tuple_of(made)},", f"    {tuple_of(gradients)},", ")"]
 
 
-def fit_gradients(made: str, target: str) -> str:
-    """Return the expression of a tuple's fit gradients, to go into a larger tuple."""
-    return f"*(fit_gradient(made.detach(), target, examples) for made, target in zip({made}, {target}))"
+def fit_gradients(made: str, target: str, options: str = "") -> str:
+    """Return the expression of a tuple's fit gradients, to go into a larger tuple; ``options`` end the arguments of each."""
+    return f"*(fit_gradient(made.detach(), target, examples{options}) for made, target in zip({made}, {target}))"
 
 
 def dead_after(blocks: Sequence[Block]) -> list[list[str]]:

@@ -21,7 +21,10 @@ from dnifx.runtime import emitted
 if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
 
-FILES = ("backward", "derivatives", "ends", "fitting", "gradients", "interface", "messages", "ops", "windows")
+FILES = (
+    *("backward", "derivatives", "ends", "fitting", "gradients"),
+    *("interface", "loss_scale", "messages", "ops", "windows"),
+)
 """Modules of the runtime that generated code may call. They import torch, each other and the errors; a folder holds copies."""
 
 

@@ -20,7 +20,7 @@ from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.graph import flat_output, input_names
 from dnifx.passes.measure import data_inputs
-from dnifx.runtime.emitted import backward, ends, fitting, ops, windows
+from dnifx.runtime.emitted import backward, ends, fitting, loss_scale, ops, windows
 from dnifx.runtime.emitted.gradients import own_gradients, predicted_gradients
 from dnifx.runtime.training.optimizers import fitted_in_time, fitted_parameters
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
 
 RUNTIME = "dnifx.runtime.emitted."
+
+SCALE = "LossScale(self.loss_scale)"
 
 WINDOW = """self.window = types.SimpleNamespace(mask=None)  # mask: which examples begin an episode, [batch]
         """
@@ -51,6 +53,7 @@ class Net(torch.nn.Module):
         super().__init__()
         stored = torch.load(pathlib.Path(__file__).parent / "modules.pt", weights_only=False)
         self.__dict__.update(stored.__dict__)
+        self.loss_scale = 1.0  # what a loop multiplies the loss by: a number, a tensor or a callable
 
     def forward(self, {inputs}{context}):
         """Return the model's output; takes its tensors by position."""
@@ -104,7 +107,7 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
     program = net.program
     if program.fused is None or program.schedule is None or program.signature is None:
         raise PassError("the program was not emitted; run all passes first")
-    called = [pair for file in (backward, ends, fitting, ops, windows) for pair in vars(file).items()]
+    called = [pair for file in (backward, ends, fitting, loss_scale, ops, windows) for pair in vars(file).items()]
     imports = {name: value for name, value in called if getattr(value, "__module__", "").startswith(RUNTIME)}
     imports |= {"pathlib": pathlib, "pytree": pytree, "types": types}
     root, imagined = (f"self.{path}." for path in model_roots(program))
@@ -144,7 +147,7 @@ def fused_call(program: Program, models: Mapping[str, fx.Graph]) -> str:
     reset = ("reset",) if program.recurrences else ()
     asks = {own_gradients, predicted_gradients}
     inside = any(node.target in asks for graph in models.values() for node in graph.nodes)
-    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*input_names(program), *context, *reset))})"
+    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*input_names(program), *context, *reset, SCALE))})"
     critic = next((each.boundary for each in program.interfaces if each.needs_loss), None)
     if critic is None or program.recurrences:
         return call

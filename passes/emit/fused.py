@@ -216,7 +216,7 @@ class FusedWriter(GraphWriter):
         given += (interface.mix,) if interface.mix else ()
         if interface.needs_loss:
             self.predictions.append(self.function(operator.getitem, estimates, count))
-        named: dict[str, Any] = {"boundary": boundary.name}
+        named: dict[str, Any] = {"boundary": boundary.name, **fitted(interface)}
         if interface.input_model is not None:
             named["imagined"] = self.masked(self.items(self.imagine(boundary), count))
         return self.crossing(self.function(swap_gradients, *given, name=f"swap_{boundary.key}", **named), values)
@@ -231,9 +231,8 @@ class FusedWriter(GraphWriter):
         asked = (tuple(map(self.detached, values)), (self.target, self.examples, *reads))
         estimates = self.estimate(boundary.key, provenance(boundary, interface), *asked)
         given = (values, self.items(estimates, len(values)), self.examples, self.mean)
-        return self.crossing(
-            self.function(swap_gradients, *given, name=f"swap_{boundary.key}", boundary=boundary.name), values
-        )
+        named = {"boundary": boundary.name, **fitted(interface)}
+        return self.crossing(self.function(swap_gradients, *given, name=f"swap_{boundary.key}", **named), values)
 
     @property
     def copies(self) -> dict[str, fx.Node]:
@@ -246,7 +245,8 @@ class FusedWriter(GraphWriter):
         seen = tuple(self.graph.call_method("flatten", (self.seen(value, interface), 0, 1)) for value in values)
         estimates = self.estimate(boundary.key, provenance(boundary, interface), seen, None)
         given = (values, self.items(estimates, len(values)), self.examples, self.mean, message.scale)
-        swapped = self.function(swap_messages, *given, name=f"swap_{boundary.key}", boundary=boundary.name)
+        named = {"boundary": boundary.name, **fitted(interface)}
+        swapped = self.function(swap_messages, *given, name=f"swap_{boundary.key}", **named)
         return self.crossing(swapped, values)
 
     def crossing(self, swapped: fx.Node, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
@@ -292,6 +292,12 @@ class FusedWriter(GraphWriter):
         inputs = self.masked(placeholders(self.graph, *data_inputs(self.program)))
         path, given = self.path(boundary.key, INPUT_MODELS), (inputs, self.features)
         return self.graph.create_node("call_module", path, given, name=f"imagine_{boundary.key}")
+
+
+def fitted(interface: Interface) -> dict[str, Any]:
+    """Return the options of an interface node that say what the estimates receive, where that is no squared error."""
+    plain = interface.fit == "squared"
+    return {} if plain else {"fit": interface.fit, "fit_weight": interface.fit_weight}
 
 
 def provenance(boundary: Boundary, interface: Interface) -> str:

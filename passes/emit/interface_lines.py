@@ -127,10 +127,11 @@ class InterfaceLines(StepPlan):
         lines: list[str] = []
         if interface.fits and all(self.runs(*each) for each in needed):
             pairs = []
+            options = f", {interface.fit!r}, {interface.fit_weight}" if interface.fit == "absolute" else ""
             if interface.needs_target:
-                pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}")))
+                pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}", options)))
             elif not interface.needs_loss:
-                pairs.append((f"*estimate_{key}", f"*(torch.zeros_like(made) for made in estimate_{key})"))
+                pairs.append((f"*estimate_{key}", f"*(torch.ones_like(made) for made in estimate_{key})"))
             if interface.needs_loss:
                 pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), losses, examples)"))
             lines += fit_lines(*pairs)

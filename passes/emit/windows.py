@@ -9,7 +9,7 @@ from torch import fx
 
 from dnifx.errors import CutError, PassError
 from dnifx.ir import Program, Recurrence
-from dnifx.passes.emit.fused import EXAMPLES, SOURCE, GraphWriter, own_input
+from dnifx.passes.emit.fused import EXAMPLES, SOURCE, GraphWriter, fitted, own_input
 from dnifx.passes.graph import copied, flat_output, output_of
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.time.recurrences import described
@@ -93,7 +93,8 @@ class WindowWriter(GraphWriter):
         given = (states if waits(each) else left, self.estimates(each, left), reset, each.dims)
         back = (mix_of(each) * each.cut.scale,) if waits(each) else ()
         given = (*given, self.examples, self.mean, *back)
-        started = self.function(start_window, *given, name=f"start_{each.key}", boundary=each.name)
+        options = fitted(each.interface) if each.interface is not None else {}
+        started = self.function(start_window, *given, name=f"start_{each.key}", boundary=each.name, **options)
         for index, state in enumerate(states):
             self.take_place(state, self.function(operator.getitem, started, index), {*left, started})
 

@@ -246,6 +246,8 @@ def make_interface(
             fits=fits and not estimator.locked,
             mix=estimator.mix,
             prop=estimator.prop,
+            fit=estimator.fit if estimator.needs_target or estimator.needs_loss else "own",
+            fit_weight=estimator.fit_weight,
             needs_target=estimator.needs_target,
             needs_loss=estimator.needs_loss,
             needs_error=estimator.needs_error,

@@ -56,6 +56,7 @@ def suffix_interface(boundary: Boundary, options: Suffix, program: Program, loss
         as_written(options),
         fits=fits,
         detail=described(boundary, thin),
+        fit="own",
         needs_target=False,
         reads=thin.reads,
         suffix=thin.text,

@@ -10,6 +10,7 @@ from dnifx.passes.capture.capture import CaptureGraph
 from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import CutSpec, ResolveCuts, modules_to_open
 from dnifx.passes.emit.fused import EmitFused
+from dnifx.passes.emit.loss_scale import EmitLossScale
 from dnifx.passes.emit.split import SplitPartitions
 from dnifx.passes.emit.windows import EmitWindows
 from dnifx.passes.insert.interfaces import Choice, Choices, InsertInterfaces, assign
@@ -93,7 +94,8 @@ class RateCompiler:
         states = tuple(each for own in first.programs for each in own.recurrences)
         in_time: tuple[Pass, ...] = (FormRecurrences(), InsertRecurrences("zero", states)) if self.recurrents else ()
         steps = (*in_time, SplitPartitions(), ScheduleActions(), EmitFused(bool(mean)))
-        return run_passes(program, (*steps, *((EmitWindows(bool(mean)),) if self.recurrents else ())), self.callback)
+        windows = (EmitWindows(bool(mean)),) if self.recurrents else ()
+        return run_passes(program, (*steps, *windows, EmitLossScale()), self.callback)
 
     def rated(self, given: Program, number: int) -> RatedProgram:
         """Capture a program and form its partitions, up to the rates at which they fire."""

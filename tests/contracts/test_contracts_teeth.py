@@ -153,7 +153,7 @@ def leak_scheduled(patch: Patch) -> None:
 
 def batch_mean_target(patch: Patch) -> None:
     wrong = {"per_example": lambda gradient, scale: gradient}
-    patch.setattr(interface, "per_example", wrong["per_example"])
+    patch.setattr(fitting, "per_example", wrong["per_example"])
     patch.setattr(steps, "STEP_GLOBALS", {**steps.STEP_GLOBALS, **wrong})
 
 

@@ -109,7 +109,7 @@ def test_heads_classify_every_kind_of_value(shape: tuple[int, ...], hidden: int)
     for _ in range(30):
         optimizer.zero_grad()
         (answer,) = estimator((value,), label)
-        torch.autograd.backward(answer, torch.zeros_like(answer))
+        torch.autograd.backward(answer, torch.ones_like(answer))
         optimizer.step()
     head = estimator.get_submodule("head")
     assert cross_entropy(head((value,)), label) < 0.5 * torch.log(torch.tensor(3.0))

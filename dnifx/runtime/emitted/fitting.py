@@ -1,9 +1,12 @@
 """What estimators are fitted to: targets and losses of examples, the gradient of the fit, how estimate and target compare."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from dnifx.runtime.emitted.loss_scale import Factor
 
 
 def example_weight(examples: int, mean: bool = True) -> float:
@@ -11,21 +14,77 @@ def example_weight(examples: int, mean: bool = True) -> float:
     return 1.0 / examples if mean else 1.0
 
 
-def per_example(gradient: Tensor, scale: float) -> Tensor:
-    """Return the per-example target: the gradient that arrived, divided by the scale, in single precision or better."""
-    wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-    return wide / scale
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in single precision or better."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def fit_gradient(estimate: Tensor, target: Tensor, examples: int) -> Tensor:
+def per_example(gradient: Tensor, weight: float) -> Tensor:
+    """Return the per-example target: the gradient that arrived, divided by the weight of an example in the loss."""
+    return wide(gradient) / weight
+
+
+def fit_gradient(
+    estimate: Tensor,
+    target: Tensor,
+    examples: int,
+    fit: str = "squared",
+    fit_weight: float = 1.0,
+    loss_scale: Factor = 1.0,
+) -> Tensor:
     """Return the gradient of the fit loss, the mean over examples of ||estimate - target||^2, at the estimate.
 
     Args:
         estimate: Per-example synthetic gradient, [batch, ...].
-        target: Per-example target gradient of the same shape.
+        target: Per-example target gradient of the same shape, times the loss scale.
         examples: Number of examples that the mean runs over.
+        fit: ``"absolute"`` takes the sum of absolute errors in place of squared ones.
+        fit_weight: What an absolute error is multiplied by.
+        loss_scale: What the loss was multiplied by; the fit loss is multiplied by its absolute value.
     """
-    return (estimate - target).mul_(2.0 / examples).to(estimate.dtype)
+    plain = isinstance(loss_scale, float) and loss_scale == 1
+    error = estimate - target if plain else wide(estimate) * loss_scale - target
+    if fit == "absolute":
+        gradient = error.sign_().mul_(fit_weight / examples)
+        return (gradient if plain else gradient * loss_scale).to(estimate.dtype)
+    gradient = error.mul_(2.0 / examples)
+    return (gradient if plain else gradient * sign_of(loss_scale)).to(estimate.dtype)
+
+
+def sign_of(factor: Factor) -> Factor:
+    """Return the sign of a number or a tensor."""
+    return factor.sign() if isinstance(factor, Tensor) else math.copysign(1.0, factor)
+
+
+def magnitude(factor: Factor) -> Factor:
+    """Return the absolute value of a number or a tensor."""
+    return factor.abs() if isinstance(factor, Tensor) else abs(factor)
+
+
+def arriving_fit(
+    estimate: Tensor,
+    arriving: Tensor,
+    examples: int,
+    weight: float,
+    loss_scale: Factor = 1.0,
+    fit: str = "squared",
+    fit_weight: float = 1.0,
+) -> Tensor:
+    """Return what an estimate receives in the backward pass; see ``GradientEstimator.fit``.
+
+    Args:
+        estimate: Per-example synthetic gradient, [batch, ...].
+        arriving: The gradient that arrived at the value.
+        examples: Number of examples.
+        weight: Weight of an example in the loss.
+        loss_scale: What the loss was multiplied by.
+        fit: ``"squared"``, ``"absolute"``, ``"average"`` or ``"own"``.
+        fit_weight: What an absolute error is multiplied by.
+    """
+    if fit == "own":
+        return torch.ones_like(estimate, dtype=wide(estimate).dtype) * magnitude(loss_scale)
+    found = fit_gradient(estimate, per_example(arriving, weight), examples, fit, fit_weight, loss_scale)
+    return found / magnitude(loss_scale) if fit == "average" else found
 
 
 def arrived(leaf: Tensor) -> Tensor:
@@ -55,10 +114,10 @@ def propagated(
     return tuple(gradient * examples for gradient in found)
 
 
-def output_error(loss: Tensor, output: Tensor, scale: float) -> Tensor:
+def output_error(loss: Tensor, output: Tensor, weight: float) -> Tensor:
     """Return the gradient of each example's loss with respect to the model's output, [batch, ...]."""
     (gradient,) = torch.autograd.grad(loss, (output,), retain_graph=True)
-    return per_example(gradient, scale)
+    return per_example(gradient, weight)
 
 
 def losses_of(loss: Tensor, examples: int, mean: bool = True) -> Tensor:

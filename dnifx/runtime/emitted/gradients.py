@@ -9,24 +9,25 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dnifx.errors import EstimatorError
-from dnifx.runtime.emitted.fitting import count_only
+from dnifx.runtime.emitted.fitting import count_only, wide
 
 
 class OwnGradient(torch.autograd.Function):
-    """Answers with known gradients; backward, it minimises the losses, whatever arrives."""
+    """Answers with known gradients; backward, it minimises the losses, whose factor is the largest number that arrives."""
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients."""
+        """Return the gradients, in a precision that holds a loss scale."""
         ctx.save_for_backward(losses)
-        return tuple(gradient.clone() for gradient in gradients)
+        return tuple(wide(gradient).clone() for gradient in gradients)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
-        """Give the losses the gradient of their mean."""
+        """Give the losses the gradient of their mean, times the loss scale."""
         (losses,) = ctx.saved_tensors
-        return torch.full_like(losses, 1 / losses.numel()), *(None for _ in arriving)
+        factor = torch.stack([each.amax() for each in arriving if each.numel()]).amax() / losses.numel()
+        return factor.expand_as(losses).to(losses.dtype), *(None for _ in arriving)
 
 
 def leaf(value: Tensor) -> Tensor:
@@ -34,9 +35,13 @@ def leaf(value: Tensor) -> Tensor:
     return value.detach().requires_grad_()
 
 
-def own_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the gradient of each example's own loss, [batch], with respect to leaves. Its fit minimises that loss."""
+def own_gradients(losses: Tensor, leaves: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, ...]:
+    """Return the gradient of each example's own loss, [batch], with respect to leaves, times a factor. Its fit minimises that loss.
+
+    Nothing may be multiplied into what is returned: the loss scale comes back there as the gradient.
+    """
     found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, materialize_grads=True)
+    found = found if isinstance(factor, int) and factor == 1 else tuple(gradient * factor for gradient in found)
     answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *found)  # type: ignore[no-untyped-call]
     return answer
 
@@ -44,28 +49,6 @@ def own_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...
 def predicted_gradients(losses: Tensor, leaves: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
     """Return the gradient of each example's predicted loss, [batch], with respect to leaves; ``keep`` keeps its graph."""
     return torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, create_graph=keep)
-
-
-class AbsoluteFit(torch.autograd.Function):
-    """Turns the gradient of the squared error, which arrives, into the gradient of the weighted absolute error."""
-
-    @staticmethod
-    def forward(ctx: Any, estimate: Tensor, weight: float) -> Tensor:
-        """Return the estimate."""
-        ctx.weight = weight
-        return estimate.view_as(estimate)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, fit: Tensor) -> tuple[Any, ...]:
-        """Keep the signs: d|e - t| = sign(e - t), and the mean over examples."""
-        return fit.sign() * (ctx.weight / len(fit)), None
-
-
-def absolute_fit(estimate: Tensor, weight: float) -> Tensor:
-    """Return the estimate; its fit loss becomes ``weight`` times the mean over examples of ||estimate - target||_1."""
-    answer: Tensor = AbsoluteFit.apply(estimate, weight)  # type: ignore[no-untyped-call]
-    return answer
 
 
 class AverageGradient(torch.autograd.Function):

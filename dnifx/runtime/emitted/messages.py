@@ -7,41 +7,58 @@ import torch
 from torch import Tensor
 
 from dnifx.runtime.emitted.derivatives import differentiable_once
-from dnifx.runtime.emitted.fitting import example_weight, fit_gradient, per_example
+from dnifx.runtime.emitted.fitting import arriving_fit, example_weight
+from dnifx.runtime.emitted.interface import gathered, passed_on, scaled
+from dnifx.runtime.emitted.loss_scale import Scale, factor_of
 
 
 class MessageSwap(torch.autograd.Function):
     """As ``GradientSwap``, for messages [messages, batch, ...] whose estimates are [messages x batch, ...].
 
-    The messages receive ``factor * g * scale``. The fit is the mean over all messages of all examples.
+    The messages receive ``factor * g * weight * s``. The fit is the mean over all messages of all examples.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, boundary: str, examples: int, mean: bool, factor: float, *tensors: Tensor
+        ctx: Any,
+        boundary: str,
+        examples: int,
+        mean: bool,
+        factor: float,
+        fit: str,
+        fit_weight: float,
+        loss_scale: Scale,
+        told: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Take the messages, then as many estimates; return the messages."""
         count = len(tensors) // 2
-        ctx.boundary, ctx.scale, ctx.factor = boundary, example_weight(examples, mean), factor
+        ctx.boundary, ctx.weight, ctx.factor, ctx.told = boundary, example_weight(examples, mean), factor, told
+        ctx.fit, ctx.fit_weight, ctx.loss_scale = fit, fit_weight, loss_scale
         ctx.save_for_backward(*tensors[count:])
-        return tuple(value.view_as(value) for value in tensors[:count])
+        return passed_on(ctx, tensors[:count])
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
         """Give the messages the estimates, and the estimates their fit gradients."""
         estimates = ctx.saved_tensors
+        gradients, told = gathered(ctx, arriving)
+        if not gradients:
+            return (None,) * len(ctx.needs_input_grad)
+        scale = factor_of(ctx.loss_scale, told, gradients[0])
         synthetic = [
-            (estimate.detach() * (ctx.factor * ctx.scale)).view_as(gradient).to(gradient.dtype)
-            for estimate, gradient in zip(estimates, arriving, strict=True)
+            scaled(estimate.detach(), ctx.factor * ctx.weight, scale).view_as(gradient).to(gradient.dtype)
+            for estimate, gradient in zip(estimates, gradients, strict=True)
         ]
+        given = ctx.weight, scale, ctx.fit, ctx.fit_weight
         fits = [
-            fit_gradient(estimate, per_example(gradient, ctx.scale).view_as(estimate), len(estimate)) if want else None
+            arriving_fit(estimate, gradient.view_as(estimate), len(estimate), *given) if want else None
             for estimate, gradient, want in zip(
-                estimates, arriving, ctx.needs_input_grad[4 + len(estimates) :], strict=True
+                estimates, gradients, ctx.needs_input_grad[8 + len(estimates) :], strict=True
             )
         ]
-        return None, None, None, None, *synthetic, *fits
+        return *(None,) * 8, *synthetic, *fits
 
 
 def swap_messages(
@@ -51,7 +68,12 @@ def swap_messages(
     mean: bool = True,
     factor: float = 1.0,
     boundary: str = "",
+    fit: str = "squared",
+    fit_weight: float = 1.0,
+    loss_scale: Scale = None,
+    told: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return messages; backward, swap the arriving gradients for ``factor`` times the estimates and fit the estimator."""
-    swapped: tuple[Tensor, ...] = MessageSwap.apply(boundary, examples, mean, factor, *values, *estimates)  # type: ignore[no-untyped-call]
+    given = boundary, examples, mean, factor, fit, fit_weight, loss_scale, told
+    swapped: tuple[Tensor, ...] = MessageSwap.apply(*given, *values, *estimates)  # type: ignore[no-untyped-call]
     return swapped

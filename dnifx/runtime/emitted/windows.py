@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from dnifx.runtime.emitted.derivatives import differentiable_once
-from dnifx.runtime.emitted.fitting import example_weight, fit_gradient, per_example
+from dnifx.runtime.emitted.fitting import arriving_fit, example_weight, fit_gradient, per_example, wide
+from dnifx.runtime.emitted.interface import gathered, passed_on, scaled
+from dnifx.runtime.emitted.loss_scale import Scale, factor_of
 
 
 class WindowStart(torch.autograd.Function):
@@ -30,40 +32,44 @@ class WindowStart(torch.autograd.Function):
         examples: int,
         mean: bool,
         back: float,
+        fit: str,
+        fit_weight: float,
+        loss_scale: Scale,
+        told: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Take the state's values and as many estimates; return the values."""
         count = len(tensors) // 2
-        ctx.boundary, ctx.reset, ctx.dims, ctx.examples, ctx.mean, ctx.back = (
-            boundary,
-            reset,
-            dims,
-            examples,
-            mean,
-            back,
-        )
+        ctx.boundary, ctx.reset, ctx.dims, ctx.back, ctx.told = boundary, reset, dims, back, told
+        ctx.examples, ctx.weight = examples, example_weight(examples, mean)
+        ctx.fit, ctx.fit_weight, ctx.loss_scale = fit, fit_weight, loss_scale
         ctx.save_for_backward(*tensors[count:])
-        return tuple(
-            without_rows(value, reset, dim).view_as(value) for value, dim in zip(tensors[:count], dims, strict=True)
-        )
+        pairs = zip(tensors[:count], dims, strict=True)
+        return passed_on(ctx, tuple(without_rows(value, reset, dim) for value, dim in pairs))
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
         """Return the estimates' fit gradients, and what the gradient of the window before still lacks."""
         estimates = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[6 + len(estimates) :]
-        scale = example_weight(ctx.examples, ctx.mean)
-        targets = window_targets(arriving, ctx.reset, ctx.dims, scale)
+        gradients, told = gathered(ctx, arriving)
+        if not gradients:
+            return (None,) * len(ctx.needs_input_grad)
+        scale = factor_of(ctx.loss_scale, told, gradients[0])
+        wanted = ctx.needs_input_grad[10 + len(estimates) :]
+        seen = at_start(gradients, ctx.reset, ctx.dims)
+        given = ctx.examples, ctx.weight, scale, ctx.fit, ctx.fit_weight
         fits = [
-            fit_gradient(estimate, target, ctx.examples) if want else None
-            for estimate, target, want in zip(estimates, targets, wanted, strict=True)
+            arriving_fit(estimate, gradient, *given) if want else None
+            for estimate, gradient, want in zip(estimates, seen, wanted, strict=True)
         ]
         lacking = [
-            like_state((target - estimate) * (ctx.back * scale), gradient, dim) if ctx.back else None
-            for estimate, target, gradient, dim in zip(estimates, targets, arriving, ctx.dims, strict=True)
+            like_state((wide(gradient) - scaled(estimate, ctx.weight, scale)) * ctx.back, value, dim)
+            if ctx.back
+            else None
+            for estimate, gradient, value, dim in zip(estimates, seen, gradients, ctx.dims, strict=True)
         ]
-        return None, None, None, None, None, None, *lacking, *fits
+        return *(None,) * 10, *lacking, *fits
 
 
 class WindowEnd(torch.autograd.Function):
@@ -71,23 +77,32 @@ class WindowEnd(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, boundary: str, outputs: int, dims: tuple[int, ...], weight: float, *tensors: Tensor
+        ctx: Any,
+        boundary: str,
+        outputs: int,
+        dims: tuple[int, ...],
+        weight: float,
+        loss_scale: Scale,
+        told: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Take the outputs, the state's values and as many estimates; return the outputs."""
-        ctx.boundary, ctx.outputs, ctx.dims, ctx.weight = boundary, outputs, dims, weight
+        ctx.boundary, ctx.dims, ctx.weight, ctx.loss_scale, ctx.told = boundary, dims, weight, loss_scale, told
         ctx.save_for_backward(*tensors[outputs:])
-        return tuple(output.view_as(output) for output in tensors[:outputs])
+        return passed_on(ctx, tensors[:outputs])
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
         """Let the outputs' gradients through, and give the state its synthetic gradient."""
         values, estimates = ctx.saved_tensors[: len(ctx.dims)], ctx.saved_tensors[len(ctx.dims) :]
+        through, told = (arriving[:-1], arriving[-1]) if ctx.told else (arriving, None)
+        scale = factor_of(ctx.loss_scale, told, values[0])
         synthetic = [
-            like_state(estimate.detach() * ctx.weight, value, dim)
+            like_state(scaled(estimate.detach(), ctx.weight, scale), value, dim)
             for estimate, value, dim in zip(estimates, values, ctx.dims, strict=True)
         ]
-        return None, None, None, None, *arriving, *synthetic, *(None for _ in estimates)
+        return *(None,) * 6, *through, *synthetic, *(None for _ in estimates)
 
 
 def start_window(
@@ -99,6 +114,10 @@ def start_window(
     mean: bool = True,
     back: float = 0.0,
     boundary: str = "",
+    fit: str = "squared",
+    fit_weight: float = 1.0,
+    loss_scale: Scale = None,
+    told: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return the state that a window starts from; in the backward pass, fit the estimator to what arrives there.
 
@@ -111,10 +130,13 @@ def start_window(
         mean: Whether the loss averages over examples.
         back: Share of the estimate that what arrives replaces.
         boundary: The boundary's name, for the error of a second derivative.
+        fit: What arrives at the estimates; see ``arriving_fit``.
+        fit_weight: Weight of an absolute error.
+        loss_scale: What the loss is multiplied by before its backward pass.
+        told: Whether one more value is returned, to which that factor comes as its gradient; see ``tell_factor``.
     """
-    started: tuple[Tensor, ...] = WindowStart.apply(
-        boundary, reset, tuple(dims), examples, mean, back, *values, *estimates
-    )  # type: ignore[no-untyped-call]
+    given = boundary, reset, tuple(dims), examples, mean, back, fit, fit_weight, loss_scale, told
+    started: tuple[Tensor, ...] = WindowStart.apply(*given, *values, *estimates)  # type: ignore[no-untyped-call]
     return started
 
 
@@ -127,10 +149,12 @@ def end_window(
     examples: int,
     mean: bool = True,
     boundary: str = "",
+    loss_scale: Scale = None,
+    told: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return a window's outputs; in the backward pass, the state that it leaves receives the estimates times ``scale``."""
     weight = scale * example_weight(examples, mean)
-    given = boundary, len(outputs), tuple(dims), weight
+    given = boundary, len(outputs), tuple(dims), weight, loss_scale, told
     ended: tuple[Tensor, ...] = WindowEnd.apply(*given, *outputs, *values, *estimates)  # type: ignore[no-untyped-call]
     return ended
 
@@ -139,10 +163,13 @@ def window_targets(
     arriving: Sequence[Tensor], reset: Tensor | None, dims: Sequence[int], scale: float
 ) -> tuple[Tensor, ...]:
     """Return the per-example targets, [batch, ...], from the gradients that arrived at a window's first state."""
-    return tuple(
-        per_example(by_example(without_rows(gradient, reset, dim), dim), scale)
-        for gradient, dim in zip(arriving, dims, strict=True)
-    )
+    return tuple(per_example(gradient, scale) for gradient in at_start(arriving, reset, dims))
+
+
+def at_start(arriving: Sequence[Tensor], reset: Tensor | None, dims: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the gradients that arrived at a window's first state, [batch, ...], zero where an episode began."""
+    pairs = zip(arriving, dims, strict=True)
+    return tuple(by_example(without_rows(gradient, reset, dim), dim) for gradient, dim in pairs)
 
 
 def by_example(value: Tensor, dim: int) -> Tensor:

@@ -1,15 +1,20 @@
 """The net as its trainer sees it: a model with an estimator on every cut, and its parts with their graphs."""
 
+import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
-from dnifx.errors import InputError
+from dnifx.errors import InputError, LossError
 from dnifx.ir import Boundary, Partition, Program, Recurrence, Schedule
+from dnifx.runtime.emitted.loss_scale import Factor, LossScale
 from dnifx.runtime.net.captured import CapturedPart, Recompile
+from dnifx.runtime.net.fits import FitWatch, MakeOptimizer, OwnFits
 from dnifx.runtime.net.input_kinds import InputKind, share_state
 from dnifx.runtime.net.losses import Loss, PartLoss
 from dnifx.runtime.net.model_states import with_example_states
@@ -50,6 +55,7 @@ class Net(nn.Module):
         roots: The attributes that hold the estimators and the input models.
         emitters: What is asked of the packages above.
         recompile: Compiles the model again for another input kind: (program, args, kwargs, its number) to a program.
+        estimator_optimizer: Makes the optimizer of the estimators, where the net is to apply the fits itself.
 
     Attributes:
         original: The user's model.
@@ -58,6 +64,7 @@ class Net(nn.Module):
         whole: The fused program. It is the part itself where there is one.
         recurrences: The boundaries in time of all parts.
         imagines: Whether there are synthetic input models.
+        make_estimator_optimizer: Makes the optimizer of the estimators, where it was given to ``dnifx.decouple``.
         uncut: The keys of calls that run without interfaces in evaluation mode.
     """
 
@@ -69,6 +76,7 @@ class Net(nn.Module):
         roots: tuple[str, str],
         emitters: Emitters,
         recompile: Recompile,
+        estimator_optimizer: MakeOptimizer | None = None,
     ) -> None:
         super().__init__()
         share_state(self, program.model)
@@ -91,6 +99,11 @@ class Net(nn.Module):
             again = refuse_other_inputs if program.parts else recompile
             parts.append(CapturedPart(part, own, self, its_mean, again))
             parts[-1].capture(own)
+        fitted = list(self.interface_parameters())
+        fits = OwnFits(fitted, estimator_optimizer) if estimator_optimizer is not None else None
+        watch = FitWatch(fitted, list(first_parameters(program)))
+        scale = LossScale(begins=watch.begins if fits is None else fits.begins)
+        self.__dict__.update(_scale=scale, _fits=fits, _watch=watch, make_estimator_optimizer=estimator_optimizer)
         whole = CapturedPart(parts[0].part, program, self, mean, recompile) if program.parts else parts[0]
         self.__dict__.update(parts=tuple(parts), whole=whole, imagines=bool(imagined), uncut=set())
 
@@ -104,6 +117,31 @@ class Net(nn.Module):
     imagines: bool
     uncut: set[Hashable]
     recurrences: tuple[Recurrence, ...]
+    _scale: LossScale
+    _fits: OwnFits | None
+    _watch: FitWatch
+    make_estimator_optimizer: MakeOptimizer | None
+
+    @property
+    def loss_scale(self) -> Factor | Callable[[], Factor] | GradScaler:
+        """What a loop of your own multiplies the loss by before ``backward()``; 1 unless you set it.
+
+        Set a number (``1 / 4`` where four micro-batches accumulate ``loss / 4``), a tensor of one element, a ``GradScaler``, or a
+        callable that returns a number or a tensor. It is read in the backward pass. Where the model returns its loss, the net knows
+        the factor by itself. A trainer's steps have no such factor.
+        """
+        return self._scale.value
+
+    @loss_scale.setter
+    def loss_scale(self, value: Factor | Callable[[], Factor] | GradScaler) -> None:
+        refuse_scale(value)
+        self._scale.value = value
+        self._watch.scale_is_said = True
+
+    @property
+    def estimator_optimizer(self) -> Optimizer | None:
+        """The optimizer with which the net applies the fits after each backward pass of a loop of your own, if it does so itself."""
+        return None if self._fits is None else self._fits.optimizer
 
     @property
     def loss(self) -> Loss | None:
@@ -136,6 +174,46 @@ class Net(nn.Module):
         """The boundaries, in the order of their producers."""
         return self.program.boundaries
 
+    def model_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of the model, without those of estimators and input models."""
+        yield from self.original.parameters()
+
+    def parameter_groups(
+        self,
+        lr: float | None = None,
+        estimator_lr: float | None = None,
+        weight_decay: float | None = None,
+        estimator_weight_decay: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """Return two parameter groups for an optimizer: the model's, and that of estimators and input models.
+
+        Args:
+            lr: The learning rate of the model; the optimizer's own by default.
+            estimator_lr: The learning rate of the estimators; ``lr`` by default.
+            weight_decay: That of the model; the optimizer's own by default.
+            estimator_weight_decay: That of the estimators, whose answers it would draw to zero.
+        """
+        own = {"lr": lr, "weight_decay": weight_decay}
+        theirs = {"lr": lr if estimator_lr is None else estimator_lr, "weight_decay": estimator_weight_decay}
+        groups = [(self.model_parameters(), own), (self.interface_parameters(), theirs)]
+        found = []
+        for parameters, options in groups:
+            trained = [each for each in parameters if each.requires_grad]
+            if trained:
+                given = {name: value for name, value in options.items() if value is not None}
+                found.append({"params": trained, **given})
+        return found
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+    ) -> Tensor:
+        """Clip the gradients of the model alone, as ``torch.nn.utils.clip_grad_norm_`` does; fits stay as they are.
+
+        Returns:
+            The norm of the model's gradients before, a scalar.
+        """
+        return nn.utils.clip_grad_norm_(self.model_parameters(), max_norm, norm_type, error_if_nonfinite, foreach)
+
     def interface_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters of estimators and input models."""
         in_time = (each.interface for each in self.recurrences if each.interface is not None)
@@ -143,6 +221,26 @@ class Net(nn.Module):
             yield from interface.estimator.parameters()
             if interface.input_model is not None:
                 yield from interface.input_model.parameters()
+
+
+def first_parameters(program: Program) -> Iterable[nn.Parameter]:
+    """Return the parameters whose gradients a backward pass finds after it has passed all boundaries inside the model."""
+    first = min((each.producer for each in program.boundaries), default=len(program.partitions) - 1)
+    later = {name for each in program.partitions if each.index > first for name in each.uses}
+    names = {name for each in program.partitions if each.index <= first for name in each.uses} - later
+    return (each for name, each in program.model.named_parameters() if name in names)
+
+
+def refuse_scale(value: Any) -> None:
+    """Raise LossError where a value cannot be a loss scale."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    if not (
+        number or (isinstance(value, Tensor) and value.numel() == 1) or isinstance(value, GradScaler) or callable(value)
+    ):
+        raise LossError(
+            f"net.loss_scale={value!r}: give what the loss is multiplied by before backward(): a number above 0, a tensor of one "
+            "element, a GradScaler, or a callable that returns a number or a tensor"
+        )
 
 
 def refuse_other_inputs(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:

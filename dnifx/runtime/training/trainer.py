@@ -78,7 +78,8 @@ class Trainer:
             each.name: [parameters[name] for name in each.parameters] for each in net.partitions if each.parameters
         }
         self.optimizers = make_optimizers(optimizer, with_names(owned, net), "optimizer")
-        default = estimator_optimizer if estimator_optimizer is not None else shared_callable(optimizer)
+        given = estimator_optimizer if estimator_optimizer is not None else net.make_estimator_optimizer
+        default = given if given is not None else shared_callable(optimizer)
         self.estimator_optimizers = make_optimizers(
             default, with_names(fitted_groups(net.program, net.recurrences), net), "estimator_optimizer"
         )
@@ -218,7 +219,7 @@ class Trainer:
             if exchange.fits(each, schedule) and not exchange.interface(each).needs_target:
                 with torch.enable_grad():
                     estimates = exchange.estimated(each, [gives[place] for place in each.places], features)
-                self.fit(each, estimates, [torch.zeros_like(one) for one in estimates])
+                self.fit(each, estimates)
         for each in arriving:
             fitted = exchange.fits(each, schedule) and exchange.interface(each).needs_target
             if fitted or diagnose:
@@ -233,10 +234,13 @@ class Trainer:
         losses = {own.name or "loss": fired.loss} if own is not None and fired.loss is not None else {}
         return StepResult(None, losses, diagnostics)
 
-    def fit(self, each: Message, estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Update the estimator of messages."""
+    def fit(self, each: Message, estimates: Sequence[Tensor], targets: Sequence[Tensor] | None = None) -> None:
+        """Update the estimator of messages; without targets, by its own loss."""
         key = each.boundary.key
-        made = [fit_gradient(one.detach(), target, len(one)) for one, target in zip(estimates, targets, strict=True)]
+        made = [torch.ones_like(one) for one in estimates]
+        if targets is not None:
+            pairs = zip(estimates, targets, strict=True)
+            made = [fit_gradient(one.detach(), target, len(one)) for one, target in pairs]
         torch.autograd.backward(tuple(estimates), made)
         self.updates[key].step()
         self.updates[key].zero_grad()
