@@ -16,7 +16,7 @@ from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.input_kinds import InputKind, Undo
-from dnifx.runtime.net.net import Net
+from dnifx.runtime.net.stand_in import StandIn
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.training.own_losses import OwnLosses
@@ -28,13 +28,15 @@ EXTRA_STATE = "_extra_state"
 """The name under which torch saves what a module's ``get_extra_state`` gives."""
 
 
-class DecoupledModule(Net):
+class DecoupledModule(StandIn):
     """A model with a Decoupled Neural Interface on every cut; call it as you call the model.
 
     Outside ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
     synthetic gradient and its estimator the target. Under ``torch.no_grad()`` and in ``backprop()`` the original model runs.
     It also runs in evaluation mode where there are synthetic inputs, which serve training alone, or where (with a warning)
     the evaluation cannot be captured or cut.
+
+    What the net has not itself, such as ``config`` or ``generate``, it takes from the model, ``net.original``.
     """
 
     straight: bool = False

@@ -62,6 +62,7 @@ class InsertInterfaces(Pass):
         """Build one interface for each boundary."""
         context = make_context(self.context, self.num_classes)
         check_mask(self.mask, program)
+        check_mask_shape(self.mask, program)
         program = replace(program, context=context, mask=self.mask)
         choices = assign(self.gradient, program.boundaries)
         models = assign_inputs(self.inputs, program.boundaries)
@@ -218,6 +219,20 @@ def check_mask(mask: str | None, program: Program) -> None:
     if mask is not None and mask not in inputs:
         raise ContextError(
             f"mask={mask!r} is not a tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
+        )
+
+
+def check_mask_shape(mask: str | None, program: Program) -> None:
+    """Raise ContextError where no value on a boundary has one entry for each entry of the mask: it would leave nothing out."""
+    if mask is None or not program.boundaries:
+        return
+    shape = program.measures[mask].tensors[0].shape
+    specs = [spec.shape for boundary in program.boundaries for spec in boundary.specs]
+    if not any(len(each) > len(shape) and each[: len(shape)] == shape for each in specs):
+        raise ContextError(
+            f"mask={mask!r} is {list(shape)}, and no value on a boundary begins with these sizes: they are "
+            f"{', '.join(str(list(each)) for each in specs[:4])}. Give a mask [batch, length] as long as the values, or leave mask= out "
+            "where no boundary has values of tokens"
         )
 
 

@@ -256,3 +256,25 @@ def test_identity_and_names_survive() -> None:
     assert after.model is before.model
     assert isinstance(after.interfaces[0].estimator, SyntheticGradient)
     assert not isinstance(after.interfaces[0].estimator, ZeroGradient)
+
+
+class Tokens(nn.Module):
+    """Sees tokens, then their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.out(torch.relu(self.embed(x)).mean(1))
+        return found
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (5, 8), (8,), (8, 5, 4), (8, 1, 5), (1, 5)])
+def test_a_mask_that_fits_no_value_is_refused(shape: tuple[int, ...]) -> None:
+    given = {"args": (torch.randn(8, 5, 4),), "kwargs": {"mask": torch.ones(shape)}, "mask": "mask"}
+    if shape == (8,):
+        dnifx.decouple(Tokens(), "embed", **given)  # of examples
+        return
+    with pytest.raises(ContextError, match=rf"mask='mask' is \[{', '.join(map(str, shape))}\], and no value"):
+        dnifx.decouple(Tokens(), "embed", **given)
