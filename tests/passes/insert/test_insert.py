@@ -272,7 +272,7 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize("shape", [(8, 4), (5, 8), (8,), (8, 5, 4), (8, 1, 5), (1, 5)])
 def test_a_mask_that_fits_no_value_is_refused(shape: tuple[int, ...]) -> None:
-    given = {"args": (torch.randn(8, 5, 4),), "kwargs": {"mask": torch.ones(shape)}, "mask": "mask"}
+    given: dict[str, Any] = {"args": (torch.randn(8, 5, 4),), "kwargs": {"mask": torch.ones(shape)}, "mask": "mask"}
     if shape == (8,):
         dnifx.decouple(Tokens(), "embed", **given)  # of examples
         return
