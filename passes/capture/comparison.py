@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -253,7 +254,7 @@ class Comparison:
         self.hooks.update(dict.fromkeys(hooks))
         for (holder, name), text in self._snapshot.changes().items():
             self.changed[text] = None
-            for path, leaf in walk(vars(holder).get(name, Missing), whole=True):
+            for path, leaf in walk(getattr_static(holder, name, Missing), whole=True):
                 if hooks and not isinstance(leaf, Tensor):
                     continue  # a flag that says that the hooks are installed
                 place = f"attribute {text}" + (f" {path_name(path)}" if path else "")

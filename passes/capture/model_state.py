@@ -67,6 +67,7 @@ class Write:
         build: Builds its value from the graph's outputs for it.
         count: Number of these outputs.
         content: Whether a container stays and gets another content; else the attribute is assigned.
+        persistent: For a buffer, whether the state dict holds it; None for any other attribute.
     """
 
     holder: Any
@@ -75,10 +76,14 @@ class Write:
     build: Callable[[Sequence[Any]], Any]
     count: int
     content: bool = False
+    persistent: bool | None = None
 
     def leave(self, values: Sequence[Any]) -> None:
         """Leave its value on the model."""
         made = self.build(values)
+        if self.persistent is not None:
+            self.holder.register_buffer(self.name, made, self.persistent)
+            return
         if not self.content:
             setattr(self.holder, self.name, made)
             return

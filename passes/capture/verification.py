@@ -75,7 +75,7 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
         ) from error
     differences = differences or at_other_batches(both, program, guarded)
     differences = differences or both.with_other_numbers(args, kwargs)
-    if both.changed and not differences:
+    if (both.changed or captured.signature.writes) and not differences:
         differences = both.in_sequence(args, kwargs)
     if differences and both.hooks:
         differences.insert(0, f"forward installs hooks on {listed(list(both.hooks))}, which the graph does not repeat")

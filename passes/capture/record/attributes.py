@@ -3,7 +3,7 @@
 import inspect
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input, frozen
+from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input, comparable, frozen
 from dnifx.passes.capture.record.node_values import NodeValue
 from dnifx.passes.capture.record.plan import Plan
 from dnifx.passes.capture.record.sizes import Owner, symbolic
@@ -66,7 +66,33 @@ class AttributeWatch:
         """Watch modules within the block, and what they hold as soon as it is read."""
         with self._undo:
             self._watch(nn.Module)
+            self._watch_registries()
             yield
+
+    def _watch_registries(self) -> None:
+        """Watch buffers that are registered, and what is looked for on modules and not there."""
+        find: Callable[..., Any] = nn.Module.__getattr__
+        register: Callable[..., None] = nn.Module.register_buffer
+        observer = self._observer
+
+        def watched_find(module: nn.Module, name: str) -> Any:
+            try:
+                return find(module, name)
+            except AttributeError:
+                if name not in _OWN and name[:2] != "__":
+                    observer.read_attribute(module, name, Missing)
+                raise
+
+        def watched_register(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
+            observer.wrote_attribute(module, name)
+            register(module, name, *args, **kwargs)
+
+        for name, before, method in (
+            ("__getattr__", find, watched_find),
+            ("register_buffer", register, watched_register),
+        ):
+            self._undo.callback(setattr, nn.Module, name, before)
+            setattr(nn.Module, name, method)
 
     def _watch(self, kind: type) -> None:
         if kind in self._watched:
@@ -74,10 +100,15 @@ class AttributeWatch:
         self._watched.add(kind)
         read: Callable[..., Any] = kind.__getattribute__
         write: Callable[..., None] = kind.__setattr__
-        observer = self._observer
+        observer, finds_more = self._observer, hasattr(kind, "__getattr__")
 
         def watched_read(holder: Any, name: str) -> Any:
-            value = read(holder, name)
+            try:
+                value = read(holder, name)
+            except AttributeError:
+                if not finds_more and name[:2] != "__":
+                    observer.read_attribute(holder, name, Missing)
+                raise
             return self._seen(holder, name, value) if name not in _OWN and name[:2] != "__" else value
 
         def watched_write(holder: Any, name: str, value: Any) -> None:
@@ -238,12 +269,23 @@ class ModelAttributes:
         objects = (at for key, at in self.objects.items() if key not in self.written)
         return (*self.fixed.values(), *objects)
 
-    def refilled(self, changes: Mapping[tuple[nn.Module, str], str]) -> None:
-        """Note the containers whose content the run changed in place, where their content is part of the input kind."""
+    def refilled(self, changes: Mapping[tuple[nn.Module, str], str], opened: Collection[int]) -> None:
+        """Note what the run changed past ``setattr``: containers that it filled in place, and what it put into ``__dict__``.
+
+        Args:
+            changes: The attributes that the run changed.
+            opened: Identities of the modules whose forward was recorded.
+        """
         for holder, name in changes:
-            key = id(holder), name
-            if key in self.fixed and key not in self.written and type(vars(holder).get(name)) in REFILLED:
+            key, value = (id(holder), name), inspect.getattr_static(holder, name, Missing)
+            if key in self.fixed and key not in self.written and type(value) in REFILLED:
                 self.contents[key] = self.fixed[key]
+            elif isinstance(value, Tensor) and id(holder) in opened and self._recorder.writer.find(value) is not None:
+                self.written.setdefault(key, self.known.at(holder, name))
+        for key, at in self.fixed.items():
+            filled = not isinstance(at.holder, nn.Module) and key not in self.written and type(at.value) in REFILLED
+            if filled and comparable(at.value, at.seen) != comparable(at.seen, at.seen):
+                self.contents[key] = at
 
     def writes(self, installs: bool) -> tuple[list[Write], list[fx.Node]]:
         """Return what the run left on the model, and the nodes of the values in it.
@@ -260,14 +302,26 @@ class ModelAttributes:
                     continue
                 value = frozen(value) if key in self.contents else value
                 build = ops.Template(value, [part for part, _ in parts]).build
-                found.append(Write(at.holder, at.name, at.path, build, len(parts), key in self.contents))
+                buffer = persistence(at.holder, at.name)
+                found.append(Write(at.holder, at.name, at.path, build, len(parts), key in self.contents, buffer))
                 nodes += [node for _, node in parts]
         return found, nodes
 
     def carried(self) -> list[str]:
-        """Return the attributes that are part of the input kind though the run changed them: they have to be inputs."""
+        """Return the attributes that are part of the input kind though the run changed them: they have to be inputs.
+
+        Of a buffer that the run replaced, the sizes have to be read from the buffer in each run.
+        """
         both = [at for key, at in self.fixed.items() if key in self.written]
-        return [at.path for at in both if can_be_input(at.seen)]
+        buffers = [at.path for at in self.written.values() if persistence(at.holder, at.name) is not None]
+        return [*buffers, *(at.path for at in both if can_be_input(at.seen))]
+
+
+def persistence(holder: Any, name: str) -> bool | None:
+    """Return whether an attribute is a persistent buffer; None where it is no buffer."""
+    if not isinstance(holder, nn.Module) or name not in holder._buffers:
+        return None
+    return name not in holder._non_persistent_buffers_set
 
 
 class AttributeReads:

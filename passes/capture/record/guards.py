@@ -68,9 +68,12 @@ class Guards:
         """Return the sizes or strides of a tensor in the graph as symbolic numbers."""
         first = args[0] if args else kwargs.get("self")
         value = self._writer.find(first) if isinstance(first, Tensor) else None
+        replaced = value is None and isinstance(first, Tensor) and self._writer.is_replaced(first)
+        if isinstance(first, Tensor) and replaced:
+            value = NodeValue(self._writer.tensor(first))
         if value is None or not isinstance(first, Tensor):
             return result
-        data = value.base in self._writer.ragged
+        data = replaced or value.base in self._writer.ragged  # the sizes of the inputs do not say those of a buffer
         method = "stride" if name == "stride" else "size"
 
         def part(index: int, number: int) -> Any:

@@ -1,7 +1,7 @@
 """The opened modules that are running: what is marked on their nodes, and what is decided about each when it returns."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,7 @@ class OpenModules:
         paths: The path of each module of the model, by the module's identity.
         calls: The calls that run, innermost last.
         opened: The opened modules by path.
+        written: The attributes that were assigned, by the identity of the module and the name.
         whole: Modules that another run has to keep whole, and why.
         failures: What no plan can record.
         volatile: How Python's state or random numbers change each call of a module that has to be opened, if they do.
@@ -77,6 +78,7 @@ class OpenModules:
             self.paths.setdefault(id(module), path)
         self.calls: list[ModuleCall] = []
         self.opened: dict[str, nn.Module] = {}
+        self.written: Container[tuple[int, str]] = ()
         self.whole: dict[str, str] = {}
         self.failures: list[tuple[str, Hazard]] = []
         self.volatile: Hazard | None = None
@@ -114,9 +116,11 @@ class OpenModules:
         call = self.calls[-1]
         place = f"forward of {type(call.module).__name__}"
         self.note_draws(lambda: place)
-        replaced = call.replaced_buffers()
+        replaced = [name for name in call.replaced_buffers() if (id(call.module), name) not in self.written]
         if replaced:
-            call.hazards.append(Hazard(f"forward replaces the buffer self.{replaced[0]}", place, hard=True))
+            call.hazards.append(
+                Hazard(f"another tensor in the place of the buffer self.{replaced[0]}", place, hard=True)
+            )
         self.calls.pop()
         self.forget_draws()
         self._mark_nodes()

@@ -49,7 +49,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot, imports: set[str]) -> None:
         super().__init__()
-        self.writer = Writer(model, self, self._unknown)
+        self.writer = Writer(model, self, self._unknown, plan.varying)
         self.modules = OpenModules(model, plan, self.writer)
         self.unseen = UnseenTensors(self, snapshot)
         self.guards = Guards(self, self.writer, self.modules, self.unseen)
@@ -60,6 +60,7 @@ class Recorder(TorchFunctionMode):
         self.leaking: set[str] = set()
         self.notes: dict[str, None] = {}
         self.attributes = ModelAttributes(model, plan, self)
+        self.modules.written = self.attributes.written
         self._plan = plan
         self._opaque = 0
         self._read_inside: dict[str, None] = {}

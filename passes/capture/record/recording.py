@@ -95,7 +95,7 @@ def _run(
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
             outputs = writer.variables(result)
-            recorder.attributes.refilled(snapshot.changes())
+            recorder.attributes.refilled(snapshot.changes(), set(map(id, recorder.modules.opened.values())))
             writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
             in_place = changed_in_place(snapshot, writes)
             writer.graph.output((*(node for _, node in outputs), *left))

@@ -3,7 +3,7 @@
 import enum
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ class Writer:
         model: The model whose parameters and buffers the graph reads.
         owner: The recorder whose numbers the graph can compute.
         unknown: Called with a tensor that the graph did not make; returns the constant to read in its place.
+        varying: The attributes that change from call to call, as ``self.gate.table``.
 
     Attributes:
         stack: The modules around new nodes.
@@ -44,7 +45,9 @@ class Writer:
         owned: The path of each parameter and buffer, by its identity.
     """
 
-    def __init__(self, model: nn.Module, owner: Owner, unknown: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, owner: Owner, unknown: Callable[[Tensor], Tensor], varying: Collection[str] = ()
+    ) -> None:
         self.graph = fx.Graph()
         self.stack: Stack = OrderedDict()
         self.call = 0
@@ -60,6 +63,7 @@ class Writer:
         self._modules = {id(module): path for path, module in model.named_modules() if path}
         self._owner = owner
         self._unknown = unknown
+        self._replaced = {path.removeprefix("self.") for path in varying}
         self._values: dict[int, tuple[weakref.ref[Tensor], NodeValue]] = {}
         self._constant_names: dict[int, str] = {}
         self._devices: dict[int, Tensor] = {}
@@ -152,6 +156,10 @@ class Writer:
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor is made by the graph or is a parameter or buffer of the model."""
         return self.find(tensor) is not None or id(tensor) in self.owned
+
+    def is_replaced(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a buffer in whose place forward puts other tensors."""
+        return self.owned.get(id(tensor)) in self._replaced
 
     def node_of(self, value: NodeValue) -> fx.Node:
         """Return the node of a value; a part of a node's value gets a node of its own."""
