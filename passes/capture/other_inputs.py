@@ -61,9 +61,28 @@ def twice(program: Program) -> list[Arguments]:
 
 
 def halved(program: Program) -> list[Arguments]:
-    """Return the first half of the examples, with the choices of ``twice``; nothing where there is one example only."""
-    half = batch_of(program) // 2
-    return _on_batch(program, lambda value, dim: value.narrow(dim, 0, half)) if half else []
+    """Return the first half of the examples, with the choices of ``twice``.
+
+    Nothing is returned where there is one example only, or where an input may hold places among the examples.
+    """
+    batch = batch_of(program)
+    half = batch // 2
+    if not half or holds_places(program, half, batch):
+        return []
+    return _on_batch(program, lambda value, dim: value.narrow(dim, 0, half))
+
+
+def holds_places(program: Program, least: int, size: int) -> bool:
+    """Whether an input of whole numbers may hold places or lengths in a dimension of this size that need at least so much of it.
+
+    Some operations of torch, those of sparse tensors among them, read outside of a tensor where a place does not fit it.
+    """
+    for tensor in given_tensors(program):
+        if tensor.dtype in (torch.int32, torch.int64) and sizes(tensor) and tensor.numel():
+            numbers = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+            if least <= int(numbers.max()) <= size or (tensor.dim() == 1 and int(numbers.sum()) == size):
+                return True
+    return False
 
 
 def _on_batch(program: Program, change: Callable[[Tensor, int], Tensor]) -> list[Arguments]:
@@ -80,13 +99,17 @@ def _on_batch(program: Program, change: Callable[[Tensor, int], Tensor]) -> list
 
 
 def resized(program: Program, size: Size) -> Arguments:
-    """Return the example inputs with a size made one smaller wherever it appears; sizes of 1 and 2 are made one larger."""
+    """Return the example inputs with a size made one smaller wherever it appears.
+
+    Sizes of 1 and 2, and those in which an input may hold the last place, are made one larger.
+    """
     batch = batch_of(program)
+    grows = size.value <= 2 or holds_places(program, size.value - 1, size.value)
 
     def change(value: Tensor) -> Tensor:
         for dim in size.dims(value, batch):
             less = value.narrow(dim, 0, max(size.value - 1, 1))
-            value = less if size.value > 2 else torch.cat([value, less.narrow(dim, 0, 1)], dim)
+            value = torch.cat([value, less.narrow(dim, 0, 1)], dim) if grows else less
         return value
 
     return changed(program, change)

@@ -116,3 +116,21 @@ def test_the_batch_is_not_taken_for_another_size() -> None:
     for choices in (twice, halved):
         for args, _ in choices(Program(ListSlice(), (one, one))):
             assert args[0] is args[1]
+
+
+def test_sizes_do_not_shrink_where_an_input_may_hold_places_in_them() -> None:
+    """Sparse operations read outside of a tensor where an index does not fit it, and may end the process."""
+    x, edges = torch.randn(8, 5), torch.tensor([[0, 7], [1, 2]])
+    assert halved(Program(ListSlice(), (x, edges))) == []
+    assert halved(Program(ListSlice(), (x, torch.tensor([3, 5])))) == [], "lengths of two sequences"
+    assert halved(Program(ListSlice(), (x, torch.tensor([[0, 30]])))) != [], "tokens of a vocabulary"
+    assert halved(Program(ListSlice(), (x, torch.tensor([[0, 3]])))) != []
+    assert halved(Program(ListSlice(), (x, torch.ones(8, dtype=torch.bool)))) != []
+    assert [tuple(each.shape) for each in resized(Program(ListSlice(), (x, torch.tensor([4]))), Size(5))[0]] == [
+        (8, 6),
+        (1,),
+    ]
+    assert [tuple(each.shape) for each in resized(Program(ListSlice(), (x, torch.tensor([3]))), Size(5))[0]] == [
+        (8, 4),
+        (1,),
+    ]
