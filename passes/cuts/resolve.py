@@ -177,6 +177,11 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
     )
     if kept:
         return f"no cut {item!r}: it lies inside {kept.path!r}, which is kept whole ({kept.reason}); cut after {kept.path!r} instead"
+    reader = reader_of(program, item.partition("@")[0])
+    if reader:
+        return (
+            f"no cut {item!r}: it is called inside {reader!r}, a function that is one node; cut at {reader!r} instead"
+        )
     mode = "training" if program.model.training else "evaluation"
     if not is_called(program, module):
         return (
@@ -187,6 +192,12 @@ def no_such_cut(program: Program, item: str, names: Iterable[str]) -> str:
         f"no cut {item!r}: the forward of {model} calls that module, but the output does not depend on its result, or it is "
         f"called fewer times than the name says; {near}"
     )
+
+
+def reader_of(program: Program, path: str) -> str | None:
+    """Return the node of the function that calls a module by itself, if there is one."""
+    reads = (node for node in captured(program).find_nodes(op="get_attr") if f"{path}.".startswith(f"{node.target}."))
+    return next((user.name for node in reads for user in node.users), None)
 
 
 def is_called(program: Program, module: nn.Module) -> bool:

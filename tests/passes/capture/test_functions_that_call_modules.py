@@ -192,6 +192,12 @@ def test_the_function_may_be_called_by_submodules(kind: type[Ends], cuts: list[s
     trains_like_the_model(lambda: Wrapped(kind), cuts, batches(), nn.MSELoss())
 
 
+def test_a_cut_at_a_module_that_a_function_calls_is_refused_with_the_functions_name() -> None:
+    for name in ("field", "field.0"):
+        with pytest.raises(dnifx.errors.CutError, match=f"no cut '{name}': it is called inside 'Adjoint', a function"):
+            dnifx.decouple(AdjointNet(), [name], args=(torch.randn(4, 2),))
+
+
 class Counted(AdjointNet):
     """The function's module has running averages, and is called before the function too."""
 
