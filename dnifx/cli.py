@@ -196,7 +196,7 @@ def schedule(
     if devices is not None:
         chosen = dnifx.schedules.placed(chosen, net.program, devices.split(","))
     simulation = dnifx.schedules.simulate(chosen, net.program, steps=steps)
-    Console().print(dnifx.schedules.grid(chosen, net.program), "", str(chosen), "", simulation, sep="\n")
+    Console().print(dnifx.schedules.grid(chosen, net.program), "", Text(str(chosen)), "", simulation, sep="\n")
     if trace is not None:
         from dnifx.report.trace import write_chrome_trace
 

@@ -4,8 +4,22 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def visible(text: str, kept: str = "\n\t") -> str:
+    r"""Return a text in which what acts on a terminal, a file or a picture stands as an escape: ``\x1b``, ``\u2028``.
+
+    These are control characters, separators of lines, and marks that turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1] for letter in text)
+
+
 class DnifxError(Exception):
     """The root of every error that dnifx raises on purpose. Its text says what is wrong, where, and what to do."""
+
+    def __str__(self) -> str:
+        """Return the text; names in it cannot act on a terminal or a log."""
+        return visible(super().__str__())
 
 
 class CaptureError(DnifxError):
@@ -78,6 +92,10 @@ class PassError(DnifxError):
 
 class DnifxWarning(UserWarning):
     """The root of every warning of dnifx. Its text says what is wrong, where, and what to do."""
+
+    def __str__(self) -> str:
+        """Return the text; names in it cannot act on a terminal or a log."""
+        return visible(super().__str__())
 
 
 class InputKindWarning(DnifxWarning):

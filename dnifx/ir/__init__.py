@@ -1,7 +1,7 @@
 """The value types that flow through the passes: a Program and what it is made of."""
 
 from dnifx.ir.actions import BAR, SENDS, TRANSFERS, Action, Kind, Period, Schedule
-from dnifx.ir.capture import CONSTANTS, Capture, Kept, Signature
+from dnifx.ir.capture import Capture, Kept, Signature, constants_root, free_attribute
 from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier
 from dnifx.ir.parts import Message, Part, PartState, Take
 from dnifx.ir.program import Context, Program
@@ -11,7 +11,6 @@ from dnifx.ir.values import Holder, Measure, TensorSpec, count_parameters, modul
 
 __all__ = [
     "BAR",
-    "CONSTANTS",
     "MODULE_NAMES",
     "SENDS",
     "TRANSFERS",
@@ -41,7 +40,9 @@ __all__ = [
     "Take",
     "TensorSpec",
     "Term",
+    "constants_root",
     "count_parameters",
+    "free_attribute",
     "free_name",
     "identifier",
     "module_path",

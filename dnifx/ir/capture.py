@@ -4,8 +4,19 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-CONSTANTS = "captured_constants"
-"""The attribute of a compiled module that holds the constants of its graph; their paths begin with it."""
+from torch import nn
+
+
+def constants_root(model: nn.Module) -> str:
+    """Return the attribute that holds the constants of a model's graph in a decoupled module; their paths begin with it."""
+    return free_attribute(model, "captured_constants")
+
+
+def free_attribute(model: nn.Module, name: str) -> str:
+    """Return an attribute that a model does not have: the name, with underscores if it has that one."""
+    while name in dir(model):
+        name += "_"
+    return name
 
 
 class Signature(Protocol):

@@ -79,9 +79,10 @@ class Partition:
 
 
 def identifier(name: str) -> str:
-    """Return a boundary's name as a Python identifier that can be a key of an ``nn.ModuleDict``, and is not a partition's."""
-    text = "".join(letter if letter.isalnum() else "_" for letter in name)
-    free = text[:1].isalpha() and text not in MODULE_NAMES and not iskeyword(text) and not text.startswith("submod_")
+    """Return a boundary's name as a Python identifier that can be a key of an ``nn.ModuleDict``, and is none of a step's own."""
+    text = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
+    own = text in MODULE_NAMES or iskeyword(text) or text.startswith(("submod_", "start_"))
+    free = text[:1].isalpha() and not own
     return text if free else f"cut_{text}"
 
 

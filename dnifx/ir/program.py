@@ -45,7 +45,7 @@ class Program:
         graph: The captured graph, over the model's own module paths (capture).
         signature: How the graph is called (capture).
         capture: How the graph was obtained (capture).
-        constants: Values that the graph reads and the model does not hold, by path below CONSTANTS (capture).
+        constants: Values that the graph reads and the model does not hold, by path (capture).
         measures: What each node makes and costs, by node name (measure).
         cuts: The cuts, resolved to nodes and edges (cuts).
         levels: Number of cuts before each node, by node name (cuts).

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dnifx.errors import visible
 from dnifx.ir import Program
 from dnifx.report.picture import INPUTS, Box, Net, Picture, picture_of
 
@@ -30,7 +31,7 @@ def to_dot(program: Program) -> str:
 
 def quote(*lines: str) -> str:
     """Return the lines as one quoted DOT string; backslashes and quotes in them are escaped."""
-    escaped = (line.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for line in lines if line)
+    escaped = (visible(line).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for line in lines if line)
     return '"' + "\\n".join(escaped) + '"'
 
 

@@ -185,7 +185,7 @@ def _end_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: int) 
 def _texts(program: Program, members: Sequence[fx.Node]) -> tuple[str, str]:
     """Name a box by the innermost module that holds all of it, or by its operation; add the class and what it makes."""
     path = common_path(map(module_path, members))
-    kind = type(program.model.get_submodule(path)).__name__ if path else ""
+    kind = shorten(type(program.model.get_submodule(path)).__name__, LONGEST) if path else ""
     detail = " ".join(text for text in (kind, _made(program, members[-1])) if text)
     return shorten(path or members[0].name, LONGEST), detail
 

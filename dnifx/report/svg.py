@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from dnifx.errors import visible
 from dnifx.ir import Program
 from dnifx.report.grid import Point, Rect
 from dnifx.report.layout import LINE, MARGIN, Drawing, Route, place
@@ -28,7 +29,7 @@ def to_svg(program: Program) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} role="img">',
-            f"<title>{escape(picture.title)}: {escape(picture.detail)}</title>",
+            f"<title>{shown(picture.title)}: {shown(picture.detail)}</title>",
             f"<style>{STYLE}</style>",
             *_markers(),
             '<rect width="100%" height="100%" fill="#ffffff"/>',
@@ -42,6 +43,11 @@ def to_svg(program: Program) -> str:
             "",
         ]
     )
+
+
+def shown(text: str) -> str:
+    """Return a text as the content of an element: no markup, and no character that XML forbids."""
+    return escape(visible(text))
 
 
 def _markers() -> Iterator[str]:
@@ -74,7 +80,7 @@ def _tint(band: int, picture: Picture) -> tuple[str, str]:
 
 def _box(box: Box, rect: Rect, picture: Picture) -> Iterator[str]:
     """Draw one box with its two lines of text; the tooltip lists the graph's nodes."""
-    yield f"<g><title>{escape(', '.join(box.nodes))}</title>{_rect(rect, '#ffffff', _tint(box.band, picture)[1], 5)}"
+    yield f"<g><title>{shown(', '.join(box.nodes))}</title>{_rect(rect, '#ffffff', _tint(box.band, picture)[1], 5)}"
     yield from _lines([text for text in (box.title, box.detail) if text], rect)
     yield "</g>"
 
@@ -99,7 +105,7 @@ def _lines(texts: Sequence[str], rect: Rect) -> Iterator[str]:
 
 def _text(text: str, x: float, y: float, look: str, more: str = "") -> str:
     """Write one line of text."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{look}"{more}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{look}"{more}>{shown(text)}</text>'
 
 
 def _rect(rect: Rect, fill: str, stroke: str, radius: float, more: str = "") -> str:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dnifx.errors import visible
 from dnifx.ir import BAR as PERIOD_BAR
 from dnifx.ir import Program
 from dnifx.report.facts import BoundaryFacts, PartitionFacts, ProgramFacts, ValueFacts, common_path, program_facts
@@ -27,7 +28,7 @@ def render(program: Program, width: int = 100) -> str:
     console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(ProgramReport(program))
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,13 @@ def headline(facts: ProgramFacts) -> RenderableType:
         "schedule": facts.schedule_name,
         "period": facts.schedule if facts.schedule and PERIOD_BAR in facts.schedule else None,
     }
-    labelled = [Text.assemble((f"{label:<10}", "dim"), text) for label, text in lines.items() if text]
-    return Group(Text.assemble((facts.model, "bold"), "  ", " · ".join(sizes)), *labelled)
+    labelled = [Text.assemble((f"{label:<10}", "dim"), shown(text)) for label, text in lines.items() if text]
+    return Group(Text.assemble(shown(facts.model, "bold"), "  ", " · ".join(sizes)), *labelled)
+
+
+def shown(text: str, style: str = "") -> Text:
+    """Return a text as it is: no part of it is markup, and none acts on the terminal."""
+    return Text(visible(text), style=style)
 
 
 def partition_table(partitions: tuple[PartitionFacts, ...]) -> Table:
@@ -77,7 +83,7 @@ def partition_table(partitions: tuple[PartitionFacts, ...]) -> Table:
     for part in partitions:
         table.add_row(
             part.name,
-            span(part, partitions),
+            shown(span(part, partitions)),
             *([plural(part.every, "window")] if rates else []),
             f"{part.nodes:,}",
             quantity(part.parameters),
@@ -99,10 +105,10 @@ def boundary_table(boundaries: tuple[BoundaryFacts, ...]) -> Table:
     table.add_column("", no_wrap=True, width=6 if any(line.locked for line in boundaries) else 0)
     for line in boundaries:
         table.add_row(
-            line.name,
-            _listed(line.values, "\n"),
+            shown(line.name),
+            shown(_listed(line.values, "\n")),
             f"{line.producer.removeprefix('submod_')} -> {_numbers(line.consumers)}",
-            estimator_text(line),
+            shown(estimator_text(line)),
             "" if line.estimator_parameters is None else quantity(line.estimator_parameters),
             Text("locked", "bold red") if line.locked else "",
         )
@@ -153,7 +159,7 @@ def sections(facts: ProgramFacts) -> list[RenderableType]:
 
 def _section(title: str, lines: list[str], limit: int = SHOWN) -> list[RenderableType]:
     """Put a title over an indented list; an empty list has none."""
-    indented = (Padding(Text(line), (0, 0, 0, 2)) for line in _first(lines, limit))
+    indented = (Padding(shown(line), (0, 0, 0, 2)) for line in _first(lines, limit))
     return [Text(title, "bold"), *indented] if lines else []
 
 

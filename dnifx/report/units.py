@@ -1,4 +1,6 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
+
+from dnifx.errors import visible
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _DECIMAL = ("", "k", "M", "G", "T", "P")
@@ -30,6 +32,7 @@ def share_bar(share: float, width: int) -> str:
 
 def shorten(text: str, width: int) -> str:
     """Return the text in at most ``width`` characters; a longer one gets an ellipsis in the middle."""
+    text = visible(text, "")
     if len(text) <= width:
         return text
     tail = (width - 1) // 2

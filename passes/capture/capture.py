@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import fx
+from torch import fx, nn
 
-from dnifx.errors import PassError
+from dnifx.errors import CaptureError, PassError
 from dnifx.ir import Program
 from dnifx.passes.capture.methods import try_methods, with_constant_paths
 from dnifx.passes.graph import captured, output_of
@@ -43,6 +43,7 @@ class CaptureGraph(Pass):
         Raises:
             CaptureError: No method captures the model; the text says what was wrong with each.
         """
+        refuse_names_without_a_path(program.model)
         found, capture = try_methods(program, self.methods, self.open_paths, self.verify, self.keep_whole, self.varying)
         found = with_constant_paths(found, self.input_kind)
         notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
@@ -61,6 +62,17 @@ class CaptureGraph(Pass):
         graph.lint()
         if not isinstance(output_of(graph).args[0], tuple):
             raise PassError("capture gave a graph whose output is not a flat tuple")
+
+
+def refuse_names_without_a_path(model: nn.Module) -> None:
+    """Raise CaptureError where a module holds something under a name that no path can lead to."""
+    for module in model.modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if not isinstance(name, str) or not name or "." in name:
+                raise CaptureError(
+                    f"a {type(module).__name__} of {type(model).__name__} holds something under the name {name!r}, but paths of modules "
+                    "and tensors are written with dots between names; give it a name that is not empty and has no dot"
+                )
 
 
 def without_dead_reads(graph: fx.Graph) -> fx.Graph:

@@ -16,17 +16,17 @@ from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.state import Snapshot, generators, seed
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, path_name, tensors_in, walk
 from dnifx.passes.capture.saved_tensors import Kept, needs_what_is_kept
-from dnifx.runtime.emitted.checkpoints import with_checkpoints
 from dnifx.runtime.emitted.ops import STREAMS, GuardError
+from dnifx.runtime.net.attach import attach
+from dnifx.runtime.net.input_kinds import hold_constants
 
 
 def runnable(model: nn.Module, captured: CapturedGraph) -> fx.GraphModule:
     """Return a module that runs the graph with the model's own submodules, parameters and buffers."""
-    root = nn.Module()
-    root._modules, root._parameters, root._buffers = model._modules, model._parameters, model._buffers
-    vars(root).update(captured.constants)
-    module = fx.GraphModule(root, with_checkpoints(captured.graph), class_name=f"Captured{type(model).__name__}")
-    captured.graph.owning_module = None  # or lint asks this module for what later passes put into the graph
+    module = attach(captured.graph, model, f"Captured{type(model).__name__}")
+    constants = nn.Module()
+    hold_constants(constants, captured.constants)
+    vars(module).update(constants._modules)
     return module
 
 

@@ -1,6 +1,7 @@
 """Capture by torch.export: operators instead of modules. The training flags are frozen, so each mode is an input kind."""
 
 import functools
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from dnifx.ir import constants_root
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.refusals import Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature
 from dnifx.passes.capture.symbolic import TreeOutput
 from dnifx.passes.torch_logging import quiet_loggers
+from dnifx.runtime.emitted.source import reserve_names
 
+HARMLESS = re.compile(r"[A-Za-z0-9_.\- ]*")
 GUARDS = "_guards_fn"
 """The submodule of an exported program that checks sizes. Its node is left out, since capture verifies other sizes itself."""
 
@@ -28,6 +32,7 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     Raises:
         CaptureError: torch.export refuses the model.
     """
+    refuse_names(model, args, kwargs)
     signature = CapturedSignature.of(model, args, kwargs)
     bound = signature.call.bind(args, kwargs)
     try:
@@ -51,6 +56,19 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return CapturedGraph(graph, signature, constants, notes=notes)
 
 
+def refuse_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise Refused where a module, tensor or key has a name that could run: torch.export pastes names into code."""
+    held = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    steps, _ = pytree.tree_flatten_with_path((args, dict(kwargs)))
+    keys = (str(step.key) for path, _ in steps for step in path if isinstance(step, pytree.MappingKey))
+    for name in (*(name for name, _ in held), *keys):
+        if HARMLESS.fullmatch(name) is None:
+            raise Refused(
+                f"torch.export writes names into code that it runs, and {name!r} could do harm there",
+                "Give it a name of letters, digits, underscores, hyphens and spaces",
+            )
+
+
 def any_size(leaf: Any) -> Any:
     """Let every size of a tensor be any, as far as the model allows."""
     return [torch.export.Dim.AUTO] * leaf.dim() if isinstance(leaf, Tensor) else None
@@ -60,7 +78,8 @@ def over_model(
     module: fx.GraphModule, model: nn.Module, leaves: list[Any]
 ) -> tuple[fx.Graph, tuple[str, ...], dict[str, Any]]:
     """Copy an exported graph: what the model does not hold becomes a constant, and an input that is not a tensor a literal."""
-    graph = fx.Graph()
+    graph, root = fx.Graph(), constants_root(model)
+    reserve_names(graph)
     copies: dict[fx.Node, Any] = {}
     inputs: dict[int, fx.Node] = {}
     constants: dict[str, Any] = {}
@@ -71,7 +90,8 @@ def over_model(
         if node.op == "placeholder":
             leaf = next(values)
             if isinstance(leaf, Tensor) and id(leaf) not in inputs:
-                inputs[id(leaf)] = graph.create_node("placeholder", node.name, name=node.name)
+                made = inputs[id(leaf)] = graph.create_node("placeholder", node.name, name=node.name)
+                made.target = made.name
             copies[node] = inputs.get(id(leaf), leaf)
         elif node.op == "output":
             flat = pytree.tree_leaves(node.args[0])
@@ -80,9 +100,9 @@ def over_model(
             copies[node] = graph.node_copy(node, lambda source: copies[source])
             copies[node].meta = {"nn_module_stack": module_stack(node)}
             if node.op == "get_attr" and node.target not in held:
-                name = f"_constant{len(constants)}"
-                constants[name] = attribute(module, str(node.target))
-                copies[node].target = name
+                path = f"{root}.constant{len(constants)}"
+                constants[path] = attribute(module, str(node.target))
+                copies[node].target = path
     return graph, tuple(node.name for node in inputs.values()), constants
 
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from keyword import iskeyword
 
-from torch import fx, nn
+from torch import nn
 
 from dnifx.errors import CaptureError
-from dnifx.ir import CONSTANTS, Capture, Program
+from dnifx.ir import Capture, Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.export import export_model
 from dnifx.passes.capture.record.attributes import reads_of
@@ -17,9 +16,6 @@ from dnifx.passes.capture.refusals import ModelFails, Refused, no_method
 from dnifx.passes.capture.symbolic import trace_symbolically
 from dnifx.passes.capture.verification import Verification, verify_capture
 from dnifx.passes.graph import is_on_meta, listed
-
-GRAPH_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
-"""Attributes that a graph module has for itself, such as ``code``, ``graph`` and ``meta``."""
 
 
 def recorded(
@@ -87,7 +83,6 @@ def try_methods(
         except CaptureError as error:
             tried.append((method, error))
             continue
-        refuse_names(found.graph, type(program.model).__name__)
         verified = check and not on_meta
         verification = verify_capture(program, found) if verified else Verification([])
         differences = verification.differences
@@ -124,25 +119,12 @@ def refuse_lazy(program: Program) -> None:
             )
 
 
-def refuse_names(graph: fx.Graph, model: str) -> None:
-    """Raise CaptureError where the graph reads an attribute that a graph module cannot hold or Python cannot write."""
-    for node in graph.nodes:
-        if node.op not in ("call_module", "get_attr"):
-            continue
-        parts = str(node.target).split(".")
-        wrong = next((part for part in parts if iskeyword(part)), parts[0] if parts[0] in GRAPH_NAMES else None)
-        if wrong is not None:
-            raise CaptureError(
-                f"{model} reads {node.target!r}, and {wrong!r} is a name that generated code cannot use (a Python keyword, or an "
-                "attribute of torch.fx's GraphModule); give that attribute of the model another name"
-            )
-
-
 def with_constant_paths(found: CapturedGraph, input_kind: int) -> CapturedGraph:
-    """Let a graph read its constants from the place where the decoupled module holds them, apart for each input kind."""
-    prefix = f"{CONSTANTS}." + (f"kind{input_kind}_" if input_kind else "")
-    names = {name: prefix + name.removeprefix(f"{CONSTANTS}.").strip("_") for name in found.constants}
+    """Keep the constants of each input kind apart, where the decoupled module holds them all."""
+    if not input_kind:
+        return found
+    paths = {path: path.replace(".", f".kind{input_kind}_") for path in found.constants}
     for node in found.graph.nodes:
-        if node.op == "get_attr" and node.target in names:
-            node.target = names[node.target]
-    return replace(found, constants={names[name]: value for name, value in found.constants.items()})
+        if node.op == "get_attr" and node.target in paths:
+            node.target = paths[node.target]
+    return replace(found, constants={paths[path]: value for path, value in found.constants.items()})

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dnifx.ir import Kept
+from dnifx.ir import Kept, constants_root
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.refusals import Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature
 from dnifx.runtime.emitted.ops import Template, detached
+from dnifx.runtime.emitted.source import reserve_names
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,10 @@ class PathTracer(fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Make one placeholder for each tensor among the arguments; everything else is fixed."""
         template = Template((self.bound.args, self.bound.kwargs), [tensor for _, tensor in self.tensors])
+        reserve_names(self.graph)
         inputs = [self.create_proxy("placeholder", name, (), {}) for name, _ in self.tensors]
+        for proxy in inputs:
+            proxy.node.target = proxy.node.name
         args, kwargs = template.build(inputs)
 
         def flat_forward(model: nn.Module) -> tuple[Any, ...]:
@@ -150,10 +154,10 @@ class PathTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """Write a value into the graph; a tensor that the model does not hold becomes a constant."""
         if isinstance(a, Tensor) and a not in self.tensor_attrs and not self.held(a):
-            known = (name for name, value in self.constants.items() if value is a)
-            name = next(known, f"_constant{len(self.constants)}")
-            self.constants[name] = a
-            return self.create_node("get_attr", name, (), {})
+            known = (path for path, value in self.constants.items() if value is a)
+            path = next(known, f"{constants_root(self.root)}.constant{len(self.constants)}")
+            self.constants[path] = a
+            return self.create_node("get_attr", path, (), {})
         return super().create_arg(a)
 
     def held(self, tensor: Tensor) -> bool:

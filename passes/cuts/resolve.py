@@ -80,12 +80,13 @@ def modules_to_open(model: nn.Module, spec: CutSpec) -> tuple[str, ...] | None:
     if spec == "each" or not isinstance(items, Sequence):
         return None
     opened: dict[str, None] = {}
+    paths = [path for path, _ in model.named_modules() if path]
     for item in items:
         if not isinstance(item, str | Edge):
             return None
-        for end in str(item).split("->"):
+        for end in [str(item)] if item in paths else str(item).split("->"):
             pattern = end.strip().partition("@")[0]
-            matched = [path for path, _ in model.named_modules() if path and glob_matches(pattern, path)]
+            matched = [end] if end in paths else [path for path in paths if glob_matches(pattern, path)]
             if not matched:
                 return None
             opened.update(dict.fromkeys(path.rpartition(".")[0] for path in matched))
@@ -153,10 +154,12 @@ def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node
         return [resolve_edge(program, item, calls)]
     if not isinstance(item, str):
         raise CutError(f"cuts= holds {item!r}, a {type(item).__name__}; give names and dnifx.Edge")
+    if item in calls:
+        return [Cut(item, exits(calls[item]))]
     if "->" in item:
         source, _, target = item.partition("->")
         return [resolve_edge(program, Edge(source.strip(), target.strip()), calls)]
-    matched = [path for path in calls if glob_matches(item, path)] if is_glob(item) else [item] if item in calls else []
+    matched = [path for path in calls if glob_matches(item, path)] if is_glob(item) else []
     if matched:
         return [Cut(path, exits(calls[path])) for path in matched]
     names = [node.name for node in computing(captured(program))]

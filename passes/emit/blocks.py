@@ -1,6 +1,6 @@
 """Blocks of a training step: the lines of each action, and what their writers ask of the schedule."""
 
-import re
+import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +9,14 @@ from dnifx.ir import Action, Boundary, Kind, Program, Schedule
 from dnifx.schedules.language import unplaced
 
 RESERVED = frozenset(
-    "self target context loss losses error output outputs examples features scale diagnostics reset again torch".split()
+    "self target context loss losses error output outputs examples features scale diagnostics reset again torch "
+    "value estimate made apply_gradients arrived auxiliary_fit backpropagate by_example compare count_only detached_at extend_trace "
+    "fit_by_trace fit_gradient fit_late output_error pass_on per_example propagated without_rows "
+    "unflatten differentiating scheduled_alone LossScale".split()
 )
+"""Names that a step or a folder uses, beside those that begin with one of the ``PREFIXES``."""
 PREFIXES = tuple(
-    "leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated output_error submod_ apply_gradients arrived "
-    "backpropagate fit_gradient per_example compare end_ by_example without_rows auxiliary_fit window_ jacobian_ trace_ "
-    "extend_trace fit_by_trace pass_on late_ fit_late detached_at".split()
+    "value_ leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated_ end_ window_ jacobian_ trace_ late_".split()
 )
 
 
@@ -80,8 +82,13 @@ class StepPlan:
 
 
 def local(name: str) -> str:
-    """Return what a step calls a value; it keeps clear of the step's own names."""
-    return f"{name}_" if name in RESERVED or name.startswith(PREFIXES) else name
+    """Return what a step calls a value: its own name, or ``value_`` and its name where the step could mean something else."""
+    return f"value_{name}" if name in RESERVED or name.startswith(PREFIXES) else name
+
+
+def leaf(name: str, imagined: bool = False) -> str:
+    """Return what a step calls the leaf that stands for a value behind its boundary."""
+    return f"leaf_{'imagined_' if imagined else ''}{local(name)}"
 
 
 def tuple_of(items: Iterable[str]) -> str:
@@ -101,15 +108,23 @@ def fit_gradients(made: str, target: str, options: str = "") -> str:
 
 
 def dead_after(blocks: Sequence[Block]) -> list[list[str]]:
-    """Return, for each block, the names that no later block reads; what the first block assigns lasts to the end.
-
-    Text in quotes holds no names.
-    """
-    texts = [re.sub(r"'[^']*'", "", "\n".join(block.lines)) for block in blocks]
-    last = {name: index for index, text in enumerate(texts) for name in re.findall(r"\w+", text)}
-    left = (" ".join(re.findall(r"^ *([\w*, =]+) = ", text, flags=re.MULTILINE)) for text in texts)
-    lasting, *made = (set(re.findall(r"\w+", names)) for names in left)
+    """Return, for each block, the names that no later block reads; what the first block assigns lasts to the end."""
+    trees = [ast.parse("\n".join(block.lines)) for block in blocks]
+    last = {name: index for index, tree in enumerate(trees) for name in named(tree)}
+    lasting, *made = (assigned(tree) for tree in trees)
     dead: list[list[str]] = [[] for _ in blocks]
     for name in sorted(set().union(*made) - lasting):
         dead[last[name]].append(name)
     return dead
+
+
+def named(tree: ast.AST) -> set[str]:
+    """Return the names in a piece of source."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def assigned(tree: ast.AST) -> set[str]:
+    """Return the names that a piece of source assigns."""
+    targets = [target for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets]
+    names = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+    return {each.id for each in names if isinstance(each.ctx, ast.Store)}

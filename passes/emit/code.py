@@ -1,8 +1,8 @@
 """The emitted program as Python text: what people read, and what an emitted folder runs."""
 
+import ast
 import builtins
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import fx
 from dnifx.errors import PassError
 from dnifx.estimators.suffix import SuffixGradient
 from dnifx.ir import Program, module_path
+from dnifx.passes.emit.blocks import named
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.emit.window_lines import without_step
-from dnifx.runtime.emitted.checkpoints import with_checkpoints
+from dnifx.runtime.emitted.source import source_of
+from dnifx.runtime.emitted.text import attribute, comment, docstring, is_identifier
 
 
 def program_code(program: Program, mean: bool) -> str:
@@ -25,7 +27,9 @@ def program_code(program: Program, mean: bool) -> str:
     parts += partition_code(program, imports)
     parts += suffix_code(program, imports)
     refusal = without_step(program)
-    step = f"# no training step: {refusal}\n" if refusal else StepWriter(program, program.schedule, mean).source()
+    step = (
+        f"# no training step: {comment(refusal)}\n" if refusal else StepWriter(program, program.schedule, mean).source()
+    )
     text = "\n\n".join([*parts, step])
     return f"{import_block(imports, text)}\n\n{text}"
 
@@ -47,46 +51,36 @@ def suffix_code(program: Program, imports: dict[str, Any]) -> list[str]:
     ]
 
 
-def function_code(graph: fx.Graph, name: str, title: str, program: Program, imports: dict[str, Any]) -> str:
+def function_code(
+    graph: fx.Graph,
+    name: str,
+    title: str,
+    program: Program,
+    imports: dict[str, Any],
+    reached: Callable[[str], str] = attribute,
+) -> str:
     """Return a graph as a function of ``self``; comments say each value's type and origin. ``imports`` gets what it names."""
-    code = with_checkpoints(graph).python_code("self")
-    imports.update(code.globals)
-    notes = comments(graph, program)
-    source = code.src.splitlines()
-    start = next(number for number, line in enumerate(source) if line.lstrip().startswith("def forward("))
-    lines = [with_comment(line, notes) for line in source[start + 1 :] if line.strip()]
-    inputs = [
-        f"{node.target}=None" if node.args else str(node.target) for node in graph.nodes if node.op == "placeholder"
-    ]
-    return (
-        "\n".join([f"def {name}({', '.join(['self', *inputs])}):", f'    """{title.capitalize()}."""', *lines]) + "\n"
-    )
+    source = source_of(graph, reached, lambda node: note(node, program))
+    for used, value in source.named.items():
+        if imports.setdefault(used, value) is not value:
+            raise PassError(f"two functions are called {used!r} in generated code; give one of them another name")
+    return source.function(name, f'"""{docstring(title.capitalize())}."""')
 
 
-def comments(graph: fx.Graph, program: Program) -> Mapping[str, str]:
-    """Return the type and the origin of each value, by its name."""
-    found: dict[str, str] = {}
-    for node in graph.nodes:
-        measure = program.measures.get(node.name)
-        types = ", ".join(map(str, measure.tensors)) if measure is not None else ""
-        origin = node.meta.get("provenance") or (module_path(node) if node.op == "call_function" else "")
-        found[node.name] = "; ".join(part for part in (types, origin) if part)
-    return found
-
-
-def with_comment(line: str, notes: Mapping[str, str]) -> str:
-    """Append the comment of the value that a line defines."""
-    found = re.match(r"\s*(\w+)\s*(:[^=]+)?=\s", line)
-    note = notes.get(found.group(1), "") if found else ""
-    return f"{line}  # {note}" if note else line
+def note(node: fx.Node, program: Program) -> str:
+    """Return the type and the origin of a value."""
+    measure = program.measures.get(node.name)
+    types = ", ".join(map(str, measure.tensors)) if measure is not None else ""
+    origin = node.meta.get("provenance") or (module_path(node) if node.op == "call_function" else "")
+    return "; ".join(part for part in (types, origin) if part)
 
 
 def import_block(imports: Mapping[str, Any], text: str) -> str:
     """Return the import lines for everything that generated code names, one line for each module."""
-    named = set(re.findall(r"\w+", re.sub(r"#.*", "", text)))
+    used = named(ast.parse(text))
     found: dict[str, list[str]] = {"import torch": []}
     for name, value in sorted(imports.items()):
-        line = import_line(name, value) if name in named else ""
+        line = import_line(name, value) if name in used else ""
         start, _, item = (line, "", "") if " as " in line else line.partition(" import ")
         found.setdefault(start, []).append(item)
     return "\n".join(
@@ -95,12 +89,16 @@ def import_block(imports: Mapping[str, Any], text: str) -> str:
 
 
 def import_line(name: str, value: Any) -> str:
-    """Return the line that imports a value under a name; empty for builtins."""
+    """Return the line that imports a value under a name; empty for builtins.
+
+    Raises:
+        PassError: Its module or its own name is no name that Python can import.
+    """
     if value is Ellipsis or value is getattr(builtins, name, ModuleType):
         return ""
     if isinstance(value, ModuleType):
         return f"import {name}" if name == value.__name__ else f"import {value.__name__} as {name}"
-    if isinstance(value, float):
-        return f"from math import {name}"
-    module, attribute = value.__module__, value.__qualname__
-    return f"from {module} import {attribute}" + ("" if attribute == name else f" as {name}")
+    module, own = value.__module__, value.__qualname__
+    if not all(map(is_identifier, (*module.split("."), own))):
+        raise PassError(f"generated code cannot import {module + '.' + own!a}; define it at the top of a module")
+    return f"from {module} import {own}" + ("" if own == name else f" as {name}")

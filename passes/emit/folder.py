@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dnifx import errors
 from dnifx.errors import DnifxError, PassError
-from dnifx.ir import CONSTANTS, Program
+from dnifx.ir import Program
 from dnifx.passes.compiled import why_closed
-from dnifx.passes.emit.folder_text import RUNTIME, model_text, written_models
-from dnifx.passes.emit.fused import INPUT_MODELS, interface_root
+from dnifx.passes.emit.folder_text import RUNTIME, model_roots, model_text, written_models
 from dnifx.runtime import emitted
+from dnifx.runtime.emitted.ops import held
 
 if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
@@ -54,13 +54,14 @@ def write_files(net: "Net", folder: Path) -> None:
     """Write the package's files."""
     graphs = [net.program.fused, *net.program.submodules]
     models = written_models(net)
-    (folder / "model.py").write_text(model_text(net, models))
+    (folder / "model.py").write_text(model_text(net, models), encoding="ascii")
     (folder / "__init__.py").write_text(
-        '"""A decoupled model."""\n\nfrom .model import Net, Trainer\n\n__all__ = ["Net", "Trainer"]\n'
+        '"""A decoupled model."""\n\nfrom .model import Net, Trainer\n\n__all__ = ["Net", "Trainer"]\n',
+        encoding="ascii",
     )
     for source in (Path(errors.__file__), *(Path(emitted.__file__).with_name(f"{name}.py") for name in FILES)):
-        text = source.read_text().replace(f"from {RUNTIME}", "from .").replace("from dnifx.errors", "from .errors")
-        (folder / source.name).write_text(text)
+        text = source.read_text(encoding="utf-8").replace(f"from {RUNTIME}", "from .")
+        (folder / source.name).write_text(text.replace("from dnifx.errors", "from .errors"), encoding="utf-8")
     save_modules(net, [*(graph for graph in graphs if graph is not None), *models.values()], folder / "modules.pt")
 
 
@@ -100,17 +101,15 @@ def save_modules(net: "Net", graphs: Iterable[fx.Graph], path: Path) -> None:
     Raises:
         DnifxError: A module that is kept whole cannot be pickled.
     """
-    root = nn.Module()
-    root.training = net.training
-    roots = interface_root(net.original), interface_root(net.original, INPUT_MODELS)
-    keys = [boundary.key for boundary in net.boundaries] + [each.key for each in net.program.recurrences]
-    written = {f"{root}.{key}" for root in roots for key in keys}
     nodes = [node for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")]
-    whole = {str(node.target) for node in nodes if node.op == "call_module"} - written
-    single = {str(node.target) for node in nodes if node.op == "get_attr"} - written - whole
-    single |= {name for partition in net.partitions for name in partition.parameters} - whole
-    for target in (*sorted(whole), *sorted(single)):
-        put(root, net, target)
+    interfaces = {f"{root}.{key}" for root in model_roots(net.program) for key in net.interface_keys()}
+    whole = {str(node.target) for node in nodes if node.op == "call_module"} - interfaces
+    read = {str(node.target) for node in nodes if node.op == "get_attr"} - interfaces
+    named = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
+    tree = Tree(net)
+    for target in (*sorted(whole), *sorted(read), *(name for name, _ in named)):
+        tree.put(target)
+    root = tree.root
     refuse_closed(root)
     try:
         torch.save(root, path)
@@ -135,23 +134,43 @@ def refuse_closed(root: nn.Module) -> None:
             )
 
 
-def put(root: nn.Module, net: nn.Module, target: str) -> None:
-    """Put what a path names into a tree of plain containers, unless a module that is already there holds it."""
-    holder, source = root, net
-    *parents, name = target.split(".")
-    for parent in parents:
-        source = getattr(source, parent)
-        if parent not in holder._modules:
-            container = nn.Module()
-            container.training = source.training
-            holder.add_module(parent, container)
-        holder = getattr(holder, parent)
-        if holder is source:
-            return
-    value: Any = getattr(source, name)
-    if isinstance(value, nn.Parameter):
-        holder.register_parameter(name, value)
-    elif isinstance(value, Tensor):
-        holder.register_buffer(name, value, persistent=not target.startswith(CONSTANTS))
-    else:
-        setattr(holder, name, value)
+class Tree:
+    """A copy of a module and its children as plain containers, which hold the very parameters, buffers and whole modules.
+
+    A module that has two names in the net has two names in the copy.
+
+    Args:
+        net: The module.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.copies: dict[int, nn.Module] = {}
+        self.root = self.container(net)
+
+    def container(self, module: nn.Module) -> nn.Module:
+        """Return the container that stands for a module."""
+        if id(module) not in self.copies:
+            made = self.copies[id(module)] = nn.Module()
+            made.training = module.training
+            made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+        return self.copies[id(module)]
+
+    def put(self, target: str) -> None:
+        """Put what a path names into the tree, unless a module that is kept whole holds it."""
+        holder, source = self.root, self.net
+        *parents, name = target.split(".")
+        for parent in parents:
+            source = source._modules[parent]  # type: ignore[assignment]
+            holder = holder._modules.setdefault(parent, self.container(source))  # type: ignore[assignment]
+            if holder is source:
+                return
+        value: Any = held(source, name)
+        if isinstance(value, nn.Module):
+            self.copies[id(value)] = holder._modules[name] = value
+        elif name in source._parameters:
+            holder._parameters[name] = value
+        elif name in source._buffers:
+            holder._buffers[name] = value
+        else:
+            setattr(holder, name, value)

@@ -1,11 +1,13 @@
 """The text of an emitted folder: ``model.py``, with the model, its interfaces and a training step."""
 
 import importlib.metadata
+import math
 import pathlib
 import pprint
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,19 +17,24 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import CaptureError, DnifxError, PassError
 from dnifx.ir import Program, TensorSpec
 from dnifx.passes.capture.symbolic import PathTracer
-from dnifx.passes.emit.code import function_code, import_block, partition_code
+from dnifx.passes.emit.blocks import local
+from dnifx.passes.emit.code import function_code, import_block, note, partition_code
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.graph import flat_output, input_names
 from dnifx.passes.measure import data_inputs
 from dnifx.runtime.emitted import backward, ends, fitting, loss_scale, ops, windows
 from dnifx.runtime.emitted.gradients import own_gradients, predicted_gradients
+from dnifx.runtime.emitted.source import Source, source_of
+from dnifx.runtime.emitted.text import attribute, docstring, literal
 from dnifx.runtime.training.optimizers import fitted_in_time, fitted_parameters
 
 if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
 
 RUNTIME = "dnifx.runtime.emitted."
+GIVEN = "given"
+"""In the meta of an input of an estimator that is no value: what it takes, the context or the mask."""
 
 SCALE = "LossScale(self.loss_scale)"
 
@@ -51,9 +58,9 @@ class Net(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.loss_scale = 1.0  # what a loop multiplies the loss by: a number, a tensor or a callable
         stored = torch.load(pathlib.Path(__file__).parent / "modules.pt", weights_only=False)
         self.__dict__.update(stored.__dict__)
-        self.loss_scale = 1.0  # what a loop multiplies the loss by: a number, a tensor or a callable
 
     def forward(self, {inputs}{context}):
         """Return the model's output; takes its tensors by position."""
@@ -74,10 +81,10 @@ class Trainer:
         self.net = net
         self.loss = loss
         self.unflatten = unflatten
-        self.parameter = net.get_parameter
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        self.parameter = parameters.__getitem__
         {window}for name in (*PARTITIONS, *MODELS):
             setattr(self, name, getattr(net, name))
-        parameters = dict(net.named_parameters(remove_duplicate=False))
         self.optimizers = {{
             name: optimizer([parameters[path] for path in paths]) for name, paths in PARTITIONS.items() if paths
         }}
@@ -110,13 +117,12 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
     called = [pair for file in (backward, ends, fitting, loss_scale, ops, windows) for pair in vars(file).items()]
     imports = {name: value for name, value in called if getattr(value, "__module__", "").startswith(RUNTIME)}
     imports |= {"pathlib": pathlib, "pytree": pytree, "types": types}
-    root, imagined = (f"self.{path}." for path in model_roots(program))
-    fused = function_code(program.fused, "fused", "the fused program", program, imports)
-    methods = [fused.replace(root, "self.estimate_").replace(imagined, "self.imagine_")]
+    reached = partial(method, model_roots(program), net.interface_keys())
+    methods = [function_code(program.fused, "fused", "the fused program", program, imports, reached)]
     methods += partition_code(program, imports)
     methods += [interface_code(program, name, graph, imports) for name, graph in models.items()]
     body = BODY.format(
-        inputs=", ".join(program.signature.inputs),
+        inputs=", ".join(map(local, program.signature.inputs)),
         context=(", context" if program.context else "") + (", reset=None" if program.recurrences else ""),
         fused=fused_call(program, models),
         window=WINDOW if program.recurrences else "",
@@ -126,14 +132,24 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
         step=textwrap.indent(StepWriter(program, program.schedule, net.mean).source(), "    "),
     )
     head = HEAD.format(
-        title=f"{type(program.model).__name__}, decoupled into {len(program.partitions)} partitions.",
+        title=docstring(f"{type(program.model).__name__}, decoupled into {len(program.partitions)} partitions."),
         version=importlib.metadata.version("dnifx"),
-        inputs=", ".join(program.signature.inputs),
+        inputs=", ".join(map(local, program.signature.inputs)),
         context=", context" if program.context else "",
-        summary="\n".join(provenance(b, i) for b, i in zip(program.boundaries, program.interfaces, strict=True)),
+        summary="\n".join(
+            docstring(provenance(*each)) for each in zip(program.boundaries, program.interfaces, strict=True)
+        ),
     )
     block = import_block(imports, body).replace(f"from {RUNTIME}", "from .")
     return f"{head}\n{block}\n\n\n{tables(net, models)}{body}"
+
+
+def method(roots: Sequence[str], keys: Sequence[str], path: str) -> str:
+    """Return the expression of what ``self`` holds at a path; estimators and input models are methods."""
+    root, _, key = path.partition(".")
+    if root in roots and key in keys:
+        return f"self.{('estimate_', 'imagine_')[roots.index(root)]}{key}"
+    return attribute(path)
 
 
 def model_roots(program: Program) -> tuple[str, str]:
@@ -147,11 +163,12 @@ def fused_call(program: Program, models: Mapping[str, fx.Graph]) -> str:
     reset = ("reset",) if program.recurrences else ()
     asks = {own_gradients, predicted_gradients}
     inside = any(node.target in asks for graph in models.values() for node in graph.nodes)
-    call = f"{'differentiating(self.fused, ' if inside else 'self.fused('}{', '.join((*input_names(program), *context, *reset, SCALE))})"
+    given = ", ".join((*map(local, input_names(program)), *context, *reset, SCALE))
+    call = f"differentiating(self.fused, {given})" if inside else f"self.fused({given})"
     critic = next((each.boundary for each in program.interfaces if each.needs_loss), None)
     if critic is None or program.recurrences:
         return call
-    return f"scheduled_alone({call}[0], {program.boundaries[critic].name!r})"
+    return f"scheduled_alone({call}[0], {literal(program.boundaries[critic].name)})"
 
 
 def tables(net: "Net", models: Mapping[str, fx.Graph]) -> str:
@@ -167,7 +184,13 @@ def tables(net: "Net", models: Mapping[str, fx.Graph]) -> str:
         "ESTIMATORS": {key: [paths[id(each)] for each in parameters] for key, parameters in fitted if parameters},
         "MODELS": tuple(models),
     }
-    return "".join(f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}\n" for name, value in shown.items())
+    return "".join(f"{name} = {constant(value)}\n" for name, value in shown.items())
+
+
+def constant(value: Any) -> str:
+    """Return a table of strings and numbers as the text of a constant."""
+    text = pprint.pformat(value, width=110, sort_dicts=False)
+    return text.encode("ascii", "backslashreplace").decode("ascii")  # other letters stand in strings alone
 
 
 def output_structure(program: Program) -> tuple[str, list[Any]]:
@@ -182,7 +205,7 @@ def output_structure(program: Program) -> tuple[str, list[Any]]:
     leaves, spec = pytree.tree_flatten(program.signature.unflatten(tuple(places)))
     order = {id(place): index for index, place in enumerate(places)}
     found = [("value", order[id(leaf)]) if id(leaf) in order else ("always", leaf) for leaf in leaves]
-    wrong = [leaf for kind, leaf in found if kind == "always" and not isinstance(leaf, bool | int | float | str | None)]
+    wrong = [leaf for kind, leaf in found if kind == "always" and not is_plain(leaf)]
     named = pytree.treespec_dumps(spec) if not wrong else ""
     known = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.items()
     own = ("builtins", "collections", "torch")
@@ -193,6 +216,11 @@ def output_structure(program: Program) -> tuple[str, list[Any]]:
             "alone, cannot build it; return tensors in tuples, lists or dicts"
         )
     return named, found
+
+
+def is_plain(leaf: Any) -> bool:
+    """Whether a value can be written and read back as it is."""
+    return type(leaf) in (bool, int, str, type(None)) or (type(leaf) is float and math.isfinite(leaf))
 
 
 def features_text(program: Program) -> str:
@@ -248,15 +276,23 @@ def traced_model(
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, name in zip(reversed(inputs), ["mask"] * masked + ["context"] * sees, strict=False):
+        node.meta[GIVEN] = name
     return graph
 
 
 def interface_code(program: Program, name: str, graph: fx.Graph, imports: dict[str, Any]) -> str:
     """Return an estimator or input model as a method of (values, context), and of the mask if it takes one."""
-    estimates = name.startswith("estimate")
-    title = "return one gradient for each value" if estimates else "predict the values from the inputs"
-    _, docstring, *body = function_code(graph, name, title, program, imports).splitlines()
-    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    values = "".join(f"{each}, " for each in inputs if each not in ("context", "mask")).rstrip()
-    head = f"def {name}(self, values, context=None{', mask=None' if 'mask' in inputs else ''}):"
-    return "\n".join([head, docstring, f"    {values} = values", *body]) + "\n"
+    told = (
+        "Return one gradient for each value." if name.startswith("estimate_") else "Predict the values from the inputs."
+    )
+    source = source_of(graph, note=lambda node: note(node, program))
+    imports.update(source.named)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    given = {node.meta[GIVEN]: node.name for node in inputs if GIVEN in node.meta}
+    taken = {node.name for node in graph.nodes}
+    values, context = ("values_" if "values" in taken else "values"), given.get("context", "_")
+    parameters = [values, f"{context}=None", *(f"{given[name]}=None" for name in ("mask",) if name in given)]
+    unpacked = "".join(f"{node.name}, " for node in inputs if GIVEN not in node.meta).rstrip()
+    return Source(tuple(parameters), (f'"""{told}"""', f"{unpacked} = {values}", *source.body), {}).function(name)

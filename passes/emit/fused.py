@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from dnifx.errors import PassError
-from dnifx.ir import Boundary, Interface, Message, Program, count_parameters
+from dnifx.ir import Boundary, Interface, Message, Program, count_parameters, free_attribute
 from dnifx.passes.graph import captured, flat_output, left_positions
 from dnifx.passes.measure import data_inputs, examples_of
 from dnifx.passes.pipeline import Pass
@@ -52,10 +52,8 @@ class EmitFused(Pass):
 
 
 def interface_root(model: nn.Module, name: str = "interfaces") -> str:
-    """Return the attribute that holds estimators or input models: ``name``, with underscores if the model has that one."""
-    while name in dir(model) or name in dict(model.named_children()):
-        name += "_"
-    return name
+    """Return the attribute that holds estimators or input models: ``name``, or another where the model has that one."""
+    return free_attribute(model, name)
 
 
 def fuse(program: Program, mean: bool) -> fx.Graph:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dnifx.ir import Action, Boundary, Kind
-from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, local, tuple_of
+from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, leaf, local, tuple_of
 from dnifx.passes.emit.fused import provenance
 from dnifx.passes.measure import data_inputs
+from dnifx.runtime.emitted.text import literal
 from dnifx.schedules import Answer, answers
 from dnifx.schedules.language import unplaced
 
@@ -65,7 +66,7 @@ class InterfaceLines(StepPlan):
                 made = f"imagined_{boundary.key}"
                 lines.append(f"{made} = {self.counted(f'self.imagine_{boundary.key}({inputs}, features)')}")
                 for position, name in enumerate(boundary.values):
-                    lines.append(f"leaf_imagined_{name} = {made}[{position}].detach().requires_grad_()")
+                    lines.append(f"{leaf(name, True)} = {made}[{position}].detach().requires_grad_()")
         title = f"{action}: synthetic inputs of {self.program.partitions[action.index].name}"
         return Block(title, tuple(lines) or ("pass",))
 
@@ -83,7 +84,7 @@ class InterfaceLines(StepPlan):
 
     def arrived(self, boundary: Boundary, name: str) -> str:
         """Return the expression of the gradient that consumers sent to a boundary value."""
-        return f"arrived({'leaf_imagined_' if self.imagined(boundary) else 'leaf_'}{name})"
+        return f"arrived({leaf(name, self.imagined(boundary))})"
 
     def with_target(self, action: Action) -> list[str]:
         """Write what takes an estimate and its target, after the later of the two."""
@@ -94,7 +95,7 @@ class InterfaceLines(StepPlan):
             return []
         boundary = self.program.boundaries[action.index]
         key, pair = boundary.key, f"estimate_{boundary.key}, target_{boundary.key}"
-        lines = [f"diagnostics[{boundary.name!r}] = compare({pair})"] if self.diagnose else []
+        lines = [f"diagnostics[{literal(boundary.name)}] = compare({pair})"] if self.diagnose else []
         if not self.program.interfaces[action.index].prop or self.answers.get(boundary.index) is not Answer.BOTH:
             return lines
         return [*lines, f"propagated_{key} = propagated({pair}, seen_{key}, examples)"]
@@ -136,7 +137,7 @@ class InterfaceLines(StepPlan):
                 pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), losses, examples)"))
             lines += fit_lines(*pairs)
         if self.imagined(boundary):
-            values = tuple_of(f"leaf_{name}.detach()" for name in boundary.values)
+            values = tuple_of(f"{leaf(name)}.detach()" for name in boundary.values)
             lines += fit_lines((f"*imagined_{key}", fit_gradients(f"imagined_{key}", values)))
         lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
         return Block(f"{action}: fit the interface of {boundary.name}", tuple(lines))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from dnifx.ir import Action
-from dnifx.passes.emit.blocks import Block, StepPlan, local, tuple_of
+from dnifx.passes.emit.blocks import Block, StepPlan, leaf, local, tuple_of
+from dnifx.runtime.emitted.text import literal
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class LateLines(StepPlan):
         seen = tuple_of(map(local, boundary.values))
         if mask is not None:
             seen = f"tuple(count_only(value, {local(mask)}) for value in {seen})"
-        gradients = tuple_of(f"arrived(leaf_{name})" for name in boundary.values)
+        gradients = tuple_of(f"arrived({leaf(name)})" for name in boundary.values)
         told = f"features, {'None' if mask is None else local(mask)}, examples, scale"
         return Block(
             f"{action}: the target of {boundary.name} has arrived from {senders}; it is used {steps(action.lag)} later",
@@ -35,7 +36,7 @@ class LateLines(StepPlan):
         lines = (
             f"{late} = self.late.due({key!r})",
             f"if {late} is not None:",
-            f"    diagnostics[{boundary.name!r}] = compare(*{fitted})" if self.diagnose else f"    {fitted}",
+            f"    diagnostics[{literal(boundary.name)}] = compare(*{fitted})" if self.diagnose else f"    {fitted}",
             f"    apply_gradients(self.estimator_optimizers[{key!r}])",
         )
         return Block(f"{action}: fit the interface of {boundary.name} to the target of {steps(action.lag)} ago", lines)

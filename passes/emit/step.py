@@ -6,7 +6,7 @@ from functools import cached_property
 
 from dnifx.errors import PassError
 from dnifx.ir import Action, Kind, Partition, Term, terms
-from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, local, tuple_of
+from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, leaf, local, tuple_of
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
 from dnifx.passes.emit.late_lines import LateLines
@@ -14,6 +14,7 @@ from dnifx.passes.emit.window_lines import WindowLines, without_step
 from dnifx.passes.graph import input_names
 from dnifx.passes.measure import examples_of, trains
 from dnifx.passes.time.states import kept_positions
+from dnifx.runtime.emitted.text import comment, docstring, literal
 from dnifx.schedules import with_time
 
 
@@ -36,9 +37,9 @@ class StepWriter(StepPlan):
         """Write the actions that the schedule names, and no other."""
         start = self.windows.start()
         blocks = [self.prelude(), *([start] if start else []), *map(self.block, self.schedule.actions)]
-        body = [f'"""One training step: {self.schedule.name}."""']
+        body = [f'"""One training step: {docstring(self.schedule.name)}."""']
         for block, dead in zip(blocks, dead_after(blocks), strict=True):
-            body += [f"# {block.title}", *block.lines]
+            body += [f"# {comment(block.title)}", *block.lines]
             if dead:
                 body.append(f"del {', '.join(dead)}")
         body.append("return loss, output, diagnostics")
@@ -101,7 +102,7 @@ class StepWriter(StepPlan):
         lines = [f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call]
         for boundary in self.produced(action.index):
             grad = ".requires_grad_()" if self.runs(Kind.TARGET, boundary.index) else ""
-            lines += [f"leaf_{name} = {local(name)}.detach(){grad}" for name in boundary.values]
+            lines += [f"{leaf(name)} = {local(name)}.detach(){grad}" for name in boundary.values]
         return Block(title, tuple(lines))
 
     def end(self, title: str, call: str) -> Block:
@@ -130,10 +131,11 @@ class StepWriter(StepPlan):
         pairs += self.windows.gradients(action.index)
         own = self.own_terms(action.index)
         pairs += [
-            (self.made(term), f"torch.full_like({self.made(term)}, self.own_losses[{term.names[0]!r}])") for term in own
+            (self.made(term), f"torch.full_like({self.made(term)}, self.own_losses[{literal(term.names[0])}])")
+            for term in own
         ]
         told = [
-            f"self.terms[{term.path!r}] = {self.made(term)}.detach() * self.own_losses[{term.names[0]!r}]"
+            f"self.terms[{literal(term.path)}] = {self.made(term)}.detach() * self.own_losses[{literal(term.names[0])}]"
             for term in own
         ]
         if not pairs:
@@ -164,7 +166,7 @@ class StepWriter(StepPlan):
         read = {name for other in others for name in other.inputs}
         leaves = [self.reads(name, partition) for name in here.inputs if name in read]
         used = {name for other in others for name in other.uses}
-        parameters = [f"self.parameter({name!r})" for name in here.uses if name in used]
+        parameters = [f"self.parameter({literal(name)})" for name in here.uses if name in used]
         return [leaf for leaf in leaves if leaf.startswith("leaf_")] + parameters
 
     def carries_surely(self, partition: int) -> bool:
@@ -198,14 +200,14 @@ class StepWriter(StepPlan):
     def reads(self, name: str, partition: int) -> str:
         """Return what a partition reads for a value: a leaf for a boundary value or a state, else the value itself."""
         if any(carry.input == name for carry in self.program.carries):
-            return f"leaf_{name}"
+            return leaf(name)
         boundary = next((boundary for boundary in self.program.boundaries if name in boundary.values), None)
         if boundary is None:
             measure = self.program.measures[name]
             carries = measure.requires_grad and measure.is_tensor and name in self.program.partition_of
             return f"{local(name)}.detach()" if carries else local(name)
         synthetic = self.imagines(boundary) and self.runs(Kind.INPUT, partition)
-        return f"leaf_imagined_{name}" if synthetic else f"leaf_{name}"
+        return leaf(name, synthetic)
 
     def types(self, partition: Partition) -> str:
         """Return a comment with the types of a partition's outputs."""

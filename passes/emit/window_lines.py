@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from dnifx.ir import Action, Kind, Program, Recurrence
-from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, local, tuple_of
+from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, leaf, local, tuple_of
 from dnifx.passes.emit.windows import waits
 from dnifx.passes.graph import captured, flat_output
 from dnifx.passes.time.recurrences import described
+from dnifx.runtime.emitted.text import literal
 from dnifx.schedules import on_partition, timed
 
 
@@ -46,7 +47,7 @@ class WindowLines(StepPlan):
         for carry in self.program.carries:
             grad = ".requires_grad_()" if carry.input in arriving else ""
             state = f"without_rows({local(carry.input)}.detach(), reset, {carry.dim})"
-            lines.append(f"leaf_{carry.input} = {state}{grad}")
+            lines.append(f"{leaf(carry.input)} = {state}{grad}")
         return Block("the window starts from the state that the last one left", tuple(lines))
 
     def boundary_of(self, action: Action) -> Recurrence | None:
@@ -94,7 +95,7 @@ class WindowLines(StepPlan):
         weight = f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}"
         lines = [f"end_{key} = window_gradients(self.estimate_{key}, {values}, {each.dims}, {weight})"]
         if self.traced(each):
-            leaves = tuple_of(f"leaf_{name}" for name in each.inputs)
+            leaves = tuple_of(leaf(name) for name in each.inputs)
             lines.append(f"jacobian_{key} = window_jacobian({values}, {leaves}, {each.dims})")
         return Block(f"{action}: {described(each)}", tuple(lines))
 
@@ -104,10 +105,12 @@ class WindowLines(StepPlan):
 
     def arrive(self, action: Action, each: Recurrence) -> Block:
         """Take the gradients that arrived at the state that the window started from, per example."""
-        leaves = tuple_of(f"arrived(leaf_{name})" for name in each.inputs)
+        leaves = tuple_of(f"arrived({leaf(name)})" for name in each.inputs)
         lines = [f"target_start_{each.key} = window_targets({leaves}, reset, {each.dims}, scale)"]
         if self.diagnose and each in self.having(Kind.FIT):
-            lines.append(f"diagnostics[{each.name!r}] = compare(estimate_start_{each.key}, target_start_{each.key})")
+            lines.append(
+                f"diagnostics[{literal(each.name)}] = compare(estimate_start_{each.key}, target_start_{each.key})"
+            )
         return Block(f"{action}: the target of {each.name} has arrived at the window's start", tuple(lines))
 
     def fit(self, action: Action, each: Recurrence) -> Block:

@@ -1,7 +1,6 @@
 """Suffix: what stands behind a boundary, made thin, as the boundary's estimator."""
 
 import copy
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,8 @@ from dnifx.passes.graph import captured, flat_output, listed
 from dnifx.passes.insert.suffix_graph import Thin, dependent, pooled, thin_suffix
 from dnifx.passes.insert.written import as_written
 from dnifx.passes.measure import NEEDS_VALUES, OperationCounter, node_parameters
+from dnifx.runtime.emitted.ops import held
+from dnifx.runtime.net.attach import attach_values
 from dnifx.runtime.net.losses import Loss
 
 POOLS = (1, 2, 4)
@@ -46,7 +47,7 @@ def suffix_interface(boundary: Boundary, options: Suffix, program: Program, loss
     mirrors = mirrored(program, thin, options, copies)
     for mirror in mirrors:
         mirror.copy.requires_grad_(False)
-    module = fx.GraphModule(holder, thin.graph, "ThinSuffix")
+    module = attach_values(thin.graph, holder, "ThinSuffix")
     estimator = SuffixGradient(module, compute, mean, mirrors, options.refresh, thin.draws)
     estimator.train(program.model.training)
     fits = any(parameter.requires_grad for parameter in estimator.parameters())
@@ -175,7 +176,7 @@ def cost_of(
     try:
         with mode, torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
             given = [torch.empty(spec.shape, dtype=spec.dtype, device=spec.device) for (spec,) in specs]
-            outputs = fx.GraphModule(holder, thin.graph)(*given)
+            outputs = attach_values(thin.graph, holder, "ThinSuffix")(*given)
     except NEEDS_VALUES:
         return None
     except RuntimeError:
@@ -217,7 +218,7 @@ def named(program: Program, target: str) -> Any:
     """Return what a path names: a constant of the graph, or what the model holds there."""
     if target in program.constants:
         return program.constants[target]
-    return operator.attrgetter(target)(program.model)
+    return held(program.model, *target.split("."))
 
 
 def mirrored(program: Program, thin: Thin, options: Suffix, copies: Mapping[int, Tensor]) -> list[Mirror]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.ir import CONSTANTS, Program
+from dnifx.ir import Program
 from dnifx.passes.capture.capture import CaptureGraph
 from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import ResolveCuts
@@ -20,6 +20,7 @@ from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import Pass, run_passes
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.runtime.net.attach import attach
+from dnifx.runtime.net.input_kinds import hold_constants
 
 SYMBOLIC = CaptureGraph(methods=("symbolic",), verify=False)
 
@@ -43,9 +44,7 @@ def runnable(program: Program) -> fx.GraphModule:
     holder = nn.Module()
     for registry in ("_modules", "_parameters", "_buffers"):
         holder.__dict__[registry].update(program.model.__dict__[registry])
-    holder.add_module(CONSTANTS, nn.Module())
-    for path, value in program.constants.items():
-        setattr(holder.get_submodule(CONSTANTS), path.removeprefix(f"{CONSTANTS}."), value)
+    hold_constants(holder, program.constants)
     return attach(captured(program), holder, "Captured")
 
 

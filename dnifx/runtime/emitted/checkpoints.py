@@ -1,16 +1,18 @@
 """Checkpoints: the generated code recomputes in its backward pass what the model recomputes there.
 
-The graph stays flat, and its nodes name the checkpointed regions that they lie in. In the code that torch.fx writes, each
-region becomes a function of its own, which is called under ``torch.utils.checkpoint.checkpoint``.
+The graph stays flat, and its nodes name the checkpointed regions that they lie in. In generated code each region becomes a
+function of its own, which is called under ``torch.utils.checkpoint.checkpoint``.
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import count, groupby, pairwise
+from itertools import count, groupby
 
 from torch import fx
+
+from dnifx.runtime.emitted.text import comment
 
 CHECKPOINT = "checkpoint"
 """The key in a node's meta: the checkpointed regions that it lies in, outermost first."""
@@ -42,25 +44,6 @@ def regions_of(node: fx.Node) -> tuple[Region, ...]:
     return found
 
 
-def with_checkpoints(graph: fx.Graph) -> fx.Graph:
-    """Let the code of a graph recompute its checkpointed regions in the backward pass; return the graph itself."""
-    if any(regions_of(node) for node in graph.nodes):
-        graph.on_generate_code(lambda _: transformer(graph))
-    return graph
-
-
-def transformer(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
-    """Return a function that rewrites the body of a graph's code; torch.fx marks there where each node begins."""
-
-    def transformed(body: list[str]) -> list[str]:
-        starts = [place for place, line in enumerate(body) if line.startswith("# COUNTER:")]
-        texts = ["".join(body[start:end]) for start, end in pairwise([*starts, len(body)])]
-        taken = frozenset(node.name for node in graph.nodes)
-        return [*body[: starts[0]], written(list(zip(graph.nodes, texts, strict=True)), 0, taken)]
-
-    return transformed
-
-
 def written(lines: Sequence[Line], depth: int, taken: AbstractSet[str]) -> str:
     """Return the text of nodes that lie in the same regions down to a depth; functions get names that are not taken."""
     parts = []
@@ -85,7 +68,7 @@ def region_text(region: Region, lines: Sequence[Line], depth: int, taken: Abstra
     options += [] if region.early_stop else ["early_stop = False"]
     dead = [node.name for node in given if max(node.users) in inside]
     return (
-        f"def {name}({', '.join(node.name for node in given)}):  # {region.place}\n"
+        f"def {name}({', '.join(node.name for node in given)}):  # {comment(region.place)}\n"
         f"{textwrap.indent(body, '    ')}"
         f"    return {results}\n"
         f"{results} = torch.utils.checkpoint.checkpoint({', '.join([name, *(node.name for node in given), *options])})"

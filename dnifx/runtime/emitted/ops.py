@@ -49,6 +49,16 @@ def set_attribute(target: Any, name: str, value: Any) -> Any:
     return target
 
 
+def held(module: nn.Module, *path: str) -> Any:
+    """Return what a module holds at a path, whatever else it has under these names."""
+    found: Any = module
+    for name in path:
+        registries = (vars(found).get(each, {}) for each in ("_parameters", "_buffers", "_modules"))
+        registry = next((each for each in registries if name in each), None)
+        found = getattr(found, name) if registry is None else registry[name]
+    return found
+
+
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a function that has no importable name."""
     return function(*args, **kwargs)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dnifx.errors import InputKindWarning, PassError, StateError
-from dnifx.ir import CONSTANTS, Part, Program
+from dnifx.ir import Part, Program
 from dnifx.runtime.net.attach import attach
 from dnifx.runtime.net.input_kinds import InputKind, hold_constants, listed_changes, what_is_read
 from dnifx.runtime.net.kept_attributes import KeptAttributes
@@ -52,10 +52,7 @@ class CapturedPart:
         """Attach a program's graphs to the net, as one more input kind."""
         if program.fused is None or program.signature is None:
             raise PassError("the program was not emitted; run all passes first")
-        if program.constants:
-            if CONSTANTS not in self.net._modules:
-                self.net.add_module(CONSTANTS, nn.Module())
-            hold_constants(self.net.get_submodule(CONSTANTS), program.constants)
+        hold_constants(self.net, program.constants)
         with with_example_states(program):
             key = program.signature.key(program.args, program.kwargs)
         made = InputKind(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.ir import CONSTANTS, Program, Signature
+from dnifx.ir import Program, Signature
 from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
 from dnifx.runtime.net.kept_attributes import KeptAttributes
 
@@ -193,10 +193,13 @@ def share_state(holder: nn.Module, model: nn.Module) -> None:
     holder.training = model.training
 
 
-def hold_constants(holder: nn.Module, values: Mapping[str, Any]) -> None:
-    """Give a module the values that a graph reads; tensors become buffers, which move with it and are not saved."""
+def hold_constants(module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Give a module the values that a graph reads, at their paths; tensors become buffers, which move with it and are not saved."""
     for path, value in values.items():
-        name = path.removeprefix(f"{CONSTANTS}.")
+        root, _, name = path.partition(".")
+        if root not in module._modules:
+            module.add_module(root, nn.Module())
+        holder = module.get_submodule(root)
         if isinstance(value, Tensor):
             holder.register_buffer(name, value, persistent=False)
         else:

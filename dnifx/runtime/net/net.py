@@ -214,6 +214,10 @@ class Net(nn.Module):
         """
         return nn.utils.clip_grad_norm_(self.model_parameters(), max_norm, norm_type, error_if_nonfinite, foreach)
 
+    def interface_keys(self) -> list[str]:
+        """Return the keys of all estimators and input models."""
+        return [*(each.key for each in self.boundaries), *(each.key for each in self.program.recurrences)]
+
     def interface_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters of estimators and input models."""
         in_time = (each.interface for each in self.recurrences if each.interface is not None)

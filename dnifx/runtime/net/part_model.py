@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dnifx.ir import CONSTANTS, Part, Signature
+from dnifx.ir import Part, Signature
 from dnifx.runtime.net.attach import attach
 from dnifx.runtime.net.input_kinds import hold_constants, share_state
 
@@ -113,9 +113,7 @@ class PartModel(nn.Module):
     ) -> None:
         super().__init__()
         share_state(self, model)
-        if constants:
-            self.add_module(CONSTANTS, nn.Module())
-            hold_constants(self.get_submodule(CONSTANTS), constants)
+        hold_constants(self, constants)
         self.__dict__.update(signature=signature, graph=attach(graph, self, f"Part{signature.plan.index}"))
 
     signature: PartSignature

@@ -53,8 +53,13 @@ class StandIn(Net):
         """Set an attribute of the net; one that only the model has is the model's, where its forward reads it."""
         original = self.__dict__.get("original")
         own = original is None or name in self.__dict__ or hasattr(type(self), name)
-        held = isinstance(value, Tensor | nn.Module) or any(name in self.__dict__[each] for each in REGISTRIES)
-        if own or held or not hasattr(original, name):
+        named = any(name in self.__dict__.get(each, ()) for each in REGISTRIES)
+        held = named or isinstance(value, Tensor | nn.Module)
+        if own and named and not isinstance(value, Tensor | nn.Module):
+            object.__setattr__(
+                self, name, value
+            )  # a child of the model bears the name of one of the net's own attributes
+        elif own or held or not hasattr(original, name):
             super().__setattr__(name, value)
         else:
             setattr(original, name, value)

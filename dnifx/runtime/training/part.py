@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Program, Schedule
 from dnifx.runtime.emitted.fitting import losses_of
-from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.emitted.ops import GuardError, held
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import Undo
@@ -91,7 +91,7 @@ class TrainedPart:
             "compute_losses": self.compute_losses,
             "window": self.window,
             "late": self.late,
-            "parameter": net.original.get_parameter,
+            "parameter": self.parameter,
             "own_losses": own_losses,
             "terms": self.terms,
         }
@@ -173,6 +173,11 @@ class TrainedPart:
         if self.program.context is None:
             raise ContextError("this module has no context")
         return self.program.context.features(context).to(self.program.boundaries[0].specs[0].dtype)
+
+    def parameter(self, path: str) -> Tensor:
+        """Return a parameter of the model."""
+        found: Tensor = held(self.net.original, *path.split("."))
+        return found
 
     def compute_loss(self, output: Any, target: Any) -> Tensor:
         """Return the scalar loss of an output, as far as the loss sees it, and what is added to it."""

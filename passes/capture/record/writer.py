@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dnifx.ir import constants_root
 from dnifx.passes.capture.record.functions import SHAPED_LIKE_FIRST, is_random, name_of
 from dnifx.passes.capture.record.node_values import STEPS, NodeValue, Path
 from dnifx.passes.capture.record.sizes import Expression, Number, Owner, SymbolicFloat, SymbolicInt, plain_number
 from dnifx.passes.capture.record.structure import variables_in
 from dnifx.runtime.emitted import ops
 from dnifx.runtime.emitted.checkpoints import CHECKPOINT, Region, regions_of
+from dnifx.runtime.emitted.source import reserve_names
 
 Stack = OrderedDict[str, tuple[str, type[nn.Module]]]
 """The modules that a node lies in, outermost first, as torch.fx's tracer writes them."""
@@ -49,6 +51,7 @@ class Writer:
         self, model: nn.Module, owner: Owner, unknown: Callable[[Tensor], Tensor], varying: Collection[str] = ()
     ) -> None:
         self.graph = fx.Graph()
+        reserve_names(self.graph)
         self.stack: Stack = OrderedDict()
         self.call = 0
         self.checkpoints: tuple[Region, ...] = ()
@@ -65,7 +68,8 @@ class Writer:
         self._unknown = unknown
         self._replaced = {path.removeprefix("self.") for path in varying}
         self._values: dict[int, tuple[weakref.ref[Tensor], NodeValue]] = {}
-        self._constant_names: dict[int, str] = {}
+        self._root = constants_root(model)
+        self._constant_paths: dict[int, str] = {}
         self._devices: dict[int, Tensor] = {}
         self._alive: list[Any] = [tensor for _, tensor in named]
         self._last_placeholder: fx.Node | None = None
@@ -184,11 +188,12 @@ class Writer:
     def constant(self, thing: Any, source: Any = None) -> fx.Node:
         """Return a node that reads a constant; ``source`` is the model's object that it is read for, if it is a copy."""
         identity = id(thing if source is None else source)
-        if identity not in self._constant_names:
-            name = self._constant_names[identity] = f"_constant{len(self.constants)}"
-            self.constants[name] = thing
+        if identity not in self._constant_paths:
+            path = self._constant_paths[identity] = f"{self._root}.constant{len(self.constants)}"
+            self.constants[path] = thing
             self._alive += [thing, source]
-        return self.add("get_attr", self._constant_names[identity])
+        path = self._constant_paths[identity]
+        return self.add("get_attr", path, name=f"_{path.rpartition('.')[2]}")
 
     def number(self, number: Number) -> Any:
         """Return the node that computes a symbolic number, or its plain value where no node computes it."""

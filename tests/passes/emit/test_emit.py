@@ -131,7 +131,6 @@ def test_code_imports_all_that_it_names() -> None:
     [
         ("torch", torch, "import torch"),
         ("fx", torch.fx, "import torch.fx as fx"),
-        ("inf", float("inf"), "from math import inf"),
         ("device", torch.device, "from torch import device"),
         ("swap", swap_gradients, "from dnifx.runtime.emitted.interface import swap_gradients as swap"),
         ("len", len, ""),

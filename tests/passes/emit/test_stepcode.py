@@ -12,6 +12,7 @@ import dnifx
 from dnifx.ir import Program, Schedule
 from dnifx.passes.emit.blocks import Block, dead_after, local
 from dnifx.passes.emit.step import StepWriter
+from dnifx.runtime.training.steps import STEP_GLOBALS
 from tests.passes.programs import Residual, compiled, mlp
 
 X, Y = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
@@ -97,10 +98,17 @@ def test_another_order_is_written_in_that_order() -> None:
     assert titles(source(program, schedule)) == order.split()
 
 
-@pytest.mark.parametrize("name", ["loss", "target", "self", "examples", "leaf_x", "estimate_a", "submod_1", "compare"])
+@pytest.mark.parametrize(
+    "name", ["loss", "target", "self", "examples", "leaf_x", "estimate_a", "value_loss", "compare"]
+)
 def test_a_value_does_not_shadow_a_name_of_the_step(name: str) -> None:
-    assert local(name) == f"{name}_"
+    assert local(name) == f"value_{name}"
     assert local("hidden") == "hidden"
+
+
+def test_no_value_can_be_called_as_what_a_step_calls() -> None:
+    for name in STEP_GLOBALS:
+        assert local(name) != name, f"{name} is a function that steps call; add it to RESERVED"
 
 
 def test_a_model_whose_values_bear_the_steps_names_trains() -> None:

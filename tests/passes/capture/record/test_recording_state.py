@@ -230,7 +230,7 @@ def test_tensors_that_are_no_buffers_are_constants() -> None:
     model = Frozen()
     recording = recorded(model, torch.randn(3, 4))
     assert any(value is model.table for value in recording.constants.values())
-    assert all(isinstance(name, str) and name.isidentifier() for name in recording.constants)
+    assert all(name.startswith("captured_constants.constant") for name in recording.constants)
 
 
 class Appends(nn.Module):
