@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.replicas import Replicas
 from dnifx.runtime.training.trainer import Trainer
-from dnifx.runtime.training.updates import Clip, UpdateOptions
+from dnifx.runtime.training.updates import Clip, Penalty, UpdateOptions
 
 EXTRA_STATE = "_extra_state"
 """The name under which torch saves what a module's ``get_extra_state`` gives."""
@@ -260,6 +260,8 @@ class DecoupledModule(StandIn):
         clip: Clip | None = None,
         accumulate: int = 1,
         replicas: Replicas | None = None,
+        penalty: Penalty | None = None,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
@@ -283,6 +285,11 @@ class DecoupledModule(StandIn):
             accumulate: How many steps make one update, of the mean of their gradients. Estimators learn likewise.
             replicas: Where ``torch.distributed`` runs several processes: ``"average"`` begins with the weights of process 0 and
                 averages all gradients, ``"apart"`` trains a net of its own in each.
+            penalty: From the parameters of a partition, by name in the net, to a scalar. Its gradient is added in every update of
+                the partition. A penalty inside ``loss=`` would reach the last partition alone, and is refused.
+            on_nonfinite: An update whose gradient is not finite is not made, and the running averages of its partition or estimator
+                go back. ``"raise"``: then the step breaks off with an error. ``"skip"``: it goes on, and ``result.skipped`` names what
+                was not updated. On a GPU no step breaks off, since that would have to wait for the device.
 
         Raises:
             ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
@@ -297,7 +304,7 @@ class DecoupledModule(StandIn):
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
         source = self.emitters.schedule(schedule, self.program, lag)
-        options = UpdateOptions(clip, accumulate)
+        options = UpdateOptions(clip, accumulate, on_nonfinite=on_nonfinite, penalty=penalty)
         return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas)
 
     def __str__(self) -> str:

@@ -126,13 +126,26 @@ class Window:
             )
         self.states, self.mask, self.past, self.traces = {}, None, None, {}
 
-    def leave(self, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take the next state out of an output, detached; keep the inputs where the window is computed again later."""
+    def leave(self, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], bad: bool | Tensor = False) -> None:
+        """Take the next state out of an output, detached; keep the inputs where the window is computed again later.
+
+        Args:
+            output: The output of a window.
+            args: Its positional inputs.
+            kwargs: Its keyword inputs.
+            bad: Whether it was not finite. Then the window is as if it had not been: states stay as they were.
+        """
+        if bad is True:
+            self.passed = {}
+            return
+        before = dict(self.states)
         if any(cut.into_core or cut.auxiliary for cut in self.program.recurrents):
             self.past = without_episodes(self.program, args, kwargs, self.mask)
         for index, cut in enumerate(self.program.recurrents):
             if not cut.on_model:
                 self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
+                if isinstance(bad, Tensor):
+                    self.states[index] = unless(bad, before.get(index), self.states[index])
         self.traces, self.passed = self.passed, {}
         self.mask = None
 
@@ -218,3 +231,12 @@ def other_leaves(output: Any, cuts: Sequence[Recurrent]) -> list[int]:
         state = pytree.tree_map(lambda _: _STATE, follow(output, cut.next_state))
         marked = replaced(marked, steps_of(cut.next_state), state)
     return [place for place, leaf in enumerate(pytree.tree_leaves(marked)) if leaf is not _STATE]
+
+
+def unless(bad: Tensor, before: Any, state: Any) -> Any:
+    """Return a state, or the one before it, zero where there was none, where a flag on the device says so."""
+    if before is None:
+        before = pytree.tree_map_only(Tensor, torch.zeros_like, state)
+    return pytree.tree_map(
+        lambda old, new: torch.where(bad, old, new) if isinstance(new, Tensor) else new, before, state
+    )

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,16 +24,27 @@ class TaskLoss:
         mean: Whether it averages over examples (else it sums).
         teaches: Whether something learns from it, so that it has to carry a gradient.
         batch_first: Whether outputs and targets lead with the examples, so that a loss that sums can be found out.
+        raises: Whether a loss that is not finite is an error.
+        elsewhere: Parameters that the last partition does not use, with their names.
     """
 
     function: Loss
     mean: bool
     teaches: bool
     batch_first: bool = True
+    raises: bool = True
+    elsewhere: Mapping[Tensor, str] = field(default_factory=dict)
 
     def raw(self, output: Any, target: Any, step: int) -> Tensor:
-        """Return the loss as the function gives it; that of step 0 is computed with care."""
-        return self.first(output, target) if step == 0 else self.function(output, target)
+        """Return the loss as the function gives it; that of step 0 is computed with care.
+
+        Raises:
+            LossError: It is none, or depends on parameters of other partitions. The latter is looked for in steps 0, 1, 2, 4, 8, ...
+        """
+        loss = self.first(output, target) if step == 0 else self.function(output, target)
+        if step & (step - 1) == 0:
+            refuse_penalty(loss, self.elsewhere)
+        return loss
 
     def reduced(self, loss: Tensor, step: int) -> Tensor:
         """Return a loss as a scalar, on the CPU made sure to be finite.
@@ -41,10 +53,11 @@ class TaskLoss:
             LossError: It is not.
         """
         scalar = example_losses(loss, self.mean)
-        if scalar.device.type == "cpu" and not math.isfinite(scalar.item()):
+        if self.raises and scalar.device.type == "cpu" and not math.isfinite(scalar.item()):
             raise LossError(
                 f"the loss of step {step} is {scalar.item()}: nothing that depends on it was updated; look at the inputs and "
-                "targets of this batch, or lower the learning rate"
+                "targets of this batch, or lower the learning rate; net.trainer(..., on_nonfinite='skip') leaves such updates out and "
+                "goes on"
             )
         return scalar
 
@@ -80,6 +93,24 @@ class TaskLoss:
         return loss
 
 
+def refuse_penalty(loss: Tensor, elsewhere: Mapping[Tensor, str]) -> None:
+    """Raise LossError where a loss depends on parameters of partitions before the last one."""
+    waiting, seen = [loss.grad_fn], {loss.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        name = elsewhere.get(getattr(node, "variable", None))  # type: ignore[arg-type]
+        if name is not None:
+            raise LossError(
+                f"the loss reads the parameter {name} of a partition before the last one, which makes its update without the loss: a "
+                "penalty inside loss= would train the last partition alone. Take it out of the loss, and give it as "
+                "net.trainer(..., penalty=), a callable from a partition's parameters, by name, to a scalar; or use weight decay"
+            )
+        for below, _ in node.next_functions if node is not None else ():
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+
+
 def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
     """Whether a loss doubles, rather than stays, when every example is there twice."""
     try:
@@ -91,7 +122,7 @@ def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:
             doubled = loss(*twice)
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
-    return bool(value != 0) and bool(torch.isclose(doubled, 2 * value, rtol=1e-3, atol=0))
+    return bool(value != 0) and bool(value.isfinite()) and bool(torch.isclose(doubled, 2 * value, rtol=1e-3, atol=0))
 
 
 def describe(value: Any) -> str:

@@ -17,6 +17,7 @@ from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import Undo
 from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.training.finite import Flag, Statistics, either, running, written_buffers
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
@@ -34,11 +35,13 @@ class Fired:
         loss: The loss, detached; None where the schedule left the last partition idle.
         output: The part's output, or None likewise.
         diagnostics: By boundary name, how synthetic gradients compare with their targets.
+        skipped: By the name of what is updated, whether its update was not made since a gradient was not finite.
     """
 
     loss: Tensor | None
     output: Any
     diagnostics: Mapping[str, Mapping[str, Tensor]]
+    skipped: Mapping[str, Flag]
 
 
 class TrainedPart:
@@ -68,6 +71,7 @@ class TrainedPart:
         estimator_optimizers: Mapping[str, Update],
         lr_schedulers: Mapping[str, LRScheduler],
         own_losses: OwnLosses,
+        raises: bool = True,
     ) -> None:
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
         self.program: Program = captured.program
@@ -82,7 +86,12 @@ class TrainedPart:
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
         self.window, self.late = Window(self.program), Late()
         teaches = self.program.partitions[-1].name in self.optimizers
-        self.task = TaskLoss(self.own_loss or no_loss, captured.mean, teaches, self.program.batch_dim == 0)
+        known = dict(self.program.model.named_parameters(remove_duplicate=False))
+        here = {known[name] for name in self.program.partitions[-1].uses}
+        elsewhere: dict[Tensor, str] = {each: name for name, each in known.items() if each not in here}
+        self.task = TaskLoss(
+            self.own_loss or no_loss, captured.mean, teaches, self.program.batch_dim == 0, raises, elsewhere
+        )
         shared = {
             "optimizers": self.optimizers,
             "estimator_optimizers": self.estimator_optimizers,
@@ -95,6 +104,13 @@ class TrainedPart:
             "own_losses": own_losses,
             "terms": self.terms,
         }
+        pairs = [(each.boundary, each) for each in self.program.interfaces]
+        keys = {index: self.program.boundaries[index].key for index, _ in pairs}
+        modules = {keys[index]: [each.estimator, each.input_model] for index, each in pairs}
+        estimators = {
+            key: [b for each in found if each is not None for b in running(each)] for key, found in modules.items()
+        }
+        self.statistics = Statistics({**written_buffers(self.program), **estimators})
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
         self.functions = Steps(captured, net.emitters, shared, self.ownership, own_losses)
 
@@ -120,10 +136,22 @@ class TrainedPart:
         args, kwargs = self.window.filled(args, kwargs)
         self.late.begin(self.steps)
         self.terms.clear()
-        loss, output, diagnostics = self.run(args, kwargs, target, context, diagnose, schedule_of)
+        updates = {**self.optimizers, **self.estimator_optimizers}
+        for each in updates.values():
+            each.refused = False
+        self.statistics.begin()
+        try:
+            loss, output, diagnostics = self.run(args, kwargs, target, context, diagnose, schedule_of)
+        except BaseException:
+            self.statistics.end({name: each.name not in each.turn.updated for name, each in updates.items()}, True)
+            raise
+        refused = {name: each.refused for name, each in updates.items() if each.refused is not False}
+        bad = either(refused.values())
+        self.statistics.end({**dict.fromkeys(updates, False), **refused}, bad)
         if output is not None:
-            self.window.leave(output, args, kwargs)
-        return Fired(None if loss is None else loss.detach(), output, diagnostics)
+            self.window.leave(output, args, kwargs, bad)
+        skipped = {updates[name].name: flag for name, flag in refused.items()}
+        return Fired(None if loss is None else loss.detach(), output, diagnostics, skipped)
 
     def run(
         self,

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnifx.runtime.training.finite import Flag
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -18,11 +20,14 @@ class StepResult:
         losses: By the name of each loss that was computed, the loss, detached; under ``"loss"`` where it has no name. The own
             losses that were trained are there by attribute, times their weights.
         diagnostics: By boundary name, how the synthetic gradient compares with the target; empty unless asked for.
+        skipped: By the name of what is updated, whether its update was not made since a gradient was not finite: only those where
+            that is so on the CPU, and scalars on the device elsewhere.
     """
 
     output: Any
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     diagnostics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    skipped: Mapping[str, Flag] = field(default_factory=dict)
 
     @property
     def loss(self) -> Tensor | None:

@@ -88,14 +88,16 @@ class Trainer:
         )
         self.metric = any(map(follows_metric, self.lr_schedulers.values()))
         self.turn = Turn()
-        updates = {name: Update(name, each, options, self.turn) for name, each in self.optimizers.items()}
+        named = {parameter: name for name, parameter in net.named_parameters()}
+        updates = {name: Update(name, each, options, self.turn, named) for name, each in self.optimizers.items()}
         pairs = [(each.key, each.name) for each in net.boundaries] + [(each.key, each.name) for each in net.recurrences]
         names = {key: f"the estimator of {name!r}" for key, name in pairs}
-        options = replace(options, clip=None)
-        fits = {key: Update(names[key], each, options, self.turn) for key, each in self.estimator_optimizers.items()}
+        options = replace(options, clip=None, penalty=None)
+        made = self.estimator_optimizers.items()
+        fits = {key: Update(names[key], each, options, self.turn, named) for key, each in made}
         self.updates = {**updates, **fits}
-        made = updates, fits, self.lr_schedulers, self.own_losses
-        self.parts = tuple(TrainedPart(net, each, *made) for each in net.parts)
+        shared = updates, fits, self.lr_schedulers, self.own_losses, options.on_nonfinite == "raise"
+        self.parts = tuple(TrainedPart(net, each, *shared) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []
         self._local: dict[tuple[Schedule, int], Schedule] = {}
@@ -169,7 +171,7 @@ class Trainer:
         seen = target if context is None else context
         fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
         losses = {} if fired.loss is None else {"loss": fired.loss}
-        return StepResult(fired.output, {**losses, **part.terms}, fired.diagnostics)
+        return StepResult(fired.output, {**losses, **part.terms}, fired.diagnostics, fired.skipped)
 
     def compute_window(
         self, exchange: Exchange, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, diagnose: bool

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dnifx.errors import OptimizerError, StateError
+from dnifx.errors import LossError, OptimizerError, StateError
 from dnifx.runtime.emitted.backward import added
+from dnifx.runtime.training.finite import Flag, clear_where, not_finite, step_unless
 from dnifx.runtime.training.replicas import average
 from dnifx.runtime.training.turns import Turn
 
 Clip = float | Callable[[list[nn.Parameter]], object]
+Penalty = Callable[[Mapping[str, nn.Parameter]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,29 @@ class UpdateOptions:
         clip: The largest norm of a partition's gradient, or a callable that is given the partition's parameters; None for neither.
         accumulate: How many steps make one update.
         averaged: Whether gradients are averaged over all processes.
+        on_nonfinite: What a gradient that is not finite does to a step, beside that its update is not made: ``"raise"`` breaks the
+            step off, where the host knows of it; ``"skip"`` lets it go on.
+        penalty: From a partition's parameters, by name, to a scalar whose gradient is added.
     """
 
     clip: Clip | None = None
     accumulate: int = 1
     averaged: bool = False
+    on_nonfinite: str = "raise"
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         whole = isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool)
         if not whole or self.accumulate < 1:
             raise OptimizerError(
                 f"accumulate={self.accumulate!r}: give the number of steps that make one update, 1 or more"
+            )
+        if self.on_nonfinite not in ("raise", "skip"):
+            raise OptimizerError(f"on_nonfinite={self.on_nonfinite!r}: give 'raise' or 'skip'")
+        if self.penalty is not None and not callable(self.penalty):
+            raise OptimizerError(
+                f"penalty={self.penalty!r}: give a callable from a partition's parameters, by name, to a scalar, such as lambda "
+                "parameters: 0.01 * sum(each.square().sum() for each in parameters.values())"
             )
         number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
         if self.clip is not None and not callable(self.clip) and not (number and self.clip > 0):
@@ -52,13 +66,19 @@ class Update:
         optimizer: The optimizer.
         options: What is done with the gradients before.
         turn: Is told of every update.
+        names: The names of parameters, for a penalty.
 
     Attributes:
         count: How many steps were added up since the last update.
+        refused: Whether the update of the last step was not made, since a gradient was not finite.
     """
 
-    def __init__(self, name: str, optimizer: Optimizer, options: UpdateOptions, turn: Turn) -> None:
+    def __init__(
+        self, name: str, optimizer: Optimizer, options: UpdateOptions, turn: Turn, names: Mapping[nn.Parameter, str]
+    ) -> None:
         self.name, self.optimizer, self.options, self.turn, self.count = name, optimizer, options, turn, 0
+        self.names = names
+        self.refused: Flag = False
         self._sums: dict[nn.Parameter, Tensor] = {}
 
     @property
@@ -72,7 +92,26 @@ class Update:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def step(self) -> None:
-        """Take the gradients of a step: add them up, or, where enough were added up, update."""
+        """Take the gradients of a step: add them up, or, where enough were added up, update.
+
+        Raises:
+            LossError: A gradient is not finite.
+        """
+        if self.options.penalty is not None:
+            self.penalise(self.options.penalty)
+        self.refused = bad = not_finite([each.grad for each in self.parameters if each.grad is not None])
+        if bad is True:
+            if self.options.on_nonfinite == "raise":
+                raise LossError(
+                    f"the gradient of {self.name} is not finite, so it was not updated: look at the inputs and targets of this batch, or "
+                    "lower the learning rate; net.trainer(..., on_nonfinite='skip') leaves such updates out and goes on"
+                )
+            for parameter in self.parameters:
+                parameter.grad = None
+            if self.options.accumulate == 1:
+                return
+        elif isinstance(bad, Tensor) and self.options.accumulate > 1:
+            clear_where(bad, self.parameters)
         if self.options.accumulate > 1 and not self.complete():
             return
         if self.options.averaged:
@@ -82,8 +121,24 @@ class Update:
         elif self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         with self.turn.updating(self.name):
-            self.optimizer.step()
+            if isinstance(bad, Tensor) and self.options.accumulate == 1:
+                step_unless(self.optimizer, bad)
+            else:
+                self.optimizer.step()
         torch.clear_autocast_cache()  # or the next step, under the same autocast, runs on copies of the old weights
+
+    def penalise(self, penalty: Penalty) -> None:
+        """Add the gradient of a penalty of the parameters.
+
+        Raises:
+            LossError: It is no scalar with a gradient.
+        """
+        value = penalty({self.names[each]: each for each in self.parameters})
+        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+            raise LossError(
+                f"penalty= gave {value!r} for {self.name}; give a scalar tensor that is computed from the parameters it is given"
+            )
+        torch.autograd.backward(value)
 
     def complete(self) -> bool:
         """Add the gradients up. Where these were the last ones of an update, put their mean in their place and return True."""
