@@ -1,6 +1,8 @@
 """What a forward method reads from the model's attributes and leaves there."""
 
+import copy
 import enum
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,7 +18,7 @@ from dnifx.passes.capture.record.structure import EmptyContainer, SameTensor, wa
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum)
 """Values that say all there is to say of them."""
 
-CONTAINERS = (list, tuple, dict, set, frozenset)
+CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Write:
         count: Number of these outputs.
         content: Whether a container stays and gets another content; else the attribute is assigned.
         persistent: For a buffer, whether the state dict holds it; None for any other attribute.
+        adds: Whether the content is added to what the container holds.
     """
 
     holder: Any
@@ -77,6 +80,7 @@ class Write:
     count: int
     content: bool = False
     persistent: bool | None = None
+    adds: bool = False
 
     def leave(self, values: Sequence[Any]) -> None:
         """Leave its value on the model."""
@@ -88,7 +92,8 @@ class Write:
             setattr(self.holder, self.name, made)
             return
         container = getattr(self.holder, self.name)
-        container.clear()
+        if not self.adds:
+            container.clear()
         container.update(made) if isinstance(container, dict | set) else container.extend(made)
 
 
@@ -108,8 +113,12 @@ def fixed(leaf: Any) -> Hashable:
 
 def frozen(value: Any) -> Any:
     """Return a container with containers of its own, which stay as they are when the model changes its own."""
-    if type(value) is dict:
-        return {key: frozen(part) for key, part in value.items()}
+    if isinstance(value, dict):
+        made = copy.copy(value)
+        made.update({key: frozen(part) for key, part in value.items()})
+        return made
+    if isinstance(value, deque):
+        return deque(map(frozen, value), value.maxlen)
     return type(value)(map(frozen, value)) if type(value) in (list, tuple, set, frozenset) else value
 
 

@@ -1,5 +1,6 @@
 """Blocks that keep something in attributes from call to call, and models of such blocks."""
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,9 +74,9 @@ class Spikes(Block):
         self.membrane, self.decay = torch.zeros(WIDTH), 0.5
 
     def add(self, h: Tensor) -> Tensor:
-        self.membrane = self.decay * self.membrane.detach() + h
-        spike = torch.sigmoid(self.membrane)
-        self.membrane = self.membrane - 0.1 * spike.detach()
+        self.membrane = self.decay * self.membrane.detach() + h.mean(0)
+        spike = torch.sigmoid(self.membrane + h)
+        self.membrane = self.membrane - 0.1 * spike.detach().mean(0)
         return spike
 
 
@@ -185,6 +186,49 @@ class Fills(Block):
         return h + torch.stack(self.past).mean(0)
 
 
+class Logs(Block):
+    """A list, a dictionary of activations and a list of terms, which forward fills and does not read."""
+
+    def begin(self) -> None:
+        self.log: list[Any] = [0.0]
+        self.seen: dict[str, Any] = {"first": 1}
+        self.terms: list[Tensor] = []
+
+    def add(self, h: Tensor) -> Tensor:
+        self.log.append(h.detach().sum())
+        self.log.extend([len(h), "next"])
+        self.seen["h"] = h.detach()
+        self.seen.update(sizes=(len(h), 1))
+        self.terms.clear()
+        self.terms.append(h.detach().mean())
+        return h
+
+
+class Remembers(Block):
+    """A deque of the last values, and averages in a dictionary that is changed in place."""
+
+    def begin(self) -> None:
+        self.last: deque[Tensor] = deque(maxlen=2)
+        self.mean: dict[str, Tensor] = {}
+
+    def add(self, h: Tensor) -> Tensor:
+        now = h.detach().mean(0)
+        self.mean["mean"] = 0.9 * self.mean["mean"] + 0.1 * now if "mean" in self.mean else now
+        self.last.append(now)
+        return h + torch.stack(list(self.last)).sum(0) - self.mean["mean"]
+
+
+class Tallies(Block):
+    """Numbers in a dictionary that makes its own."""
+
+    def begin(self) -> None:
+        self.calls: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, h: Tensor) -> Tensor:
+        self.calls["calls"] += 1
+        return h / self.calls["calls"]
+
+
 class Resets(Block):
     """A child whose state the parent resets in each call."""
 
@@ -222,6 +266,9 @@ KINDS: tuple[type[nn.Module], ...] = (
         Counts,
         Caches,
         Fills,
+        Logs,
+        Remembers,
+        Tallies,
         Resets,
         Draws,
     ),

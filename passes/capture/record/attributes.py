@@ -205,6 +205,7 @@ class ModelAttributes:
         known: The objects whose attributes count.
         objects: The objects that were read, which are part of the input kind by their identity.
         contents: The containers that the run filled in place.
+        added: Those that forward does not read, with the positions or keys of what it adds.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, recorder: RunningRecorder) -> None:
@@ -217,6 +218,7 @@ class ModelAttributes:
         self.asked: dict[str, None] = {}
         self.objects: dict[Key, Read] = {}
         self.contents: dict[Key, Read] = {}
+        self.added: dict[Key, list[Any]] = {}
         self._replaced: dict[Key, Any] = {}
 
     def wrote(self, holder: Any, name: str) -> None:
@@ -269,23 +271,39 @@ class ModelAttributes:
         objects = (at for key, at in self.objects.items() if key not in self.written)
         return (*self.fixed.values(), *objects)
 
-    def refilled(self, changes: Mapping[tuple[nn.Module, str], str], opened: Collection[int]) -> None:
+    def refilled(
+        self,
+        snapshot: Snapshot,
+        opened: Collection[int],
+        added: Callable[[Read], list[Any] | None],
+    ) -> None:
         """Note what the run changed past ``setattr``: containers that it filled in place, and what it put into ``__dict__``.
 
         Args:
-            changes: The attributes that the run changed.
+            snapshot: The model as it was.
             opened: Identities of the modules whose forward was recorded.
+            added: Returns what forward adds to a container that it does not read: then its content is no part of the input kind.
         """
-        for holder, name in changes:
+        for holder, name in snapshot.changes():
             key, value = (id(holder), name), inspect.getattr_static(holder, name, Missing)
-            if key in self.fixed and key not in self.written and type(value) in REFILLED:
-                self.contents[key] = self.fixed[key]
-            elif isinstance(value, Tensor) and id(holder) in opened and self._recorder.writer.find(value) is not None:
+            at = self.held[key][0] if key in self.held else self.fixed.get(key)
+            made = isinstance(value, Tensor) and id(holder) in opened and self._recorder.writer.find(value) is not None
+            if at is not None and key not in self.written and isinstance(value, REFILLED):
+                self._filled(key, at, added)
+            elif made and not snapshot.held(holder, name, value):
                 self.written.setdefault(key, self.known.at(holder, name))
-        for key, at in self.fixed.items():
-            filled = not isinstance(at.holder, nn.Module) and key not in self.written and type(at.value) in REFILLED
+        for key, at in [*self.fixed.items()]:
+            filled = not isinstance(at.holder, nn.Module) and key not in self.written and isinstance(at.value, REFILLED)
             if filled and comparable(at.value, at.seen) != comparable(at.seen, at.seen):
-                self.contents[key] = at
+                self._filled(key, at, added)
+
+    def _filled(self, key: Key, at: Read, added: Callable[[Read], list[Any] | None]) -> None:
+        """Note a container that the run filled in place."""
+        self.contents[key] = at
+        new = added(at) if key in self.fixed else None
+        if new is not None:
+            before = self.fixed.pop(key).seen
+            self.added[key] = new if isinstance(before, dict) else [len(before) + place for place in new]
 
     def writes(self, installs: bool) -> tuple[list[Write], list[fx.Node]]:
         """Return what the run left on the model, and the nodes of the values in it.
@@ -295,17 +313,25 @@ class ModelAttributes:
         """
         found, nodes = [], []
         for key, at in (self.written | self.contents).items():
-            value = at.value
+            value = self.left(key, at)
             if value is not Missing:
                 parts = self._recorder.writer.variables(value)
                 if installs and not parts:
                     continue
-                value = frozen(value) if key in self.contents else value
                 build = ops.Template(value, [part for part, _ in parts]).build
-                buffer = persistence(at.holder, at.name)
-                found.append(Write(at.holder, at.name, at.path, build, len(parts), key in self.contents, buffer))
+                in_place, buffer = key in self.contents, persistence(at.holder, at.name)
+                found.append(Write(at.holder, at.name, at.path, build, len(parts), in_place, buffer, key in self.added))
                 nodes += [node for _, node in parts]
         return found, nodes
+
+    def left(self, key: Key, at: Read) -> Any:
+        """Return the value that an attribute is left with; of a container that is filled in place, its content or what is added."""
+        value = at.value
+        if key not in self.contents:
+            return value
+        if isinstance(value, dict):
+            return {name: value[name] for name in self.added.get(key, value)}
+        return [value[place] for place in self.added[key]] if key in self.added else list(value)
 
     def carried(self) -> list[str]:
         """Return the attributes that are part of the input kind though the run changed them: they have to be inputs.

@@ -18,6 +18,7 @@ from dnifx.passes.capture.record.plan import Plan, is_made
 from dnifx.passes.capture.record.recorder import Recorder
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.record.structure import copied_arguments
+from dnifx.passes.capture.record.unread import added_unread
 from dnifx.passes.capture.refusals import ModelFails, Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature, leaves_of
 from dnifx.passes.compiled import why_closed
@@ -95,7 +96,8 @@ def _run(
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
             outputs = writer.variables(result)
-            recorder.attributes.refilled(snapshot.changes(), set(map(id, recorder.modules.opened.values())))
+            opened = set(map(id, recorder.modules.opened.values()))
+            recorder.attributes.refilled(snapshot, opened, lambda at: added_unread(model, at, args, kwargs))
             writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
             in_place = changed_in_place(snapshot, writes)
             writer.graph.output((*(node for _, node in outputs), *left))

@@ -253,6 +253,11 @@ class Snapshot:
         """
         return changes(self._attributes(), self._held, self._paths.keys(), self._was_written)
 
+    def held(self, module: nn.Module, name: str, value: Any) -> bool:
+        """Whether an attribute held this very object, which may have been written since."""
+        saved = self._held.get(id(module), ())
+        return any(each.access is ATTRIBUTES and dict(each.content).get(name, GONE) is value for each in saved)
+
     def new_hooks(self) -> list[str]:
         """Return the dotted names of the modules that have hooks now which they did not have."""
         return [path for identity, path in self._paths.items() if self._has_new_hooks(self._held[identity][0].item)]
