@@ -1,6 +1,7 @@
 """Emit a folder: the program as a Python package that imports torch and nothing of dnifx."""
 
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -113,7 +114,7 @@ def save_modules(net: "Net", graphs: Iterable[fx.Graph], path: Path) -> None:
     refuse_closed(root)
     try:
         torch.save(root, path)
-    except (AttributeError, TypeError, RuntimeError) as error:
+    except (AttributeError, TypeError, RuntimeError, pickle.PicklingError) as error:
         kept = ", ".join(sorted({type(module).__name__ for module in root.modules()}))
         raise DnifxError(
             f"the modules of the folder cannot be saved: {error}; define the class of a module that is kept whole where it "
