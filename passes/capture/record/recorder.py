@@ -197,8 +197,10 @@ class Recorder(TorchFunctionMode):
                 self._read_inside.setdefault(path)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
-        opened = bool(self.modules.regions) and self._plan.may_open(path, module)
-        if self._plan.is_leaf(path, module) and not opened and not self._has_other_parameters(module):
+        with self.paused():
+            opened = bool(self.modules.regions) and self._plan.may_open(path, module)
+            is_leaf = self._plan.is_leaf(path, module) and not opened and not self._has_other_parameters(module)
+        if is_leaf:
             if is_made(path):
                 return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
             return self._leaf(call, module, path, args, kwargs)

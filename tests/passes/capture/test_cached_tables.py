@@ -230,3 +230,13 @@ class PastTheModel(Attention):
 def test_a_cache_that_is_reached_past_the_model_is_refused_by_its_name() -> None:
     with pytest.raises(CaptureError, match="its graph differs from the model: seed 0: attribute cache"):
         dnifx.decouple(PastTheModel().double(), ["query"], args=(tokens(7),))
+
+
+def test_only_what_the_model_looks_for_is_part_of_the_input_kind() -> None:
+    def read(kind: type[nn.Module], *args: Tensor) -> list[str]:
+        net = dnifx.decouple(kind().double(), ["query"], args=args)
+        signature: Any = net.program.signature
+        return [each.path for each in signature.fixed]
+
+    assert read(InBuffer, tokens(7)) == []
+    assert read(RegisteredInForward, tokens(7)) == ["self.table"]
