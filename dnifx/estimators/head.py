@@ -8,10 +8,11 @@ from torch import Tensor, fx, nn
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, need_features
 from dnifx.estimators.layers import network
-from dnifx.runtime.emitted.gradients import by_position, head_input
+from dnifx.runtime.emitted.gradients import by_position, head_input, through
 
 fx.wrap("by_position")
 fx.wrap("head_input")
+fx.wrap("through")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class PooledHead(nn.Module):
         """
         seen = [self.pooled(value, dims, mask, label) for value, dims in zip(values, self.dims, strict=True)]
         rows = torch.cat(seen, -1) if len(seen) > 1 else seen[0]
-        logits: Tensor = self.layers(rows.flatten(0, -2))
+        logits = through(self.layers, rows.flatten(0, -2))
         return by_position(logits, rows)
 
     def pooled(self, value: Tensor, dims: int, mask: Tensor | None, label: Tensor | None) -> Tensor:

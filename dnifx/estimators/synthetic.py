@@ -10,9 +10,10 @@ from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.estimators.layers import convolution, network, parted, planes
 from dnifx.ir import TensorSpec
-from dnifx.runtime.emitted.gradients import spread_context
+from dnifx.runtime.emitted.gradients import spread_context, through
 
 fx.wrap("spread_context")
+fx.wrap("through")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Synthetic:
 
     Values with the same leading shape are predicted together, others each by a network of its own. Values without a
     batch dimension (such as a bias that blocks share) see no context.
+
+    A batch of one example is normalised by the running averages, which it does not move; nor does a batch that is not finite.
 
     Args:
         hidden: Number of hidden layers, 0 or more.
@@ -139,7 +142,7 @@ class GroupGradient(nn.Module):
         seen = [self.features_last(value) for value in values]
         if context is not None and self.sees_context:
             seen.append(spread(context, seen[0]))
-        answer = self.layers(torch.cat(seen, features) if len(seen) > 1 else seen[0])
+        answer = through(self.layers, torch.cat(seen, features) if len(seen) > 1 else seen[0])
         return tuple(self.back(part) for part in parted(answer, self.sizes, features))
 
     def features_last(self, value: Tensor) -> Tensor:

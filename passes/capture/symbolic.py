@@ -158,6 +158,8 @@ class PathTracer(fx.Tracer):
             path = next(known, f"{constants_root(self.root)}.constant{len(self.constants)}")
             self.constants[path] = a
             return self.create_node("get_attr", path, (), {})
+        if isinstance(a, nn.Module):
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
         return super().create_arg(a)
 
     def held(self, tensor: Tensor) -> bool:

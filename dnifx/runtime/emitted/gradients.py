@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnifx.errors import EstimatorError
 from dnifx.runtime.emitted.fitting import count_only, wide
@@ -67,8 +68,10 @@ class AverageGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, fit: Tensor) -> tuple[Any, ...]:
-        """Move the average; the anchor's own gradient is zero."""
-        ctx.average.sub_(fit.sum(0, keepdim=True), alpha=(1 - ctx.decay) / 2)
+        """Move the average, unless the fit is not finite; the anchor's own gradient is zero."""
+        move = fit.sum(0, keepdim=True)
+        fine = torch.where(move.isfinite().all(), move, torch.zeros_like(move))
+        ctx.average.sub_(fine, alpha=(1 - ctx.decay) / 2)
         return fit.new_zeros(()), None, None, None
 
 
@@ -145,3 +148,34 @@ def position_mean(losses: Tensor, label: Tensor, mask: Tensor | None = None) -> 
     if mask is None or mask.shape != label.shape[:-1]:
         return apart.mean(1)
     return count_only(apart.unsqueeze(-1), mask).sum((1, 2)) / (mask != 0).sum(1).clamp(min=1)
+
+
+def through(layers: nn.Sequential, value: Tensor) -> Tensor:
+    """Run layers one after the other; batch norm takes batches of any size, and keeps no average that is not finite."""
+    for layer in layers:
+        value = normalised(layer, value) if isinstance(layer, _BatchNorm) else layer(value)
+    return value
+
+
+def normalised(norm: _BatchNorm, value: Tensor) -> Tensor:
+    """Normalise a batch.
+
+    A batch with one value for each channel has no variance: it is normalised by the running averages, and does not move them.
+    Neither does a batch whose averages are not finite.
+    """
+    mean, variance = norm.running_mean, norm.running_var
+    if not norm.training or mean is None or variance is None:
+        answer: Tensor = norm(value)
+        return answer
+    options = norm.weight, norm.bias
+    if value.numel() == value.shape[1]:
+        return functional.batch_norm(value, mean, variance, *options, False, 0.0, norm.eps)
+    moved = mean.clone(), variance.clone()
+    answer = functional.batch_norm(value, *moved, *options, True, norm.momentum or 0.0, norm.eps)
+    with torch.no_grad():
+        fine = moved[0].isfinite().all() & moved[1].isfinite().all()
+        mean.copy_(torch.where(fine, moved[0], mean))
+        variance.copy_(torch.where(fine, moved[1], variance))
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked += fine
+    return answer
