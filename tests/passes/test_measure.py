@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.errors import CaptureError
 from dnifx.ir import Measure, Program, TensorSpec
-from dnifx.passes.measure import recurrent_flops
+from dnifx.passes.capture.capture import CaptureGraph
+from dnifx.passes.measure import MeasureNodes, recurrent_flops
+from dnifx.passes.pipeline import run_passes
 from tests.passes.programs import compiled, mlp
 
 
@@ -219,6 +221,20 @@ def test_a_model_that_needs_values_is_measured_by_a_real_run_and_put_back() -> N
     assert model[0].calls == 0
     assert torch.equal(x, copy)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_real_run_draws_what_the_recording_drew(number: int) -> None:
+    def chosen_by_draws(x: Tensor, weight: Tensor) -> Tensor:
+        total = x.sum(0)
+        for row in (torch.rand(8) > 0.5).nonzero():
+            total = total + x[row[0]]
+        return total @ weight
+
+    torch.manual_seed(number)
+    given = Program(Function(chosen_by_draws, torch.randn(3, 2)), (torch.randn(8, 3),), {})
+    program = run_passes(given, (CaptureGraph(methods=("record",), verify=False), MeasureNodes()))
+    assert any("measured by a real run" in note for note in program.notes)
 
 
 def test_an_example_that_does_not_fit_names_the_node_and_the_module() -> None:

@@ -96,7 +96,8 @@ class Recorder(TorchFunctionMode):
         owner = getattr(function, "__self__", None)
         field = getattr(owner, "__name__", "") if name in ("__get__", "__set__", "__delete__") else ""
         first = args[0] if args and isinstance(args[0], Tensor) else None
-        if name in functions.METADATA or (name == "__get__" and field in functions.PROPERTIES):
+        asks = name in functions.METADATA and not isinstance(result, Tensor)  # x.type() asks, x.type(dtype) converts
+        if asks or (name == "__get__" and field in functions.PROPERTIES):
             if field == "device" and first is not None and self.writer.knows(first):
                 self.writer.remember_device(result, first)
             if first is not None and (field == "requires_grad" or name == "is_contiguous"):

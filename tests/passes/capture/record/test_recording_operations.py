@@ -1,5 +1,6 @@
 """Operations and the regions they run in: the smallest model of each construct, recorded."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,6 +32,37 @@ def test_operations_that_no_torch_function_shows_are_kept_whole() -> None:
 def test_such_operations_at_the_root_are_refused_with_their_line() -> None:
     with pytest.raises(CaptureError, match=r"which no torch function shows, in forward \(.*return y \+ 1"):
         record(Unseen(), (torch.randn(3, 4),), {})
+
+
+class Converted(nn.Module):
+    """Drops some of its input and converts it in one way."""
+
+    def __init__(self, convert: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.convert = convert
+
+    def forward(self, x: Tensor) -> Any:
+        return self.convert(F.dropout(x))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.type(torch.float64),
+        lambda x: x.type(dtype=torch.float64),
+        lambda x: x.type("torch.DoubleTensor"),
+        lambda x: x.type(torch.DoubleTensor),
+        lambda x: x.type(x.double().dtype),
+        lambda x: x.type(x.dtype) * 2,
+        lambda x: x.double() if x.type() == "torch.FloatTensor" else x,
+        lambda x: x.half().type_as(x),
+    ],
+)
+def test_a_conversion_is_recorded_and_a_question_for_the_type_is_not(convert: Callable[[Tensor], Any]) -> None:
+    model, x = Converted(convert), torch.randn(3, 4)
+    recording = recorded(model, x)
+    assert not any(isinstance(value, Tensor) for value in recording.constants.values())
+    assert holds_for(recording, model, torch.randn(5, 4))
 
 
 class Square(torch.autograd.Function):
