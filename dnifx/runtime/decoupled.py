@@ -39,6 +39,10 @@ class DecoupledModule(StandIn):
     What the net has not itself, such as ``config`` or ``generate``, it takes from the model, ``net.original``.
     """
 
+    accepts_loss_kwargs = False
+    """Lets ``transformers.Trainer`` divide a mean loss for accumulation, which the net sees, rather than the model by the number of
+    items in all micro-batches, which it cannot."""
+
     straight: bool = False
     """Whether gradients are those of backpropagation, as ``backprop`` says."""
 

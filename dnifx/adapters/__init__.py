@@ -1,0 +1,1 @@
+"""Training frameworks that multiply the loss: each adapter tells the nets in a module by what. Import the one that you use."""

@@ -1,0 +1,1 @@
+"""Training frameworks: each with accumulation, against one large batch."""
