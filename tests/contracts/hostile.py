@@ -115,8 +115,8 @@ PLAIN = (
 )
 """Names that mean something to generated code, to Python or to torch."""
 
-FORBIDDEN = frozenset({*dir(nn.Module()), *dir(nn.ModuleDict())})
-"""Names that torch lets no child or tensor have."""
+FORBIDDEN = frozenset({*dir(nn.Module()), *dir(nn.ModuleDict()), "__deepcopy__", "__copy__"})
+"""Names that torch lets no child or tensor have, and those by which Python copies a model."""
 
 RESERVED = sorted(
     {
