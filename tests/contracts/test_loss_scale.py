@@ -239,3 +239,38 @@ def test_a_wrong_build_is_noticed(fault: Callable[[pytest.MonkeyPatch], None], m
     fault(monkeypatch)
     with pytest.raises(AssertionError):
         test_whatever_the_estimator_learns_from("synthetic", 0.25)
+
+
+class Carrying(nn.Module):
+    """A recurrent model; with labels it returns its loss."""
+
+    def __init__(self, labelled: bool) -> None:
+        super().__init__()
+        self.cell, self.readout, self.labelled = nn.GRUCell(4, 5), nn.Linear(5, 3), labelled
+
+    def forward(self, x: Tensor, state: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.cell(x, state)
+        logits = self.readout(state)
+        return (nn.functional.cross_entropy(logits, labels) if self.labelled else logits), state
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["the model's loss", "a loss of the loop's"])
+@pytest.mark.parametrize("factor", [2.0**16, 0.25])
+def test_windows(labelled: bool, factor: float) -> None:
+    found = []
+    for times in (1.0, factor):
+        torch.manual_seed(0)
+        start = torch.zeros(6, 5, dtype=torch.float64)
+        model = Carrying(labelled).double()
+        net = dnifx.decouple(model, dnifx.Recurrent("state", "1", scale=1.0), args=(X, start, LABELS))
+        for parameter in net.interface_parameters():
+            nn.init.normal_(parameter, std=0.3)
+        net.loss_scale = 1.0 if labelled else times
+        output, state = net(X, start, LABELS)
+        for _ in range(2):
+            loss = output if labelled else nn.functional.cross_entropy(output, LABELS)
+            torch.autograd.backward(loss * times)
+            output, state = net(-X, state, LABELS)
+        assert all(each.grad is not None for each in net.interface_parameters())
+        found.append(left(net, times))
+    close(found[1], found[0], rtol=1e-9, atol=1e-12)
