@@ -8,8 +8,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dnifx import schedules
-from dnifx.errors import CaptureError, DnifxError, LossError, ScheduleError
-from dnifx.ir import Program, Schedule
+from dnifx.engines.base import Engine, OneProcess
+from dnifx.engines.ranks import Ranks, own_rank, world
+from dnifx.errors import CaptureError, DnifxError, LossError, PlaceError, ScheduleError
+from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.passes.compiler import Compiler
 from dnifx.passes.cuts.resolve import CutSpec
 from dnifx.passes.emit.code import program_code
@@ -18,6 +20,7 @@ from dnifx.passes.emit.fused import INPUT_MODELS, interface_root
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.insert.interfaces import Choices, InputChoices
 from dnifx.passes.pipeline import Callback
+from dnifx.passes.place import placed_ranks, traffic
 from dnifx.passes.rates.rates import Rates
 from dnifx.passes.rates.refusals import refuse_folder
 from dnifx.passes.rates.systems import part_named
@@ -151,19 +154,61 @@ def is_mean(loss: Loss | None, reduction: str | None) -> bool:
     return (reduction or own) != "sum"
 
 
-def step_source(program: Program, schedule: Schedule, mean: bool, diagnose: bool) -> str:
+def step_source(
+    program: Program, schedule: Schedule, mean: bool, diagnose: bool, ranks: schedules.Ranks = (), rank: int = 0
+) -> str:
     """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
+
+    With ``ranks``, those of the partitions, it is the step of one rank.
 
     Raises:
         ScheduleError: The schedule runs an action before what it depends on.
     """
     schedules.validate(schedule, program, partial=True)
-    schedules.refuse_other_places(schedule, program)
+    schedules.refuse_other_places(schedule, program, ranks)
     wanted = schedules.diagnosed(schedule, program) if diagnose else schedule
-    return StepWriter(program, wanted, mean, diagnose).source()
+    if ranks:
+        wanted = schedules.transferred(wanted, program, ranks)
+        schedules.validate(wanted, program, partial=True)
+    return StepWriter(program, wanted, mean, diagnose, ranks, rank).source()
 
 
-def trained_schedule(spec: schedules.Spec, program: Program, lag: int) -> schedules.ScheduleSource:
+def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> str:
+    """Return the source of a rank's forward pass, without gradients.
+
+    Raises:
+        PlaceError: The program has another number of partitions than there are ranks.
+    """
+    if len(program.partitions) != len(ranks):
+        raise PlaceError(
+            f"in this mode the model has {len(program.partitions)} partitions, and {len(ranks)} in training, so it does not run over the "
+            "same ranks. Call trainer.collect(), and evaluate with net(x)"
+        )
+    forward = Schedule("evaluation", tuple(Action(Kind.FORWARD, each.index) for each in program.partitions))
+    return StepWriter(
+        program, schedules.transferred(forward, program, ranks), ranks=ranks, rank=rank, evaluates=True
+    ).source()
+
+
+def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float) -> Engine:
+    """Return what runs a trainer's steps: this process alone, or all processes of a run.
+
+    Raises:
+        PlaceError: There are no processes, or the partitions cannot run on these ranks.
+    """
+    if places is None:
+        return OneProcess()
+    first = schedules.period_of(spec, program)
+    named = schedules.ranks_of(first, program) if isinstance(first, Schedule) else None
+    ranks = placed_ranks(named if named is not None and places == "ranks" else places, program, world())
+    return Ranks(
+        ranks, lag, traffic(program, ranks)[own_rank()], program.partitions[ranks.index(own_rank())].device, timeout
+    )
+
+
+def trained_schedule(
+    spec: schedules.Spec, program: Program, lag: int, ranks: schedules.Ranks
+) -> schedules.ScheduleSource:
     """Return the source of a trainer's schedule, after checking its first step or period, places and lag included.
 
     Raises:
@@ -174,7 +219,7 @@ def trained_schedule(spec: schedules.Spec, program: Program, lag: int) -> schedu
     source = schedules.resolve(spec, program)
     if lag:
         source = schedules.resolve(schedules.Lagged(lag, source), program)
-    schedules.refuse_other_places(schedules.period_of(source, program), program)
+    schedules.refuse_other_places(schedules.period_of(source, program), program, ranks)
     return source
 
 
@@ -196,6 +241,8 @@ EMITTERS = Emitters(
     code=program_code,
     folder=write_package,
     step=step_source,
+    evaluation=evaluation_source,
     probe=probe_source,
     schedule=trained_schedule,
+    engine=engine_for,
 )

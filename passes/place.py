@@ -1,5 +1,6 @@
 """Place: which partition runs on which rank, and the sends and receives between ranks."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import ClassVar
 from torch import fx
 
 from dnifx import schedules
+from dnifx.engines.ranks import Traffic
 from dnifx.errors import PlaceError, nearest
 from dnifx.ir import Program
 from dnifx.passes.graph import captured
@@ -152,6 +154,25 @@ def _split(costs: Sequence[float], starts: Sequence[int], count: int) -> tuple[i
         ]
     edges = [*(starts[place] for place in best[-1][1]), len(costs)]
     return tuple(rank for rank, (start, end) in enumerate(pairwise(edges)) for _ in range(end - start))
+
+
+def traffic(program: Program, ranks: schedules.Ranks) -> dict[int, Traffic]:
+    """Return, by rank, how many messages it receives in a step."""
+    wiring = links(program)
+    values: set[tuple[int, int]] = set()
+    targets: set[tuple[int, int, int]] = set()
+    for user, sources in enumerate(wiring.sources):
+        values |= {(source, ranks[user]) for source in sources if ranks[source] != ranks[user]}
+    for boundary, gate in enumerate(wiring.gates):
+        own = ranks[gate.producer]
+        targets |= {(boundary, own, ranks[user]) for user in gate.consumers if ranks[user] != own}
+    return {
+        rank: Traffic(
+            Counter(ranks[source] for source, taker in values if taker == rank),
+            Counter(sender for _, taker, sender in targets if taker == rank),
+        )
+        for rank in set(ranks)
+    }
 
 
 def refuse_everywhere(program: Program) -> None:

@@ -25,7 +25,7 @@ LINKS = {"passes": "dnifx.passes", "zoo": "dnifx.zoo"}
 
 LAYERS = {
     "dnifx": (
-        *("errors", "ir", "runtime", "estimators", "schedules", "report"),
+        *("errors", "ir", "engines", "runtime", "estimators", "schedules", "report"),
         *("passes", "api", "", "adapters", "zoo", "loading", "cli", "__main__"),
     ),
     "dnifx.passes": (

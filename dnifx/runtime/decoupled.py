@@ -19,6 +19,7 @@ from dnifx.runtime.net.input_kinds import InputKind, Undo
 from dnifx.runtime.net.stand_in import StandIn
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
+from dnifx.runtime.training.over_ranks import refuse_elsewhere
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.replicas import Replicas
 from dnifx.runtime.training.trainer import Trainer
@@ -93,6 +94,7 @@ class DecoupledModule(StandIn):
             named["target"] = target
         kwargs = model_keywords(named, kwargs)
         blind = self.blind()
+        refuse_elsewhere(self)
         bare = self.straight or not torch.is_grad_enabled()
         if bare or ((self.imagines or self.foresees or self.compares or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
@@ -177,6 +179,7 @@ class DecoupledModule(StandIn):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save what the module itself holds, and the extra state of the model, whose place it takes."""
+        refuse_elsewhere(self)
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if has_extra_state(self.original):
             destination[prefix + EXTRA_STATE] = self.original.get_extra_state()
@@ -266,6 +269,8 @@ class DecoupledModule(StandIn):
         replicas: Replicas | None = None,
         penalty: Penalty | None = None,
         on_nonfinite: Literal["raise", "skip"] = "raise",
+        places: Any = None,
+        timeout: float = 600.0,
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
@@ -294,9 +299,13 @@ class DecoupledModule(StandIn):
             on_nonfinite: An update whose gradient is not finite is not made, and the running averages of its partition or estimator
                 go back. ``"raise"``: then the step breaks off with an error. ``"skip"``: it goes on, and ``result.skipped`` names what
                 was not updated. On a GPU no step breaks off, since that would have to wait for the device.
+            places: ``"ranks"`` runs the partitions over the processes that torchrun started, balanced by cost; or the rank of each
+                partition, in order or by name. Every process makes the same trainer and calls ``step`` with the same batches.
+            timeout: Over ranks, seconds after which a rank that says nothing counts as gone.
 
         Raises:
             ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
+            PlaceError: There are no processes, or the partitions cannot run on these ranks.
             LossError: The module was made without ``loss=``, a partition before the last leaves something with a gradient that
                 ``own_losses`` does not name, or it names something else.
             ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
@@ -307,9 +316,12 @@ class DecoupledModule(StandIn):
             raise LossError(
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
-        source = self.emitters.schedule(schedule, self.program, lag)
+        engine = self.emitters.engine(places, schedule, self.program, lag, timeout)
+        source = self.emitters.schedule(schedule, self.program, lag, engine.ranks or ())
         options = UpdateOptions(clip, accumulate, on_nonfinite=on_nonfinite, penalty=penalty)
-        return Trainer(self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas)
+        return Trainer(
+            self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, engine
+        )
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)

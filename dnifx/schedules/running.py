@@ -5,10 +5,11 @@ import torch
 from dnifx.errors import ScheduleError
 from dnifx.ir import Action, Period, Program, Schedule
 from dnifx.schedules.dependencies import links
+from dnifx.schedules.transfers import Ranks
 
 
-def refuse_other_places(schedule: Schedule | Period, program: Program) -> None:
-    """Check that every action runs where its partition is, in this process.
+def refuse_other_places(schedule: Schedule | Period, program: Program, ranks: Ranks = ()) -> None:
+    """Check that every action runs where its partition is: in this process, or, with ``ranks``, on the rank of its partition.
 
     Raises:
         ScheduleError: An action names a rank, a stream, or a device on which its partition is not.
@@ -16,7 +17,7 @@ def refuse_other_places(schedule: Schedule | Period, program: Program) -> None:
     wiring = links(program)
     for action in (action for window in schedule.windows for action in window.actions):
         own = program.partitions[wiring.place(action)].device
-        if action.rank is not None:
+        if action.rank is not None and not ranks:
             reason = f"{action} names a rank, and this trainer runs in one process"
             remedy = 'make the trainer with places="ranks", in a process of its own for each rank (torchrun)'
         elif action.stream is not None:

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dnifx.ir import Action, Boundary, Kind, Program, Schedule
+from dnifx.schedules import Ranks
 from dnifx.schedules.language import unplaced
 
 RESERVED = frozenset(
     "self target context loss losses error output outputs examples features scale diagnostics reset again torch "
     "value estimate made apply_gradients arrived auxiliary_fit backpropagate by_example compare count_only detached_at extend_trace "
-    "fit_by_trace fit_gradient fit_late output_error pass_on per_example propagated without_rows "
+    "fit_by_trace fit_gradient fit_late output_error pass_on per_example propagated summed without_rows "
     "unflatten differentiating scheduled_alone LossScale".split()
 )
 """Names that a step or a folder uses, beside those that begin with one of the ``PREFIXES``."""
 PREFIXES = tuple(
-    "value_ leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated_ end_ window_ jacobian_ trace_ late_".split()
+    "value_ leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated_ end_ window_ jacobian_ trace_ late_ "
+    "gradients_".split()
 )
 
 
@@ -37,12 +39,18 @@ class StepPlan:
         schedule: A validated schedule.
         mean: Whether the loss averages over examples.
         diagnose: Whether the step compares estimates with targets, where it has both.
+        ranks: The rank of each partition; empty where one process runs all.
+        rank: The rank that the step is for.
+        evaluates: Whether the step only runs forward, for the output.
     """
 
     program: Program
     schedule: Schedule
     mean: bool = True
     diagnose: bool = False
+    ranks: Ranks = ()
+    rank: int = 0
+    evaluates: bool = False
 
     @cached_property
     def actions(self) -> tuple[Action, ...]:
@@ -53,6 +61,47 @@ class StepPlan:
     def action_set(self) -> frozenset[Action]:
         """The actions, to look one up."""
         return frozenset(self.actions)
+
+    def rank_of(self, partition: int) -> int:
+        """Return the rank of a partition."""
+        return self.ranks[partition] if self.ranks else self.rank
+
+    def crossing(self, source: int, rank: int | None) -> list[str]:
+        """Return the values that a partition makes and partitions on a rank take."""
+        users = [each for each in self.program.partitions if self.rank_of(each.index) == rank]
+        taken = {name for each in users for name in each.inputs}
+        return [name for name in self.program.partitions[source].outputs if name in taken]
+
+    def consumers(self, boundary: Boundary) -> list[int]:
+        """Return the consumers of a boundary in the order in which they run backward."""
+        order = [action.index for action in self.actions if action.kind is Kind.BACKWARD]
+        return sorted(boundary.consumers, key=lambda index: order.index(index) if index in order else len(order))
+
+    def spread(self, boundary: Boundary) -> bool:
+        """Whether a boundary has consumers on other ranks than its producer's; each consumer then has leaves of its own."""
+        return any(self.rank_of(index) != self.rank_of(boundary.producer) for index in boundary.consumers)
+
+    def own_leaf(self, boundary: Boundary, name: str, partition: int) -> str:
+        """Return the leaf of a boundary value that a partition reads."""
+        return f"{leaf(name)}_for_{partition}" if self.spread(boundary) else leaf(name)
+
+    def leaves(self, boundary: Boundary) -> list[str]:
+        """Write the leaves that the consumers of a boundary on this rank read."""
+        grad = ".requires_grad_()" if self.runs(Kind.TARGET, boundary.index) else ""
+        if not self.spread(boundary):
+            return [f"{leaf(name)} = {local(name)}.detach(){grad}" for name in boundary.values]
+        return [
+            f"{self.own_leaf(boundary, name, index)} = {local(name)}.detach(){grad}"
+            for index in boundary.consumers
+            if self.rank_of(index) == self.rank
+            for name in boundary.values
+            if name in self.program.partitions[index].inputs
+        ]
+
+    def gradient_of(self, name: str, partition: int) -> str:
+        """Return the gradient that a consumer gave to a value of a boundary that is spread over ranks."""
+        reads = name in self.program.partitions[partition].inputs
+        return f"{leaf(name)}_for_{partition}.grad" if reads else "None"
 
     def runs(self, kind: Kind, index: int) -> bool:
         """Whether the schedule runs an action."""

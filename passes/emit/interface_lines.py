@@ -83,8 +83,22 @@ class InterfaceLines(StepPlan):
         return Block(title, (f"target_{boundary.key} = {tuple_of(items)}", *self.with_target(action)))
 
     def arrived(self, boundary: Boundary, name: str) -> str:
-        """Return the expression of the gradient that consumers sent to a boundary value."""
+        """Return the expression of the gradient that consumers sent to a boundary value, added in their backward order."""
+        if self.spread(boundary):
+            return f"summed({local(name)}, {tuple_of(self.senders(boundary, name))})"
         return f"arrived({leaf(name, self.imagined(boundary))})"
+
+    def senders(self, boundary: Boundary, name: str) -> list[str]:
+        """Return the gradient that each consumer gave to a value, from this rank or received."""
+        own, found = boundary.values.index(name), []
+        order = self.consumers(boundary)
+        for index in order:
+            rank = self.rank_of(index)
+            earlier = [other for other in order[: order.index(index)] if self.rank_of(other) == rank]
+            place = len(earlier) * len(boundary.values) + own
+            received = f"gradients_{boundary.key}_{rank}[{place}]"
+            found.append(self.gradient_of(name, index) if rank == self.rank else received)
+        return found
 
     def with_target(self, action: Action) -> list[str]:
         """Write what takes an estimate and its target, after the later of the two."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dnifx.ir import Action
+from dnifx.ir import Action, Boundary
 from dnifx.passes.emit.blocks import Block, StepPlan, leaf, local, tuple_of
 from dnifx.runtime.emitted.text import literal
 
@@ -18,12 +18,23 @@ class LateLines(StepPlan):
         seen = tuple_of(map(local, boundary.values))
         if mask is not None:
             seen = f"tuple(count_only(value, {local(mask)}) for value in {seen})"
-        gradients = tuple_of(f"arrived({leaf(name)})" for name in boundary.values)
+        gradients = ", ".join(self.gradients(boundary))
         told = f"features, {'None' if mask is None else local(mask)}, examples, scale"
         return Block(
             f"{action}: the target of {boundary.name} has arrived from {senders}; it is used {steps(action.lag)} later",
             (f"self.late.keep({boundary.key!r}, {action.lag}, {seen}, {told}, {gradients})",),
         )
+
+    def gradients(self, boundary: Boundary) -> list[str]:
+        """Return what each sender gave, its rank where it is still to be received; in one process all senders together."""
+        if not self.spread(boundary):
+            return [tuple_of(f"arrived({leaf(name)})" for name in boundary.values)]
+        return [
+            tuple_of(self.gradient_of(name, index) for name in boundary.values)
+            if self.rank_of(index) == self.rank
+            else str(self.rank_of(index))
+            for index in self.consumers(boundary)
+        ]
 
     def fit(self, action: Action) -> Block:
         """Ask the estimator again about what was kept, and fit it. In the first steps nothing is due."""

@@ -1,8 +1,9 @@
 """The scheduled target as Python: one training step, written out action by action."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from dnifx.errors import PassError
 from dnifx.ir import Action, Kind, Partition, Term, terms
@@ -10,6 +11,7 @@ from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, leaf, local, t
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
 from dnifx.passes.emit.late_lines import LateLines
+from dnifx.passes.emit.transfer_lines import TransferLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
 from dnifx.passes.graph import input_names
 from dnifx.passes.measure import examples_of, trains
@@ -36,8 +38,10 @@ class StepWriter(StepPlan):
     def written(self) -> str:
         """Write the actions that the schedule names, and no other."""
         start = self.windows.start()
-        blocks = [self.prelude(), *([start] if start else []), *map(self.block, self.schedule.actions)]
-        body = [f'"""One training step: {docstring(self.schedule.name)}."""']
+        own = [action for action in self.schedule.actions if not self.ranks or action.rank == self.rank]
+        blocks = [self.prelude(), *([start] if start else []), *map(self.block, own)]
+        where = f", on rank {self.rank}" if self.ranks else ""
+        body = [f'"""One training step: {docstring(self.schedule.name)}{where}."""']
         for block, dead in zip(blocks, dead_after(blocks), strict=True):
             body += [f"# {comment(block.title)}", *block.lines]
             if dead:
@@ -49,12 +53,17 @@ class StepWriter(StepPlan):
     @cached_property
     def interfaces(self) -> InterfaceLines:
         """What writes the interfaces inside the model."""
-        return InterfaceLines(self.program, self.schedule, self.mean, self.diagnose)
+        return InterfaceLines(**vars_of(self))
 
     @cached_property
     def late(self) -> LateLines:
         """What writes late targets and fits."""
-        return LateLines(self.program, self.schedule, self.mean, self.diagnose)
+        return LateLines(**vars_of(self))
+
+    @cached_property
+    def transfers(self) -> TransferLines:
+        """What writes sends and receives."""
+        return TransferLines(**vars_of(self))
 
     @cached_property
     def windows(self) -> WindowLines:
@@ -63,6 +72,8 @@ class StepWriter(StepPlan):
 
     def prelude(self) -> Block:
         """Count the examples, and turn the context into features."""
+        if self.evaluates:
+            return Block("forward alone", ("loss = output = None", "diagnostics = {}"))
         counted = examples_of(self.program)
         lines = (
             f"examples = {local(counted[0])}.size({counted[1]})" if counted else "examples = 1",
@@ -78,7 +89,7 @@ class StepWriter(StepPlan):
         boundary = self.windows.boundary_of(action)
         if boundary is not None:
             return self.windows.block(action, boundary)
-        if action.lag:
+        if action.lag and action.kind in (Kind.TARGET, Kind.FIT):
             return self.late.keep(action) if action.kind is Kind.TARGET else self.late.fit(action)
         writers: Mapping[Kind, Callable[[Action], Block]] = {
             Kind.FORWARD: self.forward,
@@ -88,6 +99,10 @@ class StepWriter(StepPlan):
             Kind.INPUT: self.interfaces.imagine,
             Kind.TARGET: self.interfaces.arrive,
             Kind.FIT: self.interfaces.fit,
+            Kind.SEND_VALUES: self.transfers.send_values,
+            Kind.RECEIVE_VALUES: self.transfers.receive_values,
+            Kind.SEND_TARGET: self.transfers.send_target,
+            Kind.RECEIVE_TARGET: self.transfers.receive_target,
         }
         return writers[action.kind](action)
 
@@ -101,8 +116,7 @@ class StepWriter(StepPlan):
         names = [local(name) for name in partition.outputs]
         lines = [f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call]
         for boundary in self.produced(action.index):
-            grad = ".requires_grad_()" if self.runs(Kind.TARGET, boundary.index) else ""
-            lines += [f"{leaf(name)} = {local(name)}.detach(){grad}" for name in boundary.values]
+            lines += self.leaves(boundary)
         return Block(title, tuple(lines))
 
     def end(self, title: str, call: str) -> Block:
@@ -113,6 +127,8 @@ class StepWriter(StepPlan):
             lines = [f"outputs = {call}; output = self.unflatten(detached_at(outputs, {own}))"]
         elif self.program.recurrences:
             lines = [f"outputs = {call}; output = self.unflatten(outputs)"]
+        if self.evaluates:
+            return Block(title, tuple(lines))
         loss = "loss = self.compute_loss(output, target)"
         if any(each.needs_loss and each.fits and self.runs(Kind.FIT, each.boundary) for each in interfaces):
             loss = "loss, losses = self.compute_losses(output, target, examples)"
@@ -164,10 +180,11 @@ class StepWriter(StepPlan):
         here, others = self.program.partitions[partition], [*self.program.partitions]
         others.remove(here)
         read = {name for other in others for name in other.inputs}
-        leaves = [self.reads(name, partition) for name in here.inputs if name in read]
+        several = {leaf(name) for name in read}
+        leaves = [each for each in (self.reads(name, partition) for name in here.inputs) if each in several]
         used = {name for other in others for name in other.uses}
         parameters = [f"self.parameter({literal(name)})" for name in here.uses if name in used]
-        return [leaf for leaf in leaves if leaf.startswith("leaf_")] + parameters
+        return leaves + parameters
 
     def carries_surely(self, partition: int) -> bool:
         """Whether every boundary value of a partition depends on a parameter or on a leaf that is differentiated.
@@ -207,12 +224,17 @@ class StepWriter(StepPlan):
             carries = measure.requires_grad and measure.is_tensor and name in self.program.partition_of
             return f"{local(name)}.detach()" if carries else local(name)
         synthetic = self.imagines(boundary) and self.runs(Kind.INPUT, partition)
-        return leaf(name, synthetic)
+        return leaf(name, True) if synthetic else self.own_leaf(boundary, name, partition)
 
     def types(self, partition: Partition) -> str:
         """Return a comment with the types of a partition's outputs."""
         tensors = [tensor for name in partition.outputs for tensor in self.program.measures[name].tensors]
         return f"  # {', '.join(map(str, tensors))}" if tensors else ""
+
+
+def vars_of(plan: StepPlan) -> dict[str, Any]:
+    """Return the fields of a plan, to make another writer of it."""
+    return {each.name: getattr(plan, each.name) for each in fields(StepPlan)}
 
 
 def span(partition: Partition) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dnifx.errors import InputError
 from dnifx.ir import Program, Signature
 from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
 from dnifx.runtime.net.kept_attributes import KeptAttributes
@@ -119,6 +120,21 @@ class InputKind:
         except GuardError:
             return False
         return True
+
+    def holds_on_every_rank(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether no guard fires, found from inputs alone, so that all ranks find the same; see ``holds``.
+
+        Raises:
+            InputError: A guard reads values that one rank alone has.
+        """
+        asking = [node for node in self.guards if SIZES_ALONE not in node.meta]
+        for node in asking:
+            if not self.from_numbers.get(node):
+                raise InputError(
+                    f"Python reads a value in forward ({node.args[-1]}), and only the rank that computes it would see it change: this does "
+                    "not run over ranks. Leave places= out, or let Python see sizes alone"
+                )
+        return (not asking and (not self.guards or sizes_of(inputs) in self.held)) or self.holds(inputs)
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from dnifx.engines.base import Engine
 from dnifx.errors import InputError, LossError
 from dnifx.ir import Boundary, Partition, Program, Recurrence, Schedule
 from dnifx.runtime.emitted.loss_scale import Factor, LossScale
@@ -29,18 +30,23 @@ class Emitters:
         rich: The program as a rich renderable.
         code: The program as Python; with whether the loss is a mean.
         folder: Writes a module as a package.
-        step: The source of a training step, from a schedule, whether the loss is a mean, and whether to diagnose.
+        step: The source of a training step, from a schedule, whether the loss is a mean, whether to diagnose, the rank of each
+            partition, and the rank that it is for.
+        evaluation: The source of a forward pass over ranks.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
-        schedule: From a schedule's specification and a lag to what gives each step its schedule.
+        schedule: From a schedule's specification, a lag and ranks to what gives each step its schedule.
+        engine: From what a user gives as places, a schedule's specification, a lag and a timeout to what runs the steps.
     """
 
     report: Callable[[Program], str]
     rich: Callable[[Program], Any]
     code: Callable[[Program, bool], str]
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
-    step: Callable[[Program, Schedule, bool, bool], str]
+    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int], str]
+    evaluation: Callable[[Program, tuple[int, ...], int], str]
     probe: Callable[[Program, bool, bool], str]
-    schedule: Callable[[Any, Program, int], Any]
+    schedule: Callable[[Any, Program, int, tuple[int, ...]], Any]
+    engine: Callable[[Any, Any, Program, int, float], Engine]
 
 
 class Net(nn.Module):
@@ -116,6 +122,9 @@ class Net(nn.Module):
     whole: CapturedPart
     imagines: bool
     uncut: set[Hashable]
+    elsewhere: str = ""
+    """Where the present weights of some partitions are, if not here: in other processes."""
+
     recurrences: tuple[Recurrence, ...]
     _scale: LossScale
     _fits: OwnFits | None

@@ -1,7 +1,8 @@
 """What boundaries keep for fits that come some steps late: values, context and target, and no activations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class Kept:
         mask: Which tokens count, [batch, length], or None.
         examples: Number of examples.
         scale: What the gradient of one example was multiplied by.
-        gradients: From each sender, in the order in which they are added; None for one that has not arrived yet.
+        gradients: From each sender, in the order in which they are added; the sender's rank where they have not arrived yet.
+        step: The step that left it.
     """
 
     values: tuple[Tensor, ...]
@@ -33,11 +35,24 @@ class Kept:
     mask: Tensor | None
     examples: int
     scale: Any
-    gradients: list[Gradients | None] = field(default_factory=list)
+    gradients: list[Gradients | int]
+    step: int = 0
+
+    @property
+    def missing(self) -> list[int]:
+        """The ranks whose gradients have not arrived."""
+        return [each for each in self.gradients if isinstance(each, int)]
+
+    def arrive(self, rank: int, gradients: Sequence[Tensor | None]) -> None:
+        """Take the gradients of all senders on a rank: each gave those of all values, one sender after the other."""
+        count, given = len(self.values), iter(gradients)
+        for place, each in enumerate(self.gradients):
+            if each == rank and isinstance(each, int):
+                self.gradients[place] = tuple(islice(given, count))
 
     def targets(self) -> tuple[Tensor, ...]:
         """Return the target of each value, per example."""
-        sent = [each for each in self.gradients if each is not None]
+        sent = [each for each in self.gradients if not isinstance(each, int)]
         pairs = zip(self.values, zip(*sent, strict=True), strict=True)
         found = (per_example(summed(value, gradients), self.scale) for value, gradients in pairs)
         return tuple(each if self.mask is None else count_only(each, self.mask) for each in found)
@@ -74,7 +89,7 @@ class Late:
         mask: Tensor | None,
         examples: int,
         scale: Any,
-        *gradients: Gradients | None,
+        *gradients: Gradients | int,
     ) -> None:
         """Keep copies of what a boundary has in this step, for the fit ``lag`` steps later.
 
@@ -86,9 +101,15 @@ class Late:
                 f"a step with a lag cannot be captured as a CUDA graph (boundary {key!r}): what is kept for later fits changes from step "
                 "to step. Run the step as it comes, or leave the lag out"
             )
-        copies = [None if each is None else tuple(map(copied, each)) for each in gradients]
+        copies = [each if isinstance(each, int) else tuple(map(copied, each)) for each in gradients]
         made = Kept(
-            tuple(each.detach().clone() for each in values), copied(features), copied(mask), examples, scale, copies
+            tuple(each.detach().clone() for each in values),
+            copied(features),
+            copied(mask),
+            examples,
+            scale,
+            copies,
+            self.step,
         )
         self._kept.setdefault(key, {})[self.step + lag] = made
 
@@ -96,12 +117,30 @@ class Late:
         """Return what a boundary kept for this step; None in the first steps, and where nothing was kept."""
         return self._kept.get(key, {}).get(self.step)
 
+    def fill(self, key: str, rank: int, receive: Callable[[], Sequence[Tensor | None]]) -> None:
+        """Receive what the senders on a rank gave, if what is due lacks it."""
+        due = self.due(key)
+        if due is not None and rank in due.missing:
+            due.arrive(rank, receive())
+
+    def lacking(self) -> Iterator[tuple[str, Kept]]:
+        """Return what is kept for the steps to come and lacks gradients, by boundary."""
+        for key, kept in self._kept.items():
+            for due, each in sorted(kept.items()):
+                if due > self.step and each.missing:
+                    yield key, each
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is kept for the steps to come, as plain values."""
         return {
             key: {due: {**vars(each), "gradients": [*each.gradients]} for due, each in kept.items() if due > self.step}
             for key, kept in self._kept.items()
         }
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Take what another rank has kept."""
+        for key, kept in state.items():
+            self._kept.setdefault(key, {}).update({due: Kept(**each) for due, each in kept.items()})
 
     def load_state_dict(self, state: Mapping[str, Any], keys: Sequence[str]) -> None:
         """Take up what was saved.

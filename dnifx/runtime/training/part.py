@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from dnifx.engines.base import Engine
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Program, Schedule
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError, held
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.carried_states import Window
-from dnifx.runtime.net.input_kinds import Undo
+from dnifx.runtime.net.input_kinds import InputKind, Undo
 from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.finite import Flag, Statistics, either, running, written_buffers
@@ -54,6 +55,7 @@ class TrainedPart:
         estimator_optimizers: Those of all estimators, by boundary key.
         lr_schedulers: By the name or key of the optimizer that each steers.
         own_losses: What partitions train themselves of what they leave on the model.
+        engine: What carries values between processes.
 
     Attributes:
         steps: How often it has fired.
@@ -71,8 +73,10 @@ class TrainedPart:
         estimator_optimizers: Mapping[str, Update],
         lr_schedulers: Mapping[str, LRScheduler],
         own_losses: OwnLosses,
-        raises: bool = True,
+        raises: bool,
+        engine: Engine,
     ) -> None:
+        self.engine = engine
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
         self.program: Program = captured.program
         self.own_loss: PartLoss | None = net.losses.get(self.part.index)
@@ -100,6 +104,7 @@ class TrainedPart:
             "compute_losses": self.compute_losses,
             "window": self.window,
             "late": self.late,
+            "ranks": engine,
             "parameter": self.parameter,
             "own_losses": own_losses,
             "terms": self.terms,
@@ -112,7 +117,7 @@ class TrainedPart:
         }
         self.statistics = Statistics({**written_buffers(self.program), **estimators})
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
-        self.functions = Steps(captured, net.emitters, shared, self.ownership, own_losses)
+        self.functions = Steps(captured, net.emitters, shared, self.ownership, engine, own_losses)
 
     def fire(
         self,
@@ -169,6 +174,8 @@ class TrainedPart:
             if not input_kind.numbers_hold(inputs):
                 continue
             written = (inputs[position] for position in input_kind.written)
+            if self.engine.ranks is not None and not self.holds_on_every_rank(input_kind, inputs):
+                continue
             before = Undo(self.net, written, self.captured.attributes) if input_kind.guarded else None
             if before is not None and not input_kind.program.recurrences and input_kind.has_to_be_asked(inputs):
                 holds = input_kind.holds(inputs)
@@ -189,6 +196,28 @@ class TrainedPart:
             except BaseException:
                 self.forget()
                 raise
+        raise InputError("no captured graph holds for these inputs")
+
+    def holds_on_every_rank(self, input_kind: InputKind, inputs: tuple[Any, ...]) -> bool:
+        """Whether an input kind holds for inputs, as all ranks find alike; nothing changes by looking."""
+        if not input_kind.guarded:
+            return True
+        before = Undo(self.net, (inputs[position] for position in input_kind.written), self.captured.attributes)
+        holds = input_kind.holds_on_every_rank(inputs)
+        before.restore()
+        return holds
+
+    def evaluate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run forward over the ranks; return the output on the last partition's rank, else None.
+
+        Raises:
+            InputError: The model cannot be cut in this mode as in training.
+        """
+        for input_kind in self.captured.matching(args, kwargs):
+            inputs = input_kind.signature.flatten(args, kwargs)
+            if input_kind.numbers_hold(inputs) and self.holds_on_every_rank(input_kind, inputs):
+                with torch.no_grad():
+                    return self.functions.evaluating(input_kind)(self.functions.names(input_kind), *inputs, None)[1]
         raise InputError("no captured graph holds for these inputs")
 
     def forget(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnifx.engines.base import Engine
 from dnifx.ir import Program, Schedule
 from dnifx.runtime.emitted.backward import apply_gradients, backpropagate, detached_at
 from dnifx.runtime.emitted.fitting import (
@@ -23,7 +24,7 @@ from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_grad
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.net import Emitters
-from dnifx.runtime.training.late import fit_late
+from dnifx.runtime.training.late import fit_late, summed
 from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.refusals import refuse_idle
@@ -48,6 +49,7 @@ STEP_GLOBALS = {
     "pass_on": pass_on,
     "per_example": per_example,
     "propagated": propagated,
+    "summed": summed,
     "window_gradients": window_gradients,
     "window_jacobian": window_jacobian,
     "window_targets": window_targets,
@@ -65,6 +67,7 @@ class Steps:
         emitters: What writes their source.
         shared: What the steps of all input kinds call by name: optimizers, the loss, the context's features.
         ownership: Lets the optimizers update what only another input kind trains.
+        engine: Says which partitions run here.
         own_losses: What partitions train themselves of what they leave on the model.
     """
 
@@ -72,8 +75,10 @@ class Steps:
     emitters: Emitters
     shared: Mapping[str, Any]
     ownership: Ownership
+    engine: Engine
     own_losses: OwnLosses = field(default_factory=dict)
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
+    _evaluations: dict[int, Step] = field(default_factory=dict)
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
     _names: dict[int, SimpleNamespace] = field(default_factory=dict)
     _latest: tuple[InputKind, Schedule, bool, Step] | None = None
@@ -99,14 +104,14 @@ class Steps:
             program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            source = self.emitters.step(program, schedule, self.part.mean, diagnose)
+            source = self.emitters.step(program, schedule, self.part.mean, diagnose, self.ranks, self.engine.rank)
             self._functions[key] = compile_step(source)
         self._latest = input_kind, schedule, diagnose, self._functions[key]
         return self._functions[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is copied: not the functions, which are generated anew."""
-        return {**self.__dict__, "_functions": {}, "_probes": {}, "_names": {}, "_latest": None}
+        return {**self.__dict__, "_functions": {}, "_evaluations": {}, "_probes": {}, "_names": {}, "_latest": None}
 
     def notice(self) -> None:
         """Drop the functions where parameters were frozen or unfrozen since: they are written for what learns.
@@ -120,6 +125,23 @@ class Steps:
             self._learning, self._latest = learning, None
             self._functions.clear()
             self._probes.clear()
+            self._evaluations.clear()
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank of each partition; empty where one process runs all."""
+        return self.engine.ranks or ()
+
+    def evaluating(self, input_kind: InputKind) -> Step:
+        """Return the function of a forward pass over the ranks in an input kind, generated once.
+
+        Raises:
+            PlaceError: The model is cut otherwise there.
+        """
+        if input_kind.number not in self._evaluations:
+            source = self.emitters.evaluation(input_kind.program, self.ranks, self.engine.rank)
+            self._evaluations[input_kind.number] = compile_step(source)
+        return self._evaluations[input_kind.number]
 
     def probing(self, input_kind: InputKind, true: bool) -> Step:
         """Return the function of a probe in an input kind, against true gradients or targets, generated once."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnifx.engines.base import Engine
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Message, Schedule
 from dnifx.runtime.emitted.fitting import compare, fit_gradient
@@ -24,6 +25,7 @@ from dnifx.runtime.training.optimizers import (
     shared_callable,
     with_names,
 )
+from dnifx.runtime.training.over_ranks import OverRanks, elsewhere, refuse_elsewhere
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
@@ -35,7 +37,7 @@ from dnifx.runtime.training.turns import Turn
 from dnifx.runtime.training.updates import Update, UpdateOptions
 
 
-class Trainer:
+class Trainer(OverRanks):
     """Runs training steps of a decoupled module after a schedule; made by ``net.trainer(...)``.
 
     A step is one window. A net without rates is one part that fires in every window; with rates, each part fires when its
@@ -53,6 +55,7 @@ class Trainer:
         updates: By the name or key of its optimizer, what is done with gradients before the optimizer takes them.
         turn: Lets one step run at a time, and knows what it has updated.
         metric: Whether a learning-rate scheduler follows a measurement.
+        engine: What carries values between processes.
     """
 
     def __init__(
@@ -65,13 +68,14 @@ class Trainer:
         own_losses: OwnLosses,
         options: UpdateOptions,
         replicas: Replicas | None,
+        engine: Engine,
     ) -> None:
-        self.net, self.steps, self.source = net, 0, source
+        self.net, self.steps, self.source, self.engine = net, 0, source, engine
         refuse_refrozen(net.program)
         check_own_losses(net.program, own_losses)
         self.own_losses = dict(own_losses)
         with_own_losses(net.program, self.own_losses)
-        options = replace(options, averaged=averaged(replicas, net))
+        options = replace(options, averaged=averaged("apart" if engine.ranks and replicas is None else replicas, net))
         self.accumulate = options.accumulate
         parameters = dict(net.original.named_parameters())
         owned = {
@@ -96,10 +100,11 @@ class Trainer:
         made = self.estimator_optimizers.items()
         fits = {key: Update(names[key], each, options, self.turn, named) for key, each in made}
         self.updates = {**updates, **fits}
-        shared = updates, fits, self.lr_schedulers, self.own_losses, options.on_nonfinite == "raise"
+        shared = updates, fits, self.lr_schedulers, self.own_losses, options.on_nonfinite == "raise", engine
         self.parts = tuple(TrainedPart(net, each, *shared) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []
+        self._elsewhere = elsewhere(net, engine)
         self._local: dict[tuple[Schedule, int], Schedule] = {}
 
     def step(
@@ -109,6 +114,7 @@ class Trainer:
         context: Any = None,
         diagnose: bool = False,
         metric: Any = None,
+        gather: bool = False,
         kwargs: Mapping[str, Any] | None = None,
         **named: Any,
     ) -> StepResult:
@@ -120,25 +126,31 @@ class Trainer:
                 those of the parts that fire.
             context: What estimators see; the target by default. Where they see none, the model's argument of that name.
             diagnose: Compare every synthetic gradient with its target, where that arrives in this step.
+            gather: Over ranks, tell every rank the loss, for which all wait. The last partition's rank knows it anyway.
             metric: What learning-rate schedulers that follow a measurement are stepped with (``ReduceLROnPlateau``); by default the
                 loss of this step. Where there is none, the model's argument of that name.
-            kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose``, ``metric`` or
-                ``kwargs`` belongs here.
+            kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose``, ``metric``,
+                ``gather`` or                 ``kwargs`` belongs here.
             **named: Keyword inputs of the model.
 
         Raises:
             LossError: The loss cannot be computed from the output and the target, has a wrong form, or is not finite;
                 partitions before the loss may have made their update, those that depend on it have not.
             InputError: The inputs are not those of the example's kind.
+            RankError: Another rank has failed.
             StateError: Another step of this trainer is running.
 
         An error of a step has a note that says what had been updated before it. The next step goes on from there.
         """
         if metric is not None and not self.metric:
             named["metric"] = metric
-        with self.turn.step(self.steps, self.updates.values()):
+        with self.engine.running(self.steps), self.turn.step(self.steps, self.updates.values()):
+            self.engine.show((args, named, kwargs, target, context))
             result = self.computed(args, target, context, diagnose, model_keywords(named, kwargs))
+            losses = self.engine.told(result.losses) if gather else result.losses
+            result = replace(result, losses=losses)
             self.advance(result.loss if self.metric and metric is None else metric)
+        self.net.elsewhere = self._elsewhere
         return result
 
     def compute(
@@ -313,6 +325,7 @@ class Trainer:
         """
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
+        refuse_elsewhere(self.net)
         context, given = self.divided(context, model_keywords(named, kwargs))
         with self.turn.taken():
             return probe(self.parts[0], args, given, target, target if context is None else context)
@@ -360,8 +373,12 @@ class Trainer:
             part.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on, in the middle of a period too: step, weights, optimizers, what is kept."""
+        """Return all that a run needs to go on, in the middle of a period too: step, weights, optimizers, what is kept.
+
+        Over ranks, every rank calls it, and each gets the whole, which loads on any number of ranks.
+        """
         with self.turn.taken():
+            self.collect()
             return saved(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -372,6 +389,8 @@ class Trainer:
         """
         with self.turn.taken():
             take_up(self, state)
+        self.engine.restart()
+        self.net.elsewhere = ""
 
     @property
     def groups(self) -> dict[str, Mapping[str, Any]]:

@@ -1,0 +1,75 @@
+"""What a trainer asks of an engine, and the engine of a single process."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+
+class Engine(Protocol):
+    """Carries values, gradients and results between the processes of a run.
+
+    Attributes:
+        rank: The number of this process.
+        ranks: The rank of each partition; None where all are in this process.
+    """
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+
+    @property
+    def ranks(self) -> tuple[int, ...] | None:
+        """The rank of each partition; None where all are in this process."""
+
+    def running(self, step: int, evaluates: bool = False) -> AbstractContextManager[None]:
+        """Run a step. An error inside ends the run on all ranks."""
+
+    def show(self, batch: Any) -> None:
+        """Take note of the batch of this step, which has to be the same on all ranks."""
+
+    def receive_target(self, boundary: int, peer: int, lag: int = 0) -> Sequence[Any]:
+        """Receive the gradients that another rank gave to a boundary's values some steps ago."""
+
+    def told(self, value: Any) -> Any:
+        """Return what the last partition's rank has, on every rank."""
+
+    def collected(self, own: Any) -> Sequence[Any]:
+        """Return what each rank has, in the order of ranks, on every rank."""
+
+    def restart(self) -> None:
+        """Forget what is under way, on every rank: the run goes on from a saved state."""
+
+    def close(self) -> None:
+        """Wait until all ranks have what they need of each other, and give up the connections."""
+
+
+class OneProcess:
+    """The engine of a run in one process: nothing has to be carried."""
+
+    rank = 0
+    ranks: tuple[int, ...] | None = None
+
+    def running(self, step: int, evaluates: bool = False) -> AbstractContextManager[None]:
+        """Run a step."""
+        return nullcontext()
+
+    def show(self, batch: Any) -> None:
+        """Do nothing: there is one batch."""
+
+    def receive_target(self, boundary: int, peer: int, lag: int = 0) -> Sequence[Any]:
+        """Return nothing: there are no other ranks."""
+        return ()
+
+    def told(self, value: Any) -> Any:
+        """Return the value: it is here."""
+        return value
+
+    def collected(self, own: Any) -> Sequence[Any]:
+        """Return the one process's own."""
+        return [own]
+
+    def restart(self) -> None:
+        """Do nothing: nothing is under way."""
+
+    def close(self) -> None:
+        """Do nothing: there are no connections."""

@@ -1,0 +1,250 @@
+"""A run over several processes: what a rank sends and receives, and how an error on one ends the run on all."""
+
+import atexit
+import gc
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dnifx.engines.messages import Lost, Receiver, Sender
+from dnifx.errors import PlaceError, RankError
+
+ALONE = (
+    "places= needs processes: start the script with torchrun --nproc-per-node=2, or call "
+    'torch.distributed.init_process_group("gloo") first'
+)
+
+
+PATIENCE = 60.0
+"""Seconds for which a rank that has finished waits for the others."""
+
+SAMPLES = 16
+"""How many values of a tensor tell it from others."""
+
+_NUMBERS = count()
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How many messages reach a rank in one step.
+
+    Attributes:
+        values: From each other rank, those with values.
+        targets: From each other rank, those with gradients.
+    """
+
+    values: Mapping[int, int]
+    targets: Mapping[int, int]
+
+
+def world() -> int:
+    """Return the number of processes, after joining them where torchrun started this one.
+
+    Raises:
+        PlaceError: There are none to join.
+    """
+    if not dist.is_available():
+        raise PlaceError("this torch has no torch.distributed, so there are no ranks; train in one process")
+    if not dist.is_initialized():
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            raise PlaceError(ALONE)
+        dist.init_process_group("gloo")
+    return dist.get_world_size()
+
+
+def own_rank() -> int:
+    """Return the number of this process."""
+    return dist.get_rank()
+
+
+def fingerprint(batch: Any) -> str:
+    """Return a short text that tells most batches apart: from the shapes of tensors, and some values of those on the CPU."""
+    seen: list[Any] = []
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            seen.append((tuple(leaf.shape), leaf.dtype))
+            if leaf.device.type == "cpu" and leaf.layout is torch.strided:
+                flat = leaf.detach().reshape(-1)
+                seen.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].tolist())
+        elif isinstance(leaf, bool | int | float | str):
+            seen.append(leaf)
+    return f"{zlib.crc32(repr(seen).encode()):x}"
+
+
+class Ranks:
+    """The engine of a run over several processes, on gloo.
+
+    Each direction has a process group of its own: values go to later partitions, targets to earlier ones. A send never waits
+    for the receiver while few messages are under way; a receive waits for its message alone.
+
+    Args:
+        ranks: The rank of each partition.
+        lag: Steps that a target may be late.
+        traffic: What reaches this rank.
+        device: Where this rank computes.
+        timeout: Seconds after which a rank that says nothing counts as gone.
+    """
+
+    def __init__(
+        self, ranks: tuple[int, ...], lag: int, traffic: Traffic, device: torch.device, timeout: float
+    ) -> None:
+        self.rank, self.ranks, self.lag = dist.get_rank(), ranks, lag
+        self.traffic, self.device, self.timeout = traffic, device, timeout
+        names, wait = range(dist.get_world_size()), timedelta(seconds=timeout)
+        self._groups = {each: dist.new_group(names, wait, "gloo") for each in ("values", "targets", "control")}
+        self._store = torch.distributed.distributed_c10d.PrefixStore(
+            f"dnifx/{next(_NUMBERS)}", dist.distributed_c10d._get_default_store()
+        )
+        self._senders: dict[tuple[str, int, bool], Sender] = {}
+        self._receivers: dict[tuple[str, int, bool], Receiver] = {}
+        self._step, self._evaluates, self._evaluations, self._epoch, self._ended = 0, False, 0, 0, ""
+        self._batch = ""
+        atexit.register(self.close)
+
+    def show(self, batch: Any) -> None:
+        """Take note of the batch of this step, to be compared with that of the ranks whose values come here."""
+        self._batch = fingerprint(batch)
+
+    def send_values(self, partition: int, peer: int, *values: Any) -> None:
+        """Send what a partition made to a rank; wait only if too many steps' values are under way."""
+        sender = self._sender("values", peer)
+        sender.send(self._label(partition), (self._batch, *values))
+        sender.settle(self._label(partition)[1] - self.lag - 2)
+
+    def receive_values(self, partition: int, peer: int) -> tuple[Any, ...]:
+        """Receive what a partition on another rank made in this step.
+
+        Raises:
+            RankError: It made it of another batch.
+        """
+        batch, *values = self._received("values", peer, self._label(partition))
+        if batch != self._batch:
+            raise RankError(
+                f"rank {self.rank} was given another batch than rank {peer}. Every rank has to call step with the same batches in the same "
+                "order: give the loader a generator of its own with the same seed (DataLoader(..., generator=...))"
+            )
+        return tuple(values)
+
+    def send_target(self, boundary: int, peer: int, *gradients: Tensor | None) -> None:
+        """Send the gradients that this rank gives to the values of a boundary; None where it used one not at all."""
+        self._sender("targets", peer).send(self._label(boundary), gradients)
+
+    def receive_target(self, boundary: int, peer: int, lag: int = 0) -> tuple[Any, ...]:
+        """Receive the gradients that another rank gave to a boundary's values ``lag`` steps ago."""
+        index, step, epoch = self._label(boundary)
+        return self._received("targets", peer, (index, step - lag, epoch))
+
+    def _label(self, index: int) -> tuple[int, int, int]:
+        return index, self._evaluations if self._evaluates else self._step, self._epoch
+
+    def _sender(self, way: str, peer: int) -> Sender:
+        key = way, peer, self._evaluates
+        if key not in self._senders:
+            self._senders[key] = Sender(self._groups[way], peer, int(self._evaluates))
+        return self._senders[key]
+
+    def _received(self, way: str, peer: int, label: tuple[int, int, int]) -> tuple[Any, ...]:
+        key = way, peer, self._evaluates
+        if key not in self._receivers:
+            messages = (self.traffic.values if way == "values" else self.traffic.targets).get(peer, 1)
+            ahead = messages * (self.lag + 2)
+            self._receivers[key] = Receiver(self._groups[way], peer, int(self._evaluates), ahead)
+        found = self._receivers[key].receive(label)
+        return tuple(each.to(self.device) if isinstance(each, Tensor) else each for each in found)
+
+    @contextmanager
+    def running(self, step: int, evaluates: bool = False) -> Iterator[None]:
+        """Run a step. An error inside ends the run on all ranks, each with an error that names the first rank to fail.
+
+        Raises:
+            RankError: Another rank has failed.
+        """
+        if self._ended:
+            raise RankError(f"this run has ended: {self._ended}")
+        self._step, self._evaluates = step, evaluates
+        self._evaluations += evaluates
+        for receiver in self._receivers.values():
+            receiver.forget(self._epoch, step - self.lag)
+        try:
+            yield
+        except Lost as error:
+            self._end(f"rank {error.peer} is gone: {error}")
+            raise RankError(
+                f"step {step} on rank {self.rank} cannot go on: {self._ended}. The run has ended on all ranks"
+            ) from error
+        except BaseException as error:
+            self._end(f"rank {self.rank} stopped in step {step}: {type(error).__name__}: {error}")
+            raise
+
+    def _end(self, reason: str) -> None:
+        """Tell the others why this rank stops, unless another was first, and close the connections, which wakes them."""
+        self._ended = reason[:500]
+        with suppress(RuntimeError):  # the process that keeps the store may be gone itself
+            if self._store.add("faults", 1) == 1:
+                self._store.set("fault", self._ended)
+            else:
+                self._ended = self._store.get("fault").decode()
+        self._drop()
+
+    def told(self, value: Any) -> Any:
+        """Return what the last partition's rank has, on every rank. Every rank waits for it."""
+        shared = [value]
+        with self._together():
+            dist.broadcast_object_list(shared, self.ranks[-1], self._groups["control"])
+        return shared[0]
+
+    def collected(self, own: Any) -> Sequence[Any]:
+        """Return what each rank has, in the order of ranks, on every rank. Every rank waits for all."""
+        found: list[Any] = [None] * dist.get_world_size()
+        with self._together():
+            dist.all_gather_object(found, own, self._groups["control"])
+        return found
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._end(f"a rank is gone: {error}")
+            raise RankError(f"rank {self.rank} cannot go on: {self._ended}. The run has ended on all ranks") from error
+
+    def restart(self) -> None:
+        """Forget what is under way: messages from before have another epoch, and nobody asks for them."""
+        self._epoch += 1
+
+    def close(self) -> None:
+        """Wait until all ranks have what they need of each other, and give up the connections.
+
+        A rank whose script ended by an error tells the others, and does not wait.
+        """
+        atexit.unregister(self.close)
+        if self._ended:
+            return
+        failed = getattr(sys, "last_value", None)
+        if failed is not None:
+            self._end(f"rank {self.rank} stopped after step {self._step}: {type(failed).__name__}: {failed}")
+            return
+        with suppress(RuntimeError):  # where a rank is gone
+            dist.barrier(self._groups["control"], async_op=True).wait(timedelta(seconds=min(self.timeout, PATIENCE)))
+        self._ended = "the trainer was closed"
+        self._drop()
+
+    def _drop(self) -> None:
+        groups, self._groups = self._groups, {}
+        self._senders, self._receivers = {}, {}
+        for group in groups.values():
+            if dist.is_initialized():
+                dist.destroy_process_group(group)
+        del groups
+        gc.collect()
