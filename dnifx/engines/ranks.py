@@ -103,9 +103,10 @@ class Ranks:
         self.traffic, self.device, self.timeout = traffic, device, timeout
         names, wait = range(dist.get_world_size()), timedelta(seconds=timeout)
         self._groups = {each: dist.new_group(names, wait, "gloo") for each in ("values", "targets", "control")}
-        self._store = torch.distributed.distributed_c10d.PrefixStore(
-            f"dnifx/{next(_NUMBERS)}", dist.distributed_c10d._get_default_store()
-        )
+        number = [next(_NUMBERS)]
+        dist.broadcast_object_list(number, 0, self._groups["control"])
+        kept = torch.distributed.distributed_c10d._get_default_store()
+        self._store = torch.distributed.distributed_c10d.PrefixStore(f"dnifx/{number[0]}", kept)
         self._senders: dict[tuple[str, int, bool], Sender] = {}
         self._receivers: dict[tuple[str, int, bool], Receiver] = {}
         self._step, self._evaluates, self._evaluations, self._epoch, self._ended = 0, False, 0, 0, ""

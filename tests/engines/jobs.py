@@ -59,7 +59,7 @@ def like_one_process(case: Case, gradient: str, lag: int, schedule: str, draws: 
     count, many = dist.get_world_size(), len(net.partitions)
     ranks = [draws[index] % count for index in range(many)]
     ranks[many - count :] = [(draws[-1] + index) % count for index in range(min(count, many))]
-    alone, losses = one.trainer(descend, schedule, lag=lag), list[Tensor | None]()
+    alone, losses = one.trainer(descend, schedule, lag=lag, replicas="apart"), list[Tensor | None]()
     try:
         for step in range(STEPS):
             inputs, target = changing(case, step)
@@ -124,7 +124,7 @@ def train(trainer: Trainer, data: Iterable[tuple[Tensor, Tensor]]) -> None:
 def evaluated(lag: int) -> str:
     """Evaluate over the ranks, before, between and after steps, and where nobody may forget to."""
     net, one = chain(), chain()
-    trainer, alone = net.trainer(sgd, places="ranks", lag=lag), one.trainer(sgd, lag=lag)
+    trainer, alone = net.trainer(sgd, places="ranks", lag=lag), one.trainer(sgd, lag=lag, replicas="apart")
     for x, y in batches(6):
         net.eval(), one.eval()
         over, here = trainer.evaluate(x, gather=True), alone.evaluate(x)
@@ -170,7 +170,7 @@ def resumed(lag: int, stop: int, path: str, part: str, count: int) -> str:
     train(trainer, data[stop:])
     trainer.collect()
     one = chain()
-    train(one.trainer(sgd, lag=lag), data)
+    train(one.trainer(sgd, lag=lag, replicas="apart"), data)
     trainer.close()
     return f"weights: {found}" if (found := differences(net, one)) else ""
 

@@ -130,7 +130,7 @@ class Trainer(OverRanks):
             metric: What learning-rate schedulers that follow a measurement are stepped with (``ReduceLROnPlateau``); by default the
                 loss of this step. Where there is none, the model's argument of that name.
             kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose``, ``metric``,
-                ``gather`` or                 ``kwargs`` belongs here.
+                ``gather`` or ``kwargs`` belongs here.
             **named: Keyword inputs of the model.
 
         Raises:
@@ -144,13 +144,11 @@ class Trainer(OverRanks):
         """
         if metric is not None and not self.metric:
             named["metric"] = metric
-        with self.engine.running(self.steps), self.turn.step(self.steps, self.updates.values()):
-            self.engine.show((args, named, kwargs, target, context))
+        with self.turn.step(self.steps, self.updates.values()):
             result = self.computed(args, target, context, diagnose, model_keywords(named, kwargs))
-            losses = self.engine.told(result.losses) if gather else result.losses
-            result = replace(result, losses=losses)
+            if gather or (self.metric and metric is None):
+                result = replace(result, losses=self.engine.told(result.losses))
             self.advance(result.loss if self.metric and metric is None else metric)
-        self.net.elsewhere = self._elsewhere
         return result
 
     def compute(
@@ -181,7 +179,10 @@ class Trainer(OverRanks):
             return self.compute_window(self.exchange, args, kwargs, target, diagnose)
         (part,) = self._fired = list(self.parts)
         seen = target if context is None else context
-        fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
+        with self.engine.running(self.steps):
+            self.engine.show((args, kwargs, target, context))
+            fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
+        self.net.elsewhere = self._elsewhere
         losses = {} if fired.loss is None else {"loss": fired.loss}
         return StepResult(fired.output, {**losses, **part.terms}, fired.diagnostics, fired.skipped)
 
@@ -373,10 +374,7 @@ class Trainer(OverRanks):
             part.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on, in the middle of a period too: step, weights, optimizers, what is kept.
-
-        Over ranks, every rank calls it, and each gets the whole, which loads on any number of ranks.
-        """
+        """Return all that a run needs to go on, in the middle of a period too. Over ranks, every rank calls it and gets the whole."""
         with self.turn.taken():
             self.collect()
             return saved(self)
