@@ -370,13 +370,14 @@ def test_containers_are_taken_apart_before_a_cut() -> None:
     assert [boundary.values for boundary in program.boundaries] == [("cat",), ("middle",)]
 
 
-def test_one_warning_says_that_estimators_outweigh_the_model() -> None:
+@pytest.mark.parametrize("more", [8, 4_000])
+def test_one_warning_says_that_estimators_outweigh_the_model(more: int) -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 512, 4, 4), nn.ReLU(), nn.Conv2d(512, 512, 1, groups=512), nn.ReLU(), nn.Conv2d(512, 8, 1)
+        nn.Conv2d(3, 512, 4, 4), nn.ReLU(), nn.Conv2d(512, 512, 1, groups=512), nn.ReLU(), nn.Conv2d(512, more, 1)
     )
     x = torch.randn(2, 3, 16, 16)
     with pytest.warns(
-        dnifx.errors.CostWarning, match=r"the estimators have [\d,]+ weights, \d+ times .* of boundary '1'.*smaller one"
+        dnifx.errors.CostWarning, match=r"the estimators have [\d,]+ weights, \d+\.\d times .* of boundary '1'.*smaller one"
     ):
         net = dnifx.decouple(model, ["1"], args=(x,))
     with warnings.catch_warnings():
