@@ -9,6 +9,7 @@ from torch import nn
 from dnifx.errors import CutError, DnifxError, InputError, LegalizeError, PassError
 from dnifx.ir import Program, Recurrent
 from dnifx.passes.capture.capture import CaptureGraph
+from dnifx.passes.capture.verification import MOST_OUTCOMES
 from dnifx.passes.compiled import without_compilation
 from dnifx.passes.cuts.partition import FormPartitions
 from dnifx.passes.cuts.resolve import CutSpec, FixedCuts, ResolveCuts, modules_to_open
@@ -109,7 +110,7 @@ class Compiler:
     def passes(self, model: nn.Module | None = None) -> tuple[Pass, ...]:
         """Return the passes of the first compilation; what the cuts open is known where the model is."""
         opened = modules_to_open(model, self.inside) if model is not None else None
-        capture = CaptureGraph(verify=self.verify, open_paths=opened, varying=self.kept_states)
+        capture = CaptureGraph(verify=self.verify, open_paths=opened, varying=self.kept_states, outcomes=MOST_OUTCOMES)
         return self.whole(capture, ResolveCuts(self.inside))
 
     def again(self, first: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> Program:

@@ -9,6 +9,9 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import PassError
 from dnifx.ir import Program, module_path
 
+RAGGED = "ragged"
+"""In the meta of a captured node whose shape depends on the values of tensors."""
+
 INSERTED = "inserted"
 """In the meta of a node that legalize adds: the name of the node that it stands for."""
 

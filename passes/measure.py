@@ -19,12 +19,13 @@ from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture.record.state import preserved, seed, storage_of
+from dnifx.passes.capture.record.state import preserved, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, tensors_in
 from dnifx.passes.capture.refusals import as_sentence
 from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
+from dnifx.runtime.emitted.ops import call_anew, guard, guard_length
 
 NEEDS_VALUES = (
     DataDependentOutputException,
@@ -34,6 +35,9 @@ NEEDS_VALUES = (
 )
 """Errors of a run on fake tensors which mean that a node needs the values of its tensors."""
 
+
+OF_TORCH = ("aten", "prims", "prim", "quantized", "torchvision")
+"""The namespaces of operators that compute their value and do nothing else."""
 
 RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn, torch.ops.aten.miopen_rnn)
 """Fused recurrent layers, for which torch has no formula; elsewhere they are made of operations that it counts."""
@@ -91,7 +95,13 @@ def is_pure(program: Program, node: fx.Node) -> bool:
             and not module._forward_hooks
             and not module._forward_pre_hooks
         )
-    return node.op == "get_attr" or not node.is_impure()
+    return node.op == "get_attr" or not (node.is_impure() or is_custom(node))
+
+
+def is_custom(node: fx.Node) -> bool:
+    """Whether a node calls an operator that torch does not define, which may act by its effect."""
+    target = node.target if isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) else None
+    return target is not None and str(target).partition(".")[0] not in OF_TORCH
 
 
 def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Graph:
@@ -111,7 +121,6 @@ def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
     """Measure by fake tensors, without memory and arithmetic."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with preserved(program.model), quiet_loggers("torch._subclasses.fake_tensor"), mode:
-        seed(0)
         return run_measured(program, mode.from_tensor)
 
 
@@ -210,6 +219,9 @@ class Meter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and measure what it made, wrote and cost."""
         self.current = n
+        if n.target in (guard, guard_length):  # what is drawn here may be another outcome than that of the capture
+            self.measures[n.name] = Measure()
+            return None
         before = versions(n, self.env)
         flops, draws = self.counter.flops, self.counter.draws
         value = super().run_node(n)
@@ -219,7 +231,7 @@ class Meter(fx.Interpreter):
             measured = self.measure(n, value, self.counter.flops - flops, writes)
             if n.op == "call_module" and n.target in self.kept and trains(self.program, n):
                 measured = replace(measured, tensors=tuple(map(with_gradient, measured.tensors)))
-            self.measures[n.name] = replace(measured, random=self.counter.draws > draws)
+            self.measures[n.name] = replace(measured, random=self.counter.draws > draws or n.target is call_anew)
         return value
 
     def measure(self, node: fx.Node, value: Any, flops: int, writes: tuple[str, ...]) -> Measure:

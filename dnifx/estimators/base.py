@@ -23,6 +23,7 @@ class BoundarySpec:
         output: Spec of the model's output, or None if that is not one tensor.
         batch: Number of examples in the example inputs. A value whose first size differs has no batch dimension.
         names: Names of the values' graph nodes, for error texts.
+        routed: Places of the values whose first size the data decide, as where a router picks rows. Their rows are no examples.
     """
 
     name: str
@@ -32,6 +33,7 @@ class BoundarySpec:
     output: TensorSpec | None = None
     batch: int | None = None
     names: tuple[str, ...] = ()
+    routed: frozenset[int] = frozenset()
 
 
 class GradientEstimator(nn.Module, ABC):

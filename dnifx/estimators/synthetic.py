@@ -62,16 +62,20 @@ class Synthetic:
     def __call__(self, spec: BoundarySpec) -> nn.Module:
         """Build the estimator of one boundary."""
         groups = value_groups(spec)
-        return SyntheticGradient(groups, [self.network(spec, [spec.values[i] for i in group]) for group in groups])
+        return SyntheticGradient(groups, [self.network(spec, group) for group in groups])
 
-    def network(self, spec: BoundarySpec, values: Sequence[TensorSpec]) -> nn.Module:
-        """Build the network that predicts the gradients of values with one leading shape."""
+    def network(self, spec: BoundarySpec, group: Sequence[int]) -> nn.Module:
+        """Build the network that predicts the gradients of values with one leading shape.
+
+        Where the data decide how many rows there are, there may be none or one: it has no batch norm there.
+        """
+        values, routed = [spec.values[index] for index in group], bool(spec.routed.intersection(group))
         sizes = [feature_size(value) for value in values]
         shape = values[0].shape
-        batched = bool(shape) and (spec.batch is None or shape[0] == spec.batch)
+        batched = bool(shape) and not routed and (spec.batch is None or shape[0] == spec.batch)
         context = (spec.context or 0) if batched else 0
         ends = sum(sizes) + context, sum(sizes), self.hidden, self.width or sum(sizes)
-        norm = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(len(shape)) if self.batch_norm else None
+        norm = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(len(shape)) if self.batch_norm and not routed else None
         if len(shape) == 4:
             kernel = min(self.kernel, min(shape[2:]) - (min(shape[2:]) + 1) % 2) if min(shape[2:]) else 1
             return GroupGradient(sizes, context, len(shape), network(convolution(kernel), *ends, norm))
@@ -81,10 +85,12 @@ class Synthetic:
 def value_groups(spec: BoundarySpec) -> list[list[int]]:
     """Group the values that one network can predict: they have equal shapes, except for the number of features.
 
+    A value whose first size the data decide is alone: another's may be another one in the next call.
+
     Raises:
         EstimatorError: Naming the value that no network takes.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[int | None, ...], list[int]] = {}
     for index, value in enumerate(spec.values):
         if not value.dtype.is_floating_point:
             name = spec.names[index] if spec.names else f"value {index}"
@@ -94,7 +100,7 @@ def value_groups(spec: BoundarySpec) -> list[list[int]]:
             )
         channels_first = len(value.shape) >= 4
         leading = (value.shape[0], *value.shape[2:]) if channels_first else value.shape[:-1]
-        groups.setdefault((len(value.shape), *leading), []).append(index)
+        groups.setdefault((index if index in spec.routed else None, len(value.shape), *leading), []).append(index)
     return list(groups.values())
 
 

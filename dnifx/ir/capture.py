@@ -91,6 +91,7 @@ class Capture:
         verified: Whether outputs, gradients and buffers were compared with the original's.
         tried: Capture methods that failed before it, each with its reason.
         guards: Number of guards in the graph. When one fires, the model is captured again.
+        steered: The lines at which a draw decides what the model does. Each outcome is an input kind.
     """
 
     method: str
@@ -98,3 +99,4 @@ class Capture:
     verified: bool = False
     tried: tuple[tuple[str, str], ...] = ()
     guards: int = 0
+    steered: tuple[str, ...] = ()

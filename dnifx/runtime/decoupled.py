@@ -15,9 +15,10 @@ from dnifx.runtime.emitted.ends import tell_losses
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.arguments import model_keywords
-from dnifx.runtime.net.input_kinds import InputKind, Undo
+from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.stand_in import StandIn
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
+from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.training.over_ranks import refuse_elsewhere
 from dnifx.runtime.training.own_losses import OwnLosses
@@ -35,7 +36,8 @@ class DecoupledModule(StandIn):
     Outside ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
     synthetic gradient and its estimator the target. Under ``torch.no_grad()`` and in ``backprop()`` the original model runs.
     It also runs in evaluation mode where there are synthetic inputs, which serve training alone, or where (with a warning)
-    the evaluation cannot be captured or cut.
+    the evaluation cannot be captured or cut. Where a draw decides what the model does, a warning says so if an outcome cannot
+    be cut: calls with that outcome run the original model too.
 
     What the net has not itself, such as ``config`` or ``generate``, it takes from the model, ``net.original``.
     """
@@ -175,7 +177,10 @@ class DecoupledModule(StandIn):
                 return self.answer(input_kind, inputs, target)
             except GuardError:
                 before.restore()
-        raise InputError("no captured graph holds for these inputs")
+        if not self.whole.steered:
+            raise InputError("no captured graph holds for these inputs")
+        args, kwargs = without_episodes(self.program, args, kwargs, None)
+        return self.original(*args, **kwargs)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save what the module itself holds, and the extra state of the model, whose place it takes."""

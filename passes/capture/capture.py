@@ -6,8 +6,10 @@ from typing import ClassVar
 from torch import fx, nn
 
 from dnifx.errors import CaptureError, PassError
-from dnifx.ir import Program
+from dnifx.ir import Capture, Program
+from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.methods import try_methods, with_constant_paths
+from dnifx.passes.capture.record.state import seeded
 from dnifx.passes.graph import captured, output_of
 from dnifx.passes.pipeline import Pass
 
@@ -25,6 +27,8 @@ class CaptureGraph(Pass):
         keep_whole: Modules that recording keeps as one node in any case.
         input_kind: Number of this capture among those of one decoupled module; it keeps their constants apart.
         varying: Attributes whose numbers become inputs, since they change from call to call: ``self.gate.alpha``.
+        outcomes: Under how many seeds to capture where a draw decides what the model does. The outcome that computes most is
+            taken, so that it is not luck which modules the first input kind has. 0 takes the present random state.
     """
 
     methods: tuple[str, ...] = ("record", "record_cuts", "export", "symbolic")
@@ -33,6 +37,7 @@ class CaptureGraph(Pass):
     keep_whole: tuple[str, ...] = ()
     input_kind: int = 0
     varying: tuple[str, ...] = ()
+    outcomes: int = 0
     name: ClassVar[str] = "capture"
     requires: ClassVar[tuple[str, ...]] = ("model",)
     ensures: ClassVar[tuple[str, ...]] = ("graph", "signature", "capture")
@@ -44,17 +49,37 @@ class CaptureGraph(Pass):
             CaptureError: No method captures the model; the text says what was wrong with each.
         """
         refuse_names_without_a_path(program.model)
-        found, capture = try_methods(program, self.methods, self.open_paths, self.verify, self.keep_whole, self.varying)
+        found, capture = self.found(program)
+        if capture.steered and self.outcomes:
+            found, capture = self.fullest(program)
         found = with_constant_paths(found, self.input_kind)
-        notes = tuple(f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept)
+        notes = [f"{kept.path} is kept whole, as one node: {kept.reason}" for kept in found.kept]
+        notes += [
+            f"a draw decides what the model does, and each outcome is captured by itself: {at}" for at in found.steered
+        ]
         return replace(
             program,
             graph=with_own_reads(without_dead_reads(found.graph)),
             signature=found.signature,
             constants=found.constants,
             capture=capture,
-            notes=program.notes + notes + found.notes,
+            notes=(*program.notes, *notes, *found.notes),
         )
+
+    def found(self, program: Program, verify: bool = True) -> tuple[CapturedGraph, Capture]:
+        """Try the methods in the present random state."""
+        return try_methods(
+            program, self.methods, self.open_paths, self.verify and verify, self.keep_whole, self.varying
+        )
+
+    def fullest(self, program: Program) -> tuple[CapturedGraph, Capture]:
+        """Capture under several seeds, and take the outcome of the draws in which the model computes most."""
+        sizes = {}
+        for number in range(self.outcomes):
+            with seeded(number):
+                sizes[number] = len(self.found(program, verify=False)[0].graph.nodes)
+        with seeded(max(sizes, key=lambda number: sizes[number])):
+            return self.found(program)
 
     def check(self, program: Program) -> None:
         """The graph is well formed and returns a flat tuple."""

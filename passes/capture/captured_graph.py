@@ -20,6 +20,8 @@ class CapturedGraph:
         kept: Submodules kept whole, and why.
         guards: Number of guards in the graph. A guard that fails raises ``dnifx.runtime.emitted.ops.GuardError``.
         notes: How the graph differs from the model, in words for the user.
+        steered: The lines at which a draw decides what the model does; the graph holds for one outcome.
+        unused: The lines that draw numbers which nothing in the graph uses. Python may have taken them in a way that nothing shows.
     """
 
     graph: fx.Graph
@@ -28,3 +30,5 @@ class CapturedGraph:
     kept: tuple[Kept, ...] = ()
     guards: int = 0
     notes: tuple[str, ...] = ()
+    steered: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()

@@ -13,12 +13,22 @@ from dnifx.errors import CaptureError
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.model_state import Missing, Read, fixed
 from dnifx.passes.capture.record.hazards import error_line
-from dnifx.passes.capture.record.state import Snapshot, generators, seed
+from dnifx.passes.capture.record.state import Snapshot, generators, seed, set_generators
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, path_name, tensors_in, walk
+from dnifx.passes.capture.said import said
 from dnifx.passes.capture.saved_tensors import Kept, needs_what_is_kept
 from dnifx.runtime.emitted.ops import STREAMS, GuardError
 from dnifx.runtime.net.attach import attach
 from dnifx.runtime.net.input_kinds import hold_constants
+
+UNSTEADY = (
+    "the model does not repeat itself under one seed, and the graph does: its forward takes the time, or what no seed decides (os.urandom, "
+    "uuid, an iterator)"
+)
+"""What a graph lacks that repeats itself where the model does not."""
+
+
+SAID = "what it prints and logs"
 
 
 def runnable(model: nn.Module, captured: CapturedGraph) -> fx.GraphModule:
@@ -68,6 +78,9 @@ class Comparison:
         captured: The graph.
 
     Attributes:
+        steered: Whether draws decide what the model does, so that the graph holds for one outcome.
+        unsteady: Whether the model does not repeat itself, and the graph does.
+        replayed: Whether the last comparison under seeds only held in the random state of the capture.
         changed: The attributes that a run changed.
         hooks: The modules on which a run installed hooks.
         doing: Which pass runs now, or ran when an error was raised.
@@ -79,19 +92,22 @@ class Comparison:
         self._signature = captured.signature
         self._parameters = dict(model.named_parameters())
         self._snapshot = Snapshot(model)
+        self.steered = bool(captured.steered)
+        self.unsteady = False
+        self.replayed = False
         self.changed: dict[str, None] = {}
         self.hooks: dict[str, None] = {}
         self.doing: str | None = None
 
     def expected(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int, most: int | None = None
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int | None, most: int | None = None
     ) -> Outcome:
         """Return what the model does under a seed; errors of the model are raised.
 
         Args:
             args: Positional arguments.
             kwargs: Keyword arguments.
-            number: The seed.
+            number: The seed; None for the random state of the capture.
             most: The bytes that forward may keep for a backward pass; beyond that there is none. None for any number of bytes.
         """
         try:
@@ -102,35 +118,71 @@ class Comparison:
         return self._outcome(self._model, args, kwargs, number)
 
     def differences(
-        self, expected: Outcome, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int
+        self, expected: Outcome, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int | None
     ) -> list[str]:
         """Return in words how the graph differs from the model under a seed.
 
         Raises:
             GuardError: A guard fires: the graph does not hold for these inputs.
         """
+        got = self._got(args, kwargs, number, None if expected.backward else 0)
+        return self._compared(expected, got, args, kwargs, number)
+
+    def _got(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int | None, most: int | None = None
+    ) -> Outcome | str:
+        """Return what the graph does, or what it raises."""
         try:
-            got = self._outcome(self._replay, args, kwargs, number, None if expected.backward else 0)
+            return self._outcome(self._replay, args, kwargs, number, most)
         except GuardError:
             raise
         except Exception as error:  # noqa: BLE001 - any failure of the captured graph is a difference to report
-            return [f"seed {number}: the captured graph raises {type(error).__name__}: {error} at {error_line(error)}"]
-        found = compare(expected, got)
-        if found:
-            unsteady = compare(expected, self.expected(args, kwargs, number, None if expected.backward else 0))
-            found = [text for text in found if text not in unsteady]
-        return [f"seed {number}: {text}" for text in found]
+            return f"the captured graph raises {type(error).__name__}: {error} at {error_line(error)}"
 
-    def under_seeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Iterable[int] = (0, 1)) -> list[str]:
-        """Return the differences under several seeds. A guard that fires counts only if one fires under every seed."""
-        fired, found, chosen = [], [], tuple(seeds)
-        for number in chosen:
-            expected = self.expected(args, kwargs, number)
+    def _compared(
+        self,
+        expected: Outcome,
+        got: Outcome | str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        number: int | None,
+    ) -> list[str]:
+        """Return in words how an outcome of the graph differs from that of the model.
+
+        What the model itself does not repeat under one seed is a difference where the graph repeats it: the graph holds fixed
+        what the time, or a source of random numbers without a seed, gave when it was captured.
+        """
+        found = {"": got} if isinstance(got, str) else compare(expected, got)
+        most = None if expected.backward else 0
+        unsteady = compare(expected, self.expected(args, kwargs, number, most)) if found else {}
+        if (
+            unsteady.keys() - {SAID}
+            and not isinstance(got, str)
+            and not compare(got, self._outcome(self._replay, args, kwargs, number, most))
+        ):
+            self.unsteady = True
+            return [f"{UNSTEADY}; {next(iter(unsteady.values()))}"]
+        place = "in the random state of the capture" if number is None else f"seed {number}"
+        return [f"{place}: {text}" for name, text in found.items() if name not in unsteady]
+
+    def under_seeds(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Iterable[int | None] = (0, 1)
+    ) -> list[str]:
+        """Return the differences under the first two seeds for which no guard fires; what fires counts if it does under all."""
+        fired, held = [], 0
+        self.replayed = True
+        for number in seeds:
             try:
-                found += self.differences(expected, args, kwargs, number)
+                got = self._got(args, kwargs, number)
             except GuardError as error:
                 fired.append(f"seed {number}: a guard fires: {error}")
-        return found + (fired if len(fired) == len(chosen) else [])
+                continue
+            held += 1
+            self.replayed = self.replayed and number is None
+            found = self._compared(self.expected(args, kwargs, number), got, args, kwargs, number)
+            if found or held == 2:
+                return found
+        return [] if held else fired
 
     def with_other_numbers(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
         """Return the differences where an attribute whose number is an input holds another one.
@@ -142,13 +194,15 @@ class Comparison:
             other = each.value + 1
             runs = [partial(self._with_number, each, other, run) for run in (self._model, self._replay)]
             try:
-                expected = self._outcome(runs[0], args, kwargs, 0)
+                expected = self._outcome(runs[0], args, kwargs, None if self.steered else 0)
             except Exception:  # noqa: BLE001 - any failure of the model means that it does not take this number
                 continue
             try:
                 found += [
                     f"with {each.path} = {other}: {text}"
-                    for text in compare(expected, self._outcome(runs[1], args, kwargs, 0))
+                    for text in compare(
+                        expected, self._outcome(runs[1], args, kwargs, None if self.steered else 0)
+                    ).values()
                 ]
             except GuardError:
                 continue
@@ -169,7 +223,7 @@ class Comparison:
         return [
             f"call {number + 1} in a row: {text}"
             for number, pair in enumerate(zip(expected, got, strict=True))
-            for text in compare(*pair)
+            for text in compare(*pair).values()
         ]
 
     def _sequence(
@@ -182,14 +236,16 @@ class Comparison:
     ) -> list[Outcome]:
         """Run forward passes, one after the other, as long as they hold."""
         outcomes: list[Outcome] = []
+        start = generators()
         with self._snapshot.watching():
             try:
                 while len(outcomes) < calls and holds():
                     arguments = copied_arguments(args, kwargs)
-                    seed(len(outcomes))
-                    with torch.enable_grad():
+                    set_generators(start) if self.steered else seed(len(outcomes))
+                    with torch.enable_grad(), said() as texts:
                         result = run(*arguments[0], **arguments[1])
-                    outcomes.append(Outcome(self._values(arguments, result), _structure(result)))
+                    values = {**self._values(arguments, result), SAID: tuple(texts)}
+                    outcomes.append(Outcome(values, _structure(result)))
                     del result  # or two calls keep their activations at once
             except GuardError:
                 pass
@@ -202,7 +258,7 @@ class Comparison:
         run: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        number: int,
+        number: int | None,
         most: int | None = None,
     ) -> Outcome:
         """Run forward under a seed, and backward unless forward would keep more than so many bytes for it."""
@@ -213,8 +269,9 @@ class Comparison:
             try:
                 for parameter in self._parameters.values():
                     parameter.grad = None
-                seed(number)
-                with torch.enable_grad(), kept.watching():
+                if number is not None:
+                    seed(number)
+                with torch.enable_grad(), kept.watching(), said() as texts:
                     self.doing = "the forward pass"
                     result = run(*arguments[0], **arguments[1])
                     refuse_streams(self._model, result)
@@ -222,7 +279,8 @@ class Comparison:
                     if kept.is_whole:
                         _backward(result)
                     self.doing = None
-                return Outcome(self._values(arguments, result), _structure(result), kept.is_whole)
+                values = {**self._values(arguments, result), SAID: tuple(texts)}
+                return Outcome(values, _structure(result), kept.is_whole)
             finally:
                 for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
                     parameter.grad = gradient
@@ -240,6 +298,9 @@ class Comparison:
             **{f"gradient of {path}": parameter.grad for path, parameter in self._parameters.items()},
             **{f"gradient of input {index}": tensor.grad for index, tensor in inputs if tensor.is_leaf},
             **{f"buffer {path}": buffer.detach().clone() for path, buffer in self._model.named_buffers()},
+            **{
+                f"parameter {path}": each.detach().clone() for path, each in self._snapshot.written_of(self._parameters)
+            },
             **self._attributes(),
             "torch's random state": cpu,
             **{f"random state of cuda:{index}": state for index, state in enumerate(cuda)},
@@ -297,15 +358,15 @@ def _structure(result: Any) -> str:
     return f"{result!r}" if isinstance(result, bool | int | float | str | type(None)) else type(result).__qualname__
 
 
-def compare(expected: Outcome, got: Outcome) -> list[str]:
-    """Return in words how two outcomes differ."""
-    found = (
-        [] if expected.structure == got.structure else [f"the output is {got.structure}, expected {expected.structure}"]
-    )
+def compare(expected: Outcome, got: Outcome) -> dict[str, str]:
+    """Return in words how two outcomes differ, by the name of what differs."""
+    found = {}
+    if expected.structure != got.structure:
+        found["the output"] = f"the output is {got.structure}, expected {expected.structure}"
     for name in dict.fromkeys((*expected.values, *got.values)):
         left, right = expected.values.get(name), got.values.get(name)
         if not same(left, right):
-            found.append(f"{name} differs{_by_how_much(left, right)}")
+            found[name] = f"{name} differs{_by_how_much(left, right)}"
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from dnifx.ir import Capture, Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.export import export_model
 from dnifx.passes.capture.record.attributes import reads_of
+from dnifx.passes.capture.record.hazards import UnsafeForward
 from dnifx.passes.capture.record.recording import record
 from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.refusals import ModelFails, Refused, no_method
@@ -23,22 +25,30 @@ def recorded(
     open_paths: Sequence[str] | None = None,
     keep_whole: Sequence[str] = (),
     varying: Sequence[str] = (),
+    around: Sequence[str] | None = None,
 ) -> CapturedGraph:
     """Run the model once on the example inputs and write down what it does."""
     return record(
-        program.model, program.args, program.kwargs, open_paths=open_paths, keep_whole=keep_whole, varying=varying
+        program.model,
+        program.args,
+        program.kwargs,
+        open_paths=open_paths,
+        keep_whole=keep_whole,
+        varying=varying,
+        around=around,
     )
 
 
 def traced(program: Program) -> CapturedGraph:
     """Trace the model symbolically by torch.fx."""
-    with preserved(program.model):
+    with preserved(program.model) as kept, kept.watching():
         return with_reads(trace_symbolically(program.model, program.args, program.kwargs), program)
 
 
 def exported(program: Program) -> CapturedGraph:
     """Export the model by torch.export."""
-    with preserved(program.model):
+    with preserved(program.model) as kept:
+        kept.save_plain()  # torch.export writes to them, and no dispatch mode may look on
         return with_reads(export_model(program.model, program.args, program.kwargs), program)
 
 
@@ -65,23 +75,28 @@ def try_methods(
 ) -> tuple[CapturedGraph, Capture]:
     """Return the first graph that does what the model does, and how it was captured.
 
+    What recording refuses because of draws, effects or state, no other method may take: it might hold them fixed.
+
     Raises:
         CaptureError: No method gives one; the text says what was wrong with each.
         InputError: The model's forward does not take the example inputs.
     """
     refuse_lazy(program)
     tried: list[tuple[str, CaptureError]] = []
+    unsafe: tuple[str, CaptureError] | None = None
     on_meta = is_on_meta(program)
     for method in methods:
-        if method == "record_cuts" and open_paths is None:
+        if (method == "record_cuts" and open_paths is None) or (unsafe and method in METHODS):
             continue
         try:
             opened = open_paths if method == "record_cuts" else None
-            found = METHODS[method](program) if method in METHODS else recorded(program, opened, keep_whole, varying)
+            record = partial(recorded, program, opened, keep_whole, varying, open_paths)
+            found = METHODS[method](program) if method in METHODS else record()
         except ModelFails as error:
             raise CaptureError(str(error)) from error.__cause__
         except CaptureError as error:
             tried.append((method, error))
+            unsafe = unsafe or (tried[-1] if isinstance(error, UnsafeForward) else None)
             continue
         verified = check and not on_meta
         verification = verify_capture(program, found) if verified else Verification([])
@@ -91,9 +106,10 @@ def try_methods(
                 ("the graph is not verified: tensors on the meta device hold no values",) if on_meta and check else ()
             )
             found = replace(found, guards=found.guards + verification.guards, notes=found.notes + unverified)
-            return found, Capture(method, found.kept, verified, met(tried), found.guards)
+            return found, Capture(method, found.kept, verified, met(tried), found.guards, found.steered)
         tried.append((method, differs(differences)))
-    raise no_method(type(program.model).__name__, tried)
+        unsafe = unsafe or (tried[-1] if verification.unsafe else None)
+    raise no_method(type(program.model).__name__, [unsafe] if unsafe else tried)
 
 
 def met(tried: Sequence[tuple[str, CaptureError]]) -> tuple[tuple[str, str], ...]:

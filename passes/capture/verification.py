@@ -30,6 +30,9 @@ from dnifx.runtime.net.input_kinds import SIZES_ALONE
 KEPT_BYTES = 2**23
 """How much a forward pass on more than the example inputs may keep for a backward pass; beyond that there is no backward pass."""
 
+MOST_OUTCOMES = 8
+"""Under how many seeds a graph that holds for one outcome of a draw is tried, until it holds under one."""
+
 MOST_SIZES = 4
 """How many sizes beside the batch are changed, one after the other."""
 
@@ -41,10 +44,12 @@ class Verification:
     Attributes:
         differences: How the graph differs from the model, in words.
         guards: How many guards were added to the graph, for sizes that it holds fixed.
+        unsafe: Whether the graph loses state, hooks, or what changes from call to call.
     """
 
     differences: list[str]
     guards: int = 0
+    unsafe: bool = False
 
 
 def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
@@ -64,7 +69,7 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
     model, args, kwargs = program.model, program.args, program.kwargs
     both, guarded = Comparison(model, captured), captured.guards > 0
     try:
-        differences = both.under_seeds(args, kwargs, (0, 1) if guarded else (0,))
+        differences = both.under_seeds(args, kwargs, seeds_for(captured))
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         if both.doing is None:
             raise
@@ -75,15 +80,29 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
         ) from error
     differences = differences or at_other_batches(both, program, guarded)
     differences = differences or both.with_other_numbers(args, kwargs)
+    unsafe = both.unsteady
+    if not differences and both.replayed and captured.unused:
+        differences, unsafe = [f"what Python makes of the number drawn at {captured.unused[0]} cannot be seen"], True
     if (both.changed or captured.signature.writes) and not differences:
         differences = both.in_sequence(args, kwargs)
+        unsafe = bool(differences)
     if differences and both.hooks:
         differences.insert(0, f"forward installs hooks on {listed(list(both.hooks))}, which the graph does not repeat")
     if differences:
-        return Verification(differences)
+        return Verification(differences, unsafe=unsafe or bool(both.hooks))
     inputs = dict(zip(captured.signature.inputs, captured.signature.flatten(args, kwargs), strict=True))
     added = sum(guard_size(captured.graph, inputs, program, size) for size in fixed_sizes(both, program))
     return Verification([], added)
+
+
+def seeds_for(captured: CapturedGraph) -> tuple[int | None, ...]:
+    """Return the seeds to compare under; None stands for the random state of the capture, where a graph of one outcome holds.
+
+    The first that no guard stops says what the graph does for the draws of another call.
+    """
+    if captured.steered:
+        return (*range(MOST_OUTCOMES), None)
+    return (0, 1, None) if captured.guards else (0,)
 
 
 def at_other_batches(both: Comparison, program: Program, guarded: bool) -> list[str]:
@@ -118,12 +137,13 @@ def first_taken(both: Comparison, program: Program, choices: Iterable[Arguments]
 def compared_on(both: Comparison, program: Program, arguments: Arguments) -> Trial | None:
     """Compare on other inputs; None where the model does not take them. A guard that fires is no difference."""
     larger = elements(arguments) > elements((program.args, program.kwargs))
+    number = None if both.steered else 1
     try:
-        expected = both.expected(*arguments, 1, KEPT_BYTES if larger else None)
+        expected = both.expected(*arguments, number, KEPT_BYTES if larger else None)
     except Exception:  # noqa: BLE001 - any failure of the model means that it does not take them
         return None
     try:
-        return Trial(both.differences(expected, *arguments, 1), expected.backward)
+        return Trial(both.differences(expected, *arguments, number), expected.backward)
     except GuardError:
         return Trial([], expected.backward)
 

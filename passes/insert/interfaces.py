@@ -14,6 +14,7 @@ from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, 
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
 from dnifx.passes.graph import captured, flat_output, input_names
+from dnifx.passes.insert.routed import data_rows, refuse_routed, with_other_rows
 from dnifx.passes.insert.suffix import same_suffix, suffix_interface
 from dnifx.passes.insert.unbatched import warn_without_batch
 from dnifx.passes.insert.weight import warn_of_weight
@@ -270,7 +271,13 @@ def make_interface(
             by_pixel=estimator.by_pixel,
         )
     if interface.blends or not interface.locked:
-        check_estimates(interface, spec, program)
+        try:
+            for each in (spec, with_other_rows(spec)) if spec.routed else (spec,):
+                check_estimates(interface, each, program)
+        except EstimatorError as error:
+            if spec.routed:
+                raise refuse_routed(spec, interface.description, data_rows(program), error) from error
+            raise
     return interface
 
 
@@ -280,7 +287,10 @@ def boundary_spec(boundary: Boundary, context: Context | None, program: Program,
     if examples is None and batch is not None:
         examples = program.measures[batch].tensors[0].shape[program.batch_dim]
     width, classes = (context.width, context.classes) if context else (None, None)
-    return BoundarySpec(boundary.name, boundary.specs, width, classes, output_spec(program), examples, boundary.values)
+    found = data_rows(program) if program.graph is not None else {}
+    routed = frozenset(index for index, name in enumerate(boundary.values) if name in found)
+    output = output_spec(program)
+    return BoundarySpec(boundary.name, boundary.specs, width, classes, output, examples, boundary.values, routed)
 
 
 def output_spec(program: Program) -> TensorSpec | None:

@@ -1,6 +1,7 @@
 """What captured graphs call beside torch's own functions. Imports torch alone, so emitted packages can carry a copy."""
 
 import copy
+import importlib
 import operator
 import types
 from collections import OrderedDict, deque
@@ -62,6 +63,14 @@ def held(module: nn.Module, *path: str) -> Any:
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a function that has no importable name."""
     return function(*args, **kwargs)
+
+
+def call_anew(function: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function that gives another value in each call, or matters by what it does; a dotted name imports its module."""
+    if isinstance(function, str):
+        module, _, name = function.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+    return function(*args, **kwargs)  # type: ignore[operator]
 
 
 def apply_function(function: type[torch.autograd.Function], /, *args: Any, **kwargs: Any) -> Any:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dnifx.errors import InputKindWarning, PassError, StateError
+from dnifx.errors import DnifxError, DnifxWarning, InputKindWarning, PassError, StateError
 from dnifx.ir import Part, Program
 from dnifx.runtime.net.attach import attach
 from dnifx.runtime.net.input_kinds import InputKind, hold_constants, listed_changes, what_is_read
 from dnifx.runtime.net.kept_attributes import KeptAttributes
 from dnifx.runtime.net.model_states import with_example_states
+from dnifx.runtime.net.undo import RandomStates
 
 Recompile = Callable[[Program, tuple[Any, ...], Mapping[str, Any], int], Program]
 MOST_INPUT_KINDS = 16
@@ -33,6 +34,7 @@ class CapturedPart:
         input_kinds: What is captured: the example's kind first, the others by their last use.
         captures: How many kinds were captured so far.
         attributes: What the model keeps in attributes from call to call.
+        warned: Whether a warning said that an outcome of a draw cannot be cut.
     """
 
     def __init__(self, part: Part, program: Program, net: nn.Module, mean: bool, recompile: Recompile) -> None:
@@ -40,6 +42,7 @@ class CapturedPart:
         self.input_kinds: list[InputKind] = []
         self.captures = 0
         self.attributes = KeptAttributes(program.model)
+        self.warned = False
         self._children = [
             (module._modules, name, child)
             for module in program.model.modules()
@@ -105,6 +108,8 @@ class CapturedPart:
     def matching(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[InputKind]:
         """Yield the input kinds that a call may run in; the last one is compiled for this very call.
 
+        Where draws decide what the model does, there may be no last one: what is drawn next leaves nothing to cut.
+
         Raises:
             InputError: The cuts cannot be found again in a new one.
         """
@@ -112,11 +117,41 @@ class CapturedPart:
             yield self.input_kinds[0]
             return
         self.refuse_other_modules()
+        met = False
         for input_kind in tuple(self.input_kinds):
             if input_kind.signature.key(args, kwargs) == input_kind.key:
                 if input_kind is not self.input_kinds[0] and input_kind is not self.input_kinds[-1]:
                     self.input_kinds.remove(input_kind)
                     self.input_kinds.append(input_kind)
+                met = True
                 yield input_kind
         self.make_room()
-        yield self.capture(self.recompile(self.program, args, kwargs, self.captures))
+        before = RandomStates(self.program.model)
+        try:
+            program = self.recompile(self.program, args, kwargs, self.captures)
+        except DnifxError as error:
+            if not (met and self.steered):
+                raise
+            self.warn_of_outcome(error)
+            return
+        finally:
+            before.restore()
+        yield self.capture(program)
+
+    @property
+    def steered(self) -> tuple[str, ...]:
+        """The lines at which a draw decides what the model does."""
+        capture = self.program.capture
+        return () if capture is None else capture.steered
+
+    def warn_of_outcome(self, error: DnifxError) -> None:
+        """Warn, once, that an outcome of a draw cannot be cut as the others are."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{type(self.program.model).__name__} draws at {self.steered[0]!r}, and one outcome cannot be cut as the others are. "
+                "Its steps run the model itself, by backpropagation, and the estimators learn nothing from them: "
+                + str(error).splitlines()[0],
+                DnifxWarning,
+                stacklevel=4,
+            )

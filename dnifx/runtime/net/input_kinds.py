@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from dnifx.errors import InputError
 from dnifx.ir import Program, Signature
 from dnifx.runtime.emitted.ops import GuardError, guard, guard_length
-from dnifx.runtime.net.kept_attributes import KeptAttributes
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,35 +169,6 @@ def is_size_of_input(node: fx.Node) -> bool:
         and node.target == "size"
         and [each.op for each in node.all_input_nodes] == ["placeholder"]
     )
-
-
-class Undo:
-    """Buffers, written inputs, attributes and random state before a run that a guard may stop.
-
-    Args:
-        net: The net: the constants of its graphs are buffers too.
-        written: The inputs that the run writes to in place.
-        attributes: The attributes of the model that the run changes before its end.
-    """
-
-    def __init__(
-        self, net: nn.Module, written: Iterable[Tensor] = (), attributes: KeptAttributes | None = None
-    ) -> None:
-        self.attributes = attributes.undo() if attributes is not None else None
-        self.buffers = [(tensor, tensor.detach().clone()) for tensor in (*net.buffers(), *written)]
-        self.random = torch.get_rng_state()
-        self.devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def restore(self) -> None:
-        """Put them back."""
-        with torch.no_grad():
-            for buffer, value in self.buffers:
-                buffer.copy_(value)
-        if self.attributes is not None:
-            self.attributes()
-        torch.set_rng_state(self.random)
-        if self.devices:
-            torch.cuda.set_rng_state_all(self.devices)
 
 
 def share_state(holder: nn.Module, model: nn.Module) -> None:

@@ -29,10 +29,13 @@ class KeptAttributes:
 
     Args:
         model: The model.
+
+    Attributes:
+        model: The model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._changed: dict[str, None] = {}
         self._in_place: set[str] = set()
         self._read_again: set[str] = set()
@@ -102,10 +105,10 @@ class KeptAttributes:
             StateError: The model has no such module or object.
         """
         try:
-            return place_of(self._model, path)
+            return place_of(self.model, path)
         except AttributeError as error:
             raise StateError(
-                f"the saved state has {path}, and {type(self._model).__name__} has no place for it: {error}; make the trainer with "
+                f"the saved state has {path}, and {type(self.model).__name__} has no place for it: {error}; make the trainer with "
                 "the same model"
             ) from error
 

@@ -1,7 +1,7 @@
 """One part of a net in training: what it carries from firing to firing, and how a step of it runs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError, held
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.carried_states import Window
-from dnifx.runtime.net.input_kinds import InputKind, Undo
+from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import Flag, Statistics, either, running, written_buffers
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
@@ -169,7 +170,13 @@ class TrainedPart:
     ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
         """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
         for input_kind in self.captured.matching(args, kwargs):
-            step = self.functions.training(input_kind, schedule_of(input_kind.program), diagnose)
+            try:
+                step = self.functions.training(input_kind, schedule_of(input_kind.program), diagnose)
+            except InputError as error:
+                if not self.captured.steered:
+                    raise
+                self.captured.warn_of_outcome(error)
+                break
             inputs = input_kind.signature.flatten(args, kwargs)
             if not input_kind.numbers_hold(inputs):
                 continue
@@ -196,6 +203,8 @@ class TrainedPart:
             except BaseException:
                 self.forget()
                 raise
+        if self.captured.steered and not self.program.recurrences and self.engine.ranks is None:
+            return self.run_whole(args, kwargs, target)
         raise InputError("no captured graph holds for these inputs")
 
     def holds_on_every_rank(self, input_kind: InputKind, inputs: tuple[Any, ...]) -> bool:
@@ -219,6 +228,21 @@ class TrainedPart:
                 with torch.no_grad():
                     return self.functions.evaluating(input_kind)(self.functions.names(input_kind), *inputs, None)[1]
         raise InputError("no captured graph holds for these inputs")
+
+    def run_whole(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any
+    ) -> tuple[Tensor, Any, Mapping[str, Any]]:
+        """Run a step of the model itself, by backpropagation: a draw left nothing to cut. The estimators learn nothing."""
+        with torch.enable_grad():
+            output = self.net.original(*args, **kwargs)
+            task = replace(self.task, elsewhere={})
+            loss = task.reduced(task.raw(self.window.visible(output), target, self.steps), self.steps)
+            loss = loss if self.beside is None else loss + self.beside(output)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss, output, {}
 
     def forget(self) -> None:
         """Drop the gradients that a step left behind where it was broken off, so that the next step does not add to them."""

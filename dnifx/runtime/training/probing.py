@@ -17,9 +17,10 @@ from dnifx.runtime.emitted.fitting import compare, per_example
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.emitted.windows import by_example
 from dnifx.runtime.net.carried_states import Window
-from dnifx.runtime.net.input_kinds import InputKind, Undo
+from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.states import without_episodes
+from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.messages import BATCH, message_features
 from dnifx.runtime.training.part import TrainedPart

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input, comparable, frozen
+from dnifx.passes.capture.record.anew import GENERATORS
 from dnifx.passes.capture.record.node_values import NodeValue
 from dnifx.passes.capture.record.plan import Plan
 from dnifx.passes.capture.record.sizes import Owner, symbolic
@@ -144,7 +145,7 @@ def is_computed(holder: Any, name: str) -> bool:
 
 def _is_object(value: Any) -> bool:
     """Whether a value is an object of somebody's class, whose attributes are read one by one."""
-    if isinstance(value, (Tensor, torch.Generator, *CONTAINERS, *PLAIN)):
+    if isinstance(value, (Tensor, torch.Generator, *GENERATORS, *CONTAINERS, *PLAIN)):
         return False
     return hasattr(value, "__dict__") and type(value).__module__ not in ("builtins", "types")
 
@@ -381,7 +382,7 @@ def reads_of(
     """Run a model once; return the attributes that its Python reads, and those that it changes. The model is left as it was."""
     reads = AttributeReads(model)
     own_args, own_kwargs = copied_arguments(args, kwargs)
-    with preserved(model) as snapshot:
+    with preserved(model) as snapshot, snapshot.watching():
         with torch.enable_grad(), AttributeWatch(reads).watching():
             model(*own_args, **own_kwargs)
         return tuple(reads.found.values()), changed_in_place(snapshot, ())

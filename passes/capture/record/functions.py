@@ -24,6 +24,9 @@ PROPERTIES = frozenset(
 )
 """Tensor properties of the same kind."""
 
+TEXTS = frozenset("__format__ __repr__ __str__".split())
+"""Functions that make a text of a tensor's values."""
+
 EFFECTS = frozenset("backward register_hook register_post_accumulate_grad_hook retain_grad _backward".split())
 """Functions that matter by what they do, not by what they return."""
 

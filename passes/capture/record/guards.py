@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dnifx.passes.capture.record import functions
+from dnifx.passes.capture.record.hazards import model_line
 from dnifx.passes.capture.record.node_values import NodeValue
 from dnifx.passes.capture.record.open_modules import OpenModules
 from dnifx.passes.capture.record.sizes import Number, Owner, SymbolicFloat, SymbolicInt, plain, plain_number, symbolic
@@ -44,6 +45,7 @@ class Guards:
 
     Attributes:
         count: Number of guards in the graph.
+        unused: The lines that draw floats which nothing in the graph uses: Python may have taken them unseen.
     """
 
     def __init__(self, recorder: RunningRecorder, writer: Writer, modules: OpenModules, unseen: UnseenTensors) -> None:
@@ -53,6 +55,8 @@ class Guards:
         self._modules = modules
         self._unseen = unseen
         self._guarded: set[tuple[Any, ...]] = set()
+        self._watched: list[tuple[Number, str]] = []
+        self.unused: dict[str, None] = {}
 
     def pieces(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], node: fx.Node, result: Any) -> None:
         """Guard the number of pieces of a split, where sizes decide it."""
@@ -116,20 +120,54 @@ class Guards:
 
     def _item(self, source: fx.Node, result: float) -> Any:
         if source in self._writer.tainted or isinstance(result, float):
-            self._modules.hazard("item() of a tensor")
+            self._hazard(source, "item() of a tensor")
         node = self._writer.add("call_method", "item", (source,))
-        return symbolic(result, self._recorder, None, (NodeValue(node), None, ""), True)
+        number = symbolic(result, self._recorder, None, (NodeValue(node), None, ""), True)
+        if source in self._writer.drawn:
+            self.watch(number)
+        return number
+
+    def watch(self, number: Number) -> None:
+        """Note a number that was drawn: Python may take it in a way that nothing shows, as the place in a list."""
+        self._watched.append((number, model_line()))
+
+    def forget(self, base: fx.Node, most: int) -> None:
+        """Forget the numbers that were just read from a value, as torch looks at an array that is an index."""
+        while most and self._watched and self._watched[-1][0].expression.operands[0].base is base:
+            self._watched.pop()
+            most -= 1
+
+    def settle(self) -> None:
+        """Guard the integers that were drawn and that nothing in the graph uses; note such floats."""
+        for number, line in self._watched:
+            whole = isinstance(number, SymbolicFloat)  # a comparison shows all of a decision on a float
+            if any(whole or not is_check(user) for user in self._writer.number(number).users):
+                continue
+            if isinstance(number, SymbolicInt):
+                self.consumed(number)
+            else:
+                self.unused[line] = None
+        self._watched.clear()
+
+    def drawn(self, node: fx.Node, value: Any) -> None:
+        """Let the graph check that what a draw gave, or decided, is what Python saw."""
+        self._guard(node, value, "a draw")
 
     def _guard(self, node: Any, value: Any, construct: str, data: bool = True) -> None:
         """Let the graph check, once, that a value is what Python saw."""
         if not isinstance(node, fx.Node):
             return
         if data and node in self._writer.tainted:
-            self._modules.hazard(construct)
+            self._hazard(node, construct)
         key = (node, repr(value))
         if key not in self._guarded:
             self._guarded.add(key)
             self.equal(node, self._writer.literal(plain(value)), data)
+
+    def _hazard(self, node: fx.Node, construct: str) -> None:
+        """Note that Python reads the value of a node, which another call draws anew or computes by other parameters."""
+        draw = self._writer.drawn.get(node)
+        self._modules.hazard(f"a decision on what {draw} draws" if draw else construct, draws=draw is not None)
 
     def equal(self, node: fx.Node, expected: Any, data: bool = True) -> None:
         """Write a guard that a node's value is ``expected``; without ``data`` the value depends on sizes alone."""
@@ -157,8 +195,17 @@ class Guards:
 
     def consumed(self, number: Number) -> None:
         """Python took the plain value of a number; see ``sizes.Owner``."""
-        construct = "a plain number computed from tensors"
-        self._guard(self._writer.number(number), plain_number(number), construct, number.expression.data)
+        node = self._writer.number(number)
+        draw = self._writer.drawn.get(node) if isinstance(number, SymbolicFloat) else None
+        if draw:  # a guard on it would never hold again
+            self._modules.hazard(f"a plain float of what {draw} draws", hard=True, draws=True)
+            return
+        self._guard(node, plain_number(number), "a plain number computed from tensors", number.expression.data)
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether a node is a guard, or a comparison that guards alone use."""
+    return node.target is ops.guard or (bool(node.users) and all(user.target is ops.guard for user in node.users))
 
 
 def _identity(item: Any) -> Any:

@@ -4,19 +4,26 @@ import linecache
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 
+from dnifx.passes.capture.refusals import Refused
 from dnifx.runtime.emitted import ops
 
-_TORCH = str(Path(torch.__file__).parent) + os.sep
-_NOT_THE_MODELS = (str(Path(__file__).parent.parent) + os.sep, ops.__file__, _TORCH)
+_TORCH, _NUMPY, _PYTHON = (str(Path(str(each.__file__)).parent) + os.sep for each in (torch, np, os))
+_NOT_THE_MODELS = (str(Path(__file__).parent.parent) + os.sep, ops.__file__, _TORCH, _NUMPY)
 """Where code is that runs during a recording and is not the model's."""
 
 _START = str(Path(__file__).with_name("recording.py"))
+
+
+class UnsafeForward(Refused):
+    """The forward draws, or acts, as no graph repeats it: no other capture method may take it."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,20 @@ class Hazard:
         construct: What the code does, in words.
         line: Where it is, as ``file.py:12: source``.
         hard: Whether no guard can replace it, so that the module has to be kept whole.
-        draws: Whether it makes every call another one: a draw of Python's random numbers, or changed attributes.
+        draws: Whether it makes every call another one: what Python does depends on random numbers, or on the time.
+        effect: Whether it matters by what it does, not by what it returns.
     """
 
     construct: str
     line: str
     hard: bool = False
     draws: bool = False
+    effect: bool = False
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether no other capture method may take it either: it draws, or it acts by its effect."""
+        return self.draws or self.effect
 
     def __str__(self) -> str:
         return f"{self.construct} ({self.line})" if self.line else self.construct
@@ -53,6 +67,15 @@ def model_line() -> str:
     return fallback
 
 
+def model_frames() -> Iterator[FrameType]:
+    """Yield the frames of the model's own source that are running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _START:
+        if _is_models(frame.f_code.co_filename, frame.f_lineno):
+            yield frame
+        frame = frame.f_back
+
+
 def error_line(error: BaseException) -> str:
     """Return the innermost line of the model's own source in an error's traceback, as ``file.py:12: source``."""
     lines = traceback.extract_tb(error.__traceback__)
@@ -68,4 +91,7 @@ def describe(path: str, number: int) -> str:
 
 def _is_models(path: str, number: int) -> bool:
     """Whether a line belongs to the model; a line of generated code does so where its source is known."""
-    return bool(linecache.getline(path, number)) if path.startswith("<") else not path.startswith(_NOT_THE_MODELS)
+    if path.startswith("<"):
+        return bool(linecache.getline(path, number))
+    of_python = path.startswith(_PYTHON) and "site-packages" not in path
+    return not (of_python or path.startswith(_NOT_THE_MODELS))

@@ -3,7 +3,7 @@
 import builtins
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.abc import MetaPathFinder
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from dnifx.passes.capture.record.anew import Patch
 from dnifx.passes.capture.record.sizes import Number, SymbolicFloat, SymbolicInt, plain_number
 from dnifx.passes.compiled import as_written
 
@@ -53,15 +54,15 @@ class Observer(Protocol):
 
 
 @contextmanager
-def interposed(observer: Observer) -> Iterator[None]:
-    """Call ``observer`` for what the model does within the block."""
+def interposed(observer: Observer, others: Iterable[Patch] = ()) -> Iterator[None]:
+    """Call ``observer`` for what the model does within the block; ``others`` are stand-ins for functions that it may import."""
     with ExitStack() as stack:
         stack.enter_context(as_written())
         for holder, name, value in (*_calls(observer), *_regions(observer), *_caches()):
             stack.callback(setattr, holder, name, holder.__dict__[name])
             setattr(holder, name, value)
         standins = stack.enter_context(ExitStack())
-        for holder, name, value in _builtins(observer):
+        for holder, name, value in (*_builtins(observer), *others):
             standins.callback(setattr, holder, name, holder.__dict__[name])
             setattr(holder, name, value)
         watch = _ImportWatch(observer, standins)
@@ -82,9 +83,6 @@ class _ImportWatch(MetaPathFinder):
         if fullname not in self._observer.imports:
             self._standins.close()
             self._observer.imported(fullname)
-
-
-Patch = tuple[Any, str, Any]
 
 
 def _calls(observer: Observer) -> list[Patch]:

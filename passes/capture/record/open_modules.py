@@ -13,7 +13,7 @@ from dnifx.passes.capture.record.state import python_draws
 from dnifx.passes.capture.record.writer import Stack, Writer
 from dnifx.runtime.emitted.ops import Autocast
 
-_DRAW = "a draw of Python's or NumPy's random numbers"
+_DRAW = "a draw of Python's or NumPy's random numbers (random, numpy.random), which no function shows"
 
 
 @dataclass
@@ -69,7 +69,7 @@ class OpenModules:
         written: The attributes that were assigned, by the identity of the module and the name.
         whole: Modules that another run has to keep whole, and why.
         failures: What no plan can record.
-        volatile: How Python's state or random numbers change each call of a module that has to be opened, if they do.
+        steered: The lines at which a draw decides what a module that has to be opened does: each outcome is captured by itself.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, writer: Writer) -> None:
@@ -81,7 +81,7 @@ class OpenModules:
         self.written: Container[tuple[int, str]] = ()
         self.whole: dict[str, str] = {}
         self.failures: list[tuple[str, Hazard]] = []
-        self.volatile: Hazard | None = None
+        self.steered: dict[str, None] = {}
         self._model = model
         self._plan = plan
         self._writer = writer
@@ -132,10 +132,10 @@ class OpenModules:
         self._counts[path] += 1
         return self._counts[path] - 1
 
-    def hazard(self, construct: str, hard: bool = False) -> None:
-        """Note something that the graph alone would not repeat."""
+    def hazard(self, construct: str, hard: bool = False, draws: bool = False, effect: bool = False) -> None:
+        """Note something that the graph alone would not repeat; see ``Hazard``."""
         if self.calls:
-            self.calls[-1].hazards.append(Hazard(construct, model_line(), hard))
+            self.calls[-1].hazards.append(Hazard(construct, model_line(), hard, draws, effect))
 
     def location(self) -> str:
         """Return where the model is now, for the error of a guard."""
@@ -145,7 +145,7 @@ class OpenModules:
     def note_draws(self, line: Callable[[], str]) -> None:
         """Note a draw of random numbers by the innermost module's own code since the last look."""
         if self.calls and self.calls[-1].drew():
-            self.calls[-1].hazards.append(Hazard(_DRAW, line(), draws=True))
+            self.calls[-1].hazards.append(Hazard(_DRAW, line(), hard=True, draws=True))
 
     def forget_draws(self) -> None:
         """Ignore the draws up to here: a module kept whole draws again in every run."""
@@ -163,10 +163,11 @@ class OpenModules:
         made = is_made(call.path)
         shares = made and any(id(part) in self.paths for part in call.module.modules())
         learns = made and next(call.module.parameters(), None) is not None
-        if not (self._plan.must_open(call.path) or shares or learns):
+        draws = any(one.draws for one in call.hazards)
+        if not (self._plan.must_open(call.path, draws) or shares or learns):
             self.whole.setdefault(call.path, str(next((one for one in call.hazards if one.hard), call.hazards[0])))
         elif made:
             self.calls[-1].hazards += call.hazards
         else:
             self.failures += [(call.path, one) for one in call.hazards if one.hard]
-            self.volatile = self.volatile or next((one for one in call.hazards if one.draws), None)
+            self.steered.update((one.line, None) for one in call.hazards if one.draws)

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from dnifx.passes.capture.record.drawing import DrawingFunction
 from dnifx.passes.compiled import why_closed
 
 _OPENED = (
@@ -39,14 +40,20 @@ class Plan:
         leaking: Modules whose tensors are read by others without being their output. They have to be opened, and so have the
             modules inside them.
         large: Modules that hold so much of the model that keeping them whole would leave little to cut.
+        around: Modules around a cut that the user named; None where the cuts are not known.
         varying: The attributes, as ``self.gate.alpha``, whose numbers or tensors change from call to call, so that they are inputs.
+        functions: Functions of the model's code that draw, each of which is one call.
+        seen_through: The codes of such functions that cannot be one call.
     """
 
     open_paths: frozenset[str] | None = None
     whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     leaking: frozenset[str] = frozenset()
     large: frozenset[str] = frozenset()
+    around: frozenset[str] | None = None
     varying: frozenset[str] = frozenset()
+    functions: frozenset[DrawingFunction] = frozenset()
+    seen_through: frozenset[CodeType] = frozenset()
 
     @classmethod
     def start(
@@ -55,12 +62,16 @@ class Plan:
         open_paths: Collection[str] | None,
         keep_whole: Collection[str],
         varying: Collection[str] = (),
+        around: Collection[str] | None = None,
     ) -> "Plan":
         """Return the plan of the first run."""
-        opened = None if open_paths is None else frozenset(part for path in open_paths for part in ancestry(path))
+        opened, cut = (
+            None if paths is None else frozenset(part for path in paths for part in ancestry(path))
+            for paths in (open_paths, around)
+        )
         asked = dict.fromkeys(keep_whole, "asked for by keep_whole")
         large = frozenset(large_modules(model))
-        return cls(opened, MappingProxyType(asked), large=large, varying=frozenset(varying))
+        return cls(opened, MappingProxyType(asked), large=large, around=cut, varying=frozenset(varying))
 
     def is_leaf(self, path: str, module: nn.Module) -> bool:
         """Whether a module stays one node."""
@@ -80,16 +91,23 @@ class Plan:
         closed = bool(why_closed(module)) or parametrize.is_parametrized(module) or is_made(path)
         return path not in self.whole and not closed and type(module).__module__.startswith("torch.nn.")
 
-    def must_open(self, path: str) -> bool:
-        """Whether a module has to be opened, whatever its forward does."""
+    def must_open(self, path: str, draws: bool = False) -> bool:
+        """Whether a module has to be opened, whatever its forward does; one that ``draws`` only where a cut lies in it."""
         wanted = self.large if self.open_paths is None else self.open_paths
-        return path == "" or path in self.leaking or path in wanted
+        around = wanted if self.around is None else self.around
+        return path in ("", *self.leaking) or path in around or (path in wanted and not draws)
 
     def revised(self, whole: Mapping[str, str], leaking: Collection[str], varying: Collection[str] = ()) -> "Plan":
         """Return the plan with more modules kept whole, more opened, and more numbers as inputs."""
         leaks = self.leaking | frozenset(leaking)
         kept = {path: reason for path, reason in {**self.whole, **whole}.items() if path not in leaks}
         return replace(self, whole=MappingProxyType(kept), leaking=leaks, varying=self.varying | {*varying})
+
+    def with_functions(self, found: Mapping[CodeType, DrawingFunction], failed: Collection[CodeType]) -> "Plan":
+        """Return the plan with more functions recorded as one call, or looked into."""
+        through = self.seen_through | {*failed}
+        functions = {each for each in (*self.functions, *found.values()) if each.code not in through}
+        return replace(self, functions=frozenset(functions), seen_through=through)
 
 
 def ancestry(path: str) -> list[str]:

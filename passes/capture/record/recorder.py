@@ -10,18 +10,21 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from dnifx.passes.capture.record import functions
+from dnifx.passes.capture.record.anew import GENERATORS, FollowedGenerator, refuse_iterator
 from dnifx.passes.capture.record.attributes import ModelAttributes
 from dnifx.passes.capture.record.calls import in_region, write_call
+from dnifx.passes.capture.record.draws import Draws
 from dnifx.passes.capture.record.guards import Guards
 from dnifx.passes.capture.record.hazards import model_line
 from dnifx.passes.capture.record.node_values import NodeValue, Path
 from dnifx.passes.capture.record.open_modules import OpenModules
 from dnifx.passes.capture.record.plan import Plan, ancestry, is_made, made_path
-from dnifx.passes.capture.record.sizes import Number, plain, symbolic
+from dnifx.passes.capture.record.sizes import Number, SymbolicInt, plain, symbolic
 from dnifx.passes.capture.record.state import Snapshot
 from dnifx.passes.capture.record.structure import tensors_in, walk
 from dnifx.passes.capture.record.unseen import UnseenTensors
 from dnifx.passes.capture.record.writer import Writer
+from dnifx.passes.graph import RAGGED
 from dnifx.runtime.emitted import ops
 from dnifx.runtime.emitted.checkpoints import Region
 
@@ -45,6 +48,8 @@ class Recorder(TorchFunctionMode):
         inside_leaf: The path of the module kept whole that is running, if one is.
         notes: How the graph differs from the model, in words.
         attributes: What Python read from the model's attributes and wrote there.
+        draws: Records what gives another value in each call.
+        read_inside: The modules and parameters that the last function recorded as one call read by itself.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, snapshot: Snapshot, imports: set[str]) -> None:
@@ -61,9 +66,10 @@ class Recorder(TorchFunctionMode):
         self.notes: dict[str, None] = {}
         self.attributes = ModelAttributes(model, plan, self)
         self.modules.written = self.attributes.written
+        self.draws = Draws(self, self.writer, self.modules, self.guards, plan)
         self._plan = plan
         self._opaque = 0
-        self._read_inside: dict[str, None] = {}
+        self.read_inside: dict[str, None] = {}
         self._checkpoints = 0
 
     @contextmanager
@@ -100,25 +106,29 @@ class Recorder(TorchFunctionMode):
         if asks or (name == "__get__" and field in functions.PROPERTIES):
             if field == "device" and first is not None and self.writer.knows(first):
                 self.writer.remember_device(result, first)
+            if name in functions.TEXTS and first is not None and self.writer.knows(first):
+                self.draws.formatted = True
             if first is not None and (field == "requires_grad" or name == "is_contiguous"):
                 self.attributes.asked[field if field == "requires_grad" else name] = None
             return result
         if name in functions.EFFECTS:
-            self.modules.hazard(f"{name}() of a tensor, which acts by its effect", hard=True)
+            self.modules.hazard(f"{name}() of a tensor, which acts by its effect", hard=True, effect=True)
             return result
         if field == "shape" or name in ("size", "stride", "__len__", "numel", "nelement"):
             return self.guards.size(name, args, kwargs, result)
         if name in functions.READS and not isinstance(result, Tensor):
             return self.guards.read(name, args, kwargs, result)
+        self.draws.indexed(name, args)
         written = functions.writes(name, kwargs)
         if not written and not _gives_tensors(result):
-            return result
+            return self.draws.repeated(function, args, kwargs) if result is None and first is not None else result
         if torch._C._functorch.peek_interpreter_stack() is not None:
             self.modules.hazard("a torch.func transform", hard=True)
         arguments = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
         node = write_call(self.writer, self.modules.regions, function, name, field, arguments)
         if functions.is_ragged(name, args):
             self.writer.ragged.add(node)
+            node.meta[RAGGED] = True
         if name in ("__setitem__", "__set__"):
             self.writer.remember(args[0], NodeValue(node))
             return result
@@ -154,6 +164,12 @@ class Recorder(TorchFunctionMode):
         """Python took the plain value of a number; see ``sizes.Owner``."""
         self.guards.consumed(number)
 
+    def formatted(self, number: Number) -> None:
+        """Python made a text of a number; see ``sizes.Owner``."""
+        self.draws.formatted = self.draws.formatted or number.expression.data
+        if isinstance(number, SymbolicInt) and self.writer.number(number) in self.writer.drawn:
+            self.guards.consumed(number)  # the name of an attribute, or the key of a dict
+
     def _unknown(self, tensor: Tensor) -> Tensor:
         """Return what the graph reads for a tensor that it did not make, and note what is wrong with that."""
         leaf = self.unseen.maker(tensor)
@@ -171,11 +187,16 @@ class Recorder(TorchFunctionMode):
 
     def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
         """Python reads an attribute; see ``attributes.AttributeObserver``."""
-        return self.attributes.read(holder, name, value) if self.active else value
+        if not self.active:
+            return value
+        refuse_iterator(self.attributes.known, holder, name, value)
+        seen = self.attributes.read(holder, name, value)
+        return FollowedGenerator(value, self.draws) if isinstance(value, GENERATORS) else seen
 
     def read_object(self, holder: Any, name: str, value: Any) -> None:
         """Python reads an attribute that is an object; see ``attributes.AttributeObserver``."""
         if self.active:
+            refuse_iterator(self.attributes.known, holder, name, value)
             self.attributes.holds(holder, name, value)
 
     def wrote_attribute(self, holder: Any, name: str) -> None:
@@ -195,7 +216,7 @@ class Recorder(TorchFunctionMode):
         path = self.modules.paths.get(id(module))
         if not self.active:
             if self._opaque and path is not None:
-                self._read_inside.setdefault(path)
+                self.read_inside.setdefault(path)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
         with self.paused():
@@ -207,7 +228,9 @@ class Recorder(TorchFunctionMode):
             return self._leaf(call, module, path, args, kwargs)
         self.modules.enter(module, path)
         try:
-            return call(module, *args, **kwargs)
+            result = call(module, *args, **kwargs)
+            self.guards.settle()
+            return result
         finally:
             self.modules.leave()
 
@@ -306,30 +329,35 @@ class Recorder(TorchFunctionMode):
         self, run: Callable[..., Any], target: Any, head: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call as one node, whatever it does inside."""
-        first = (
-            self.writer.constant(head[0]) if isinstance(head[0], type | nn.Module) else self.writer.argument(head[0])
-        )
+        result, node = self.opaque_node(run, target, head, args, kwargs)
+        self.writer.bind(result, node)
+        return result
+
+    def opaque_node(
+        self, run: Callable[..., Any], target: Any, head: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, fx.Node]:
+        """Run a call and write it as one node; return its result, which is not bound yet, and the node."""
+        fixed = target is ops.call_anew or isinstance(head[0], type | nn.Module)
+        first = self.writer.constant(head[0]) if fixed else self.writer.argument(head[0])
         rest = self.writer.argument((*head[1:], *args))
         named = self.writer.argument(dict(kwargs))
-        self.active, self._opaque, self._read_inside = False, self._opaque + 1, {}
+        self.active, self._opaque, self.read_inside = False, self._opaque + 1, {}
         try:
             result = run(*map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
         finally:
             self.active, self._opaque = True, self._opaque - 1
         result = self._with_own_identity(result, args, kwargs)
-        name = functions.name_of(head[0] if isinstance(head[0], type) else type(head[0])).strip("_")
+        name = functions.name_of(head[0] if fixed and not isinstance(head[0], nn.Module) else type(head[0])).strip("_")
         call = self._with_reads(target, (first, *rest), named)
-        node = in_region(self.writer, self.modules.regions, "call_function", *call, name)
-        self.writer.bind(result, node)
-        return result
+        return result, in_region(self.writer, self.modules.regions, "call_function", *call, name)
 
     def _with_reads(
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
         """Let a call read what its function reads by itself, the outermost modules and parameters, so that its partition owns them."""
         given = {node.target for node in self.writer.nodes_in((args, kwargs)) if node.op == "get_attr"}
-        found = {path for path in self._read_inside if path in self.writer.parameters or self.modules.has_state(path)}
-        reads = [path for path in self._read_inside if path in found and not found & set(ancestry(path)[1:-1])]
+        found = {path for path in self.read_inside if path in self.writer.parameters or self.modules.has_state(path)}
+        reads = [path for path in self.read_inside if path in found and not found & set(ancestry(path)[1:-1])]
         nodes = tuple(self.writer.add("get_attr", path) for path in reads if not given & set(ancestry(path)))
         return (
             (ops.reading, ((nodes, self.writer.constant(target), *args), kwargs)) if nodes else (target, (args, kwargs))
@@ -340,7 +368,7 @@ class Recorder(TorchFunctionMode):
         for item in args:
             path = self.writer.owned.get(id(item)) if isinstance(item, Tensor) else None
             if path in self.writer.parameters:
-                self._read_inside.setdefault(path)
+                self.read_inside.setdefault(path)
 
     def entered_autocast(self, region: torch.autocast) -> None:
         """The model opens an autocast region; see ``interpose.Observer``."""

@@ -11,8 +11,10 @@ from torch import fx, nn
 from dnifx.errors import CaptureError
 from dnifx.ir import Kept
 from dnifx.passes.capture.captured_graph import CapturedGraph
+from dnifx.passes.capture.record.anew import calls_anew
 from dnifx.passes.capture.record.attributes import AttributeWatch, changed_in_place
-from dnifx.passes.capture.record.hazards import error_line
+from dnifx.passes.capture.record.drawing import shown
+from dnifx.passes.capture.record.hazards import UnsafeForward, error_line
 from dnifx.passes.capture.record.interpose import interposed
 from dnifx.passes.capture.record.plan import Plan, is_made
 from dnifx.passes.capture.record.recorder import Recorder
@@ -26,6 +28,14 @@ from dnifx.runtime.emitted import ops
 
 _MOST_RUNS = 12
 
+REMEDIES = {
+    True: "Move this code into a submodule without a cut inside: it is kept whole, and draws anew in each call. Or compute on tensors: "
+    "`x * (torch.rand(len(x), 1) > p)`",
+    False: "Move this code into a submodule without a cut inside, which is then kept whole, or cut outside of it",
+}
+"""What to do about a hazard, by whether it draws."""
+
+fx.node.has_side_effect(ops.call_anew)
 fx.node.has_side_effect(ops.guard)
 fx.node.has_side_effect(ops.guard_length)
 fx.node.has_side_effect(ops.set_item)
@@ -40,6 +50,7 @@ def record(
     open_paths: Collection[str] | None = None,
     keep_whole: Collection[str] = (),
     varying: Collection[str] = (),
+    around: Collection[str] | None = None,
 ) -> CapturedGraph:
     """Run a model on example inputs and return the graph of what it did; the model is left as it was.
 
@@ -50,6 +61,7 @@ def record(
         open_paths: The only modules to look into, with their ancestors; all others stay one node. None looks into all.
         keep_whole: Modules that stay one node.
         varying: Attributes whose numbers are inputs, since they change from call to call: ``self.gate.alpha``.
+        around: The modules around the cuts, with their ancestors, where these are known.
 
     Raises:
         CaptureError: The model fails on the example inputs, or a module that has to be opened does something that no
@@ -57,16 +69,22 @@ def record(
         InputError: The model's forward does not take these arguments.
     """
     signature = CapturedSignature.of(model, tuple(args), kwargs)
-    plan = Plan.start(model, open_paths, keep_whole, varying)
+    plan = Plan.start(model, open_paths, keep_whole, varying, around)
     imports: set[str] = set()
     for _ in range(_MOST_RUNS):
         recorder, result = _run(model, tuple(args), kwargs, plan, signature, imports)
+        with_functions = plan.with_functions(recorder.draws.functions, recorder.draws.failed)
+        if with_functions != plan:
+            plan = with_functions
+            continue
         revised = plan.revised(recorder.modules.whole, recorder.leaking, recorder.attributes.carried())
         if revised != plan or recorder.interrupted:
             plan = revised
         elif isinstance(result, CapturedGraph):
             _refuse_hazards(model, recorder)
             return result
+        elif isinstance(result, CaptureError):
+            raise result
         else:
             raise _failure(model, args, kwargs, result) from result
     raise Refused(
@@ -90,8 +108,9 @@ def _run(
         writer = recorder.writer
         inputs = [writer.input(name, tensor) for name, tensor in signature.tensors(own_args, own_kwargs)]
         watch = AttributeWatch(recorder)
+        standins = [*calls_anew(recorder.draws, model), *(shown(recorder.draws, each) for each in plan.functions)]
         try:
-            with torch.enable_grad(), interposed(recorder), watch.watching(), recorder.unseen, recorder:
+            with torch.enable_grad(), interposed(recorder, standins), watch.watching(), recorder.unseen, recorder:
                 recorder.active = True
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
@@ -156,7 +175,9 @@ def _captured(model: nn.Module, recorder: Recorder, plan: Plan, signature: Captu
     constants = {name: value for name, value in recorder.writer.constants.items() if name in used["get_attr"]}
     whole = dict(plan.whole) | closed(model)
     kept = tuple(Kept(path, why) for path, why in whole.items() if path in used["call_module"] or is_made(path))
-    return CapturedGraph(graph, signature, constants, kept, recorder.guards.count, tuple(recorder.notes))
+    steered, notes = tuple(recorder.modules.steered), tuple(recorder.notes)
+    guards = recorder.guards
+    return CapturedGraph(graph, signature, constants, kept, guards.count, notes, steered, tuple(guards.unused))
 
 
 def closed(model: nn.Module) -> dict[str, str]:
@@ -168,17 +189,11 @@ def closed(model: nn.Module) -> dict[str, str]:
 def _refuse_hazards(model: nn.Module, recorder: Recorder) -> None:
     """Raise CaptureError where a module that has to be opened does something that a graph does not repeat."""
     if recorder.modules.failures:
-        path, hazard = recorder.modules.failures[0]
+        unsafe = (each for each in recorder.modules.failures if each[1].unsafe)
+        path, hazard = next(unsafe, recorder.modules.failures[0])
         where = f"in module {path!r}" if path else "in forward"
-        raise Refused(
-            f"no graph repeats {hazard.construct}, {where} ({hazard.line})",
-            "Move this code into a submodule without a cut inside, which is then kept whole, or cut outside of it",
-        )
-    if recorder.modules.volatile:
-        raise Refused(
-            f"every call may run another graph: {recorder.modules.volatile}",
-            "Switch that off, or move this code into a small submodule, which is then kept whole",
-        )
+        kind = UnsafeForward if hazard.unsafe else Refused
+        raise kind(f"no graph repeats {hazard.construct}, {where} ({hazard.line})", REMEDIES[hazard.draws])
 
 
 def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> CaptureError:

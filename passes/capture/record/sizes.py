@@ -19,6 +19,9 @@ class Owner(Protocol):
     def consumed(self, number: "Number") -> None:
         """Python took the plain value of ``number`` where no expression can follow."""
 
+    def formatted(self, number: "Number") -> None:
+        """Python made a text of ``number``."""
+
 
 class Expression:
     """How a symbolic number is computed.
@@ -141,6 +144,15 @@ def _truth(self: Number) -> bool:
     return value
 
 
+def _text(make: Callable[..., str]) -> Callable[..., str]:
+    def method(self: Number, *args: Any) -> str:
+        if self.expression.owner.active:
+            self.expression.owner.formatted(self)
+        return make(plain_number(self), *args)
+
+    return method
+
+
 def _conversion(kind: type) -> Callable[[Any], Any]:
     def method(self: Number) -> Any:
         value = kind(plain_number(self))
@@ -169,6 +181,7 @@ def _equip(kind: type) -> None:
     methods.update((f"__{name}__", _comparison(getattr(operator, name))) for name in _COMPARISONS)
     methods |= {"__divmod__": _divmod, "__round__": _rounded, "__bool__": _truth}
     methods |= {"__int__": _conversion(int), "__float__": _conversion(float)}
+    methods.update((name, _text(getattr(kind.__mro__[1], name))) for name in ("__format__", "__repr__", "__str__"))
     methods |= {"__copy__": plain_number, "__deepcopy__": lambda self, memo: plain_number(self)}
     methods["__reduce__"] = lambda self: (type(plain_number(self)), (plain_number(self),))
     for name, method in methods.items():

@@ -1,7 +1,7 @@
 """What a run of the model changes: saved before the run, put back after it."""
 
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import filterfalse
@@ -43,6 +43,17 @@ def seed(number: int) -> None:
         torch.default_generator.manual_seed(number)
     random.seed(number)
     np.random.seed(number)
+
+
+@contextmanager
+def seeded(number: int) -> Iterator[None]:
+    """Seed every generator within the block, and put them back after it."""
+    states = generators()
+    seed(number)
+    try:
+        yield
+    finally:
+        set_generators(states)
 
 
 def python_draws() -> tuple[Any, ...]:
@@ -223,6 +234,11 @@ class Snapshot:
             if id(each) not in self._written and id(each) not in self._buffers:
                 self._written[id(each)] = each, alias.detach().clone()
 
+    def save_plain(self) -> None:
+        """Save the values of all tensors that are neither parameters nor buffers."""
+        for tensor in self._plain:
+            self.about_to_write(tensor)
+
     def restore(self) -> None:
         """Put everything back as it was."""
         for held in self._held.values():
@@ -257,6 +273,10 @@ class Snapshot:
         """Whether an attribute held this very object, which may have been written since."""
         saved = self._held.get(id(module), ())
         return any(each.access is ATTRIBUTES and dict(each.content).get(name, GONE) is value for each in saved)
+
+    def written_of(self, parameters: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        """Return those parameters, with their paths, that were written since they were saved."""
+        return [(path, each) for path, each in parameters.items() if id(each) in self._written]
 
     def new_hooks(self) -> list[str]:
         """Return the dotted names of the modules that have hooks now which they did not have."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dnifx.ir import constants_root
+from dnifx.passes.capture.record.arrays import FollowedArray
 from dnifx.passes.capture.record.functions import SHAPED_LIKE_FIRST, is_random, name_of
 from dnifx.passes.capture.record.node_values import STEPS, NodeValue, Path
 from dnifx.passes.capture.record.sizes import Expression, Number, Owner, SymbolicFloat, SymbolicInt, plain_number
@@ -43,6 +44,7 @@ class Writer:
         call: How many calls of the innermost module came before.
         checkpoints: The checkpointed regions around new nodes, outermost first.
         tainted: Nodes that depend on more than the inputs: on parameters, random numbers, or functions that are not recorded.
+        drawn: Nodes that depend on what another call draws anew, with the name of the function that drew.
         ragged: Nodes whose shape depends on the values of tensors.
         owned: The path of each parameter and buffer, by its identity.
     """
@@ -57,6 +59,7 @@ class Writer:
         self.checkpoints: tuple[Region, ...] = ()
         self.constants: dict[str, object] = {}
         self.tainted: set[fx.Node] = set()
+        self.drawn: dict[fx.Node, str] = {}
         self.ragged: set[fx.Node] = set()
         self.owned: dict[int, str] = {}
         named = (*model.named_parameters(), *model.named_buffers())
@@ -67,7 +70,7 @@ class Writer:
         self._owner = owner
         self._unknown = unknown
         self._replaced = {path.removeprefix("self.") for path in varying}
-        self._values: dict[int, tuple[weakref.ref[Tensor], NodeValue]] = {}
+        self._values: dict[int, tuple[weakref.ref[Any], NodeValue]] = {}
         self._root = constants_root(model)
         self._constant_paths: dict[int, str] = {}
         self._devices: dict[int, Tensor] = {}
@@ -137,23 +140,26 @@ class Writer:
         if name in ("size", "stride") or (node.target is getattr and node.args[1] == "device"):
             inputs = [source for source in inputs if source in self.ragged]
         own = node.op == "call_module" or (node.op == "get_attr" and node.target in self.parameters)
-        opaque = node.target in (ops.call, ops.apply_function, ops.vmapped, ops.reading)
+        opaque = node.target in (ops.call, ops.call_anew, ops.apply_function, ops.vmapped, ops.reading)
+        draw = next((self.drawn[source] for source in inputs if source in self.drawn), None)
+        if draw or is_random(name) or node.target is ops.call_anew:
+            self.drawn[node] = draw or drawn_by(node, name)
         if own or opaque or is_random(name) or any(source in self.tainted for source in inputs):
             self.tainted.add(node)
         sources = inputs[:1] if name in SHAPED_LIKE_FIRST else inputs
         if node.op != "call_module" and any(source in self.ragged for source in sources):
             self.ragged.add(node)
 
-    def remember(self, tensor: Tensor, value: NodeValue) -> None:
-        """Remember which value of the graph a tensor is from now on."""
+    def remember(self, tensor: Tensor | FollowedArray, value: NodeValue) -> None:
+        """Remember which value of the graph a tensor or an array is from now on."""
         self._values[id(tensor)] = weakref.ref(tensor), value
 
     def keep(self, thing: Any) -> None:
         """Keep an object alive, so that no other object gets its identity."""
         self._alive.append(thing)
 
-    def find(self, tensor: Tensor) -> NodeValue | None:
-        """Return which value of the graph a tensor is, or None where the graph did not make it."""
+    def find(self, tensor: Tensor | FollowedArray) -> NodeValue | None:
+        """Return which value of the graph a tensor or an array is, or None where the graph did not make it."""
         reference, value = self._values.get(id(tensor), (None, None))
         return value if reference is not None and reference() is tensor else None
 
@@ -229,6 +235,8 @@ class Writer:
             return self.tensor(item)
         if isinstance(item, SymbolicInt | SymbolicFloat):
             return self.number(item)
+        if isinstance(item, FollowedArray) and self.find(item) is not None:
+            return self.node_of(self._values[id(item)][1])
         if isinstance(item, torch.device) and id(item) in self._devices:
             return self._device(self._devices[id(item)])
         if isinstance(item, _LITERALS):
@@ -291,6 +299,13 @@ class Writer:
         elif depth < _DEEPEST and not isinstance(value, nn.Module | type):
             for name, part in getattr(value, "__dict__", {}).items():
                 self.bind(part, node, (*path, ("attribute", name)), depth + 1)
+
+
+def drawn_by(node: fx.Node, name: str) -> str:
+    """Return the name of the function that a node calls to draw something."""
+    if node.target is ops.call_anew:
+        return node.args[0] if isinstance(node.args[0], str) else name
+    return f"torch.{name}"
 
 
 def _base_value(item: Any) -> Any:

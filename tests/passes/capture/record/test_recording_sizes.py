@@ -32,6 +32,9 @@ class Listener:
     def consumed(self, number: Number) -> None:
         self.heard.append(plain(number))
 
+    def formatted(self, number: Number) -> None:
+        self.heard.append(f"text of {plain(number)}")
+
 
 def number(value: float, listener: Listener | None = None) -> Any:
     return symbolic(value, listener or Listener(), None, (None, 0, "size"), False)
