@@ -244,7 +244,7 @@ def test_a_module_that_is_kept_whole_and_cannot_be_saved_is_named(place: Path) -
 
         def forward(self, x: Tensor) -> Tensor:
             h: Tensor = self.linear(x)
-            return h + random.random() * h
+            return h + float(random.random()) * h
 
     net = dnifx.decouple(nn.Sequential(Local(), nn.Linear(6, 3)), ["0"], args=(X,))
     assert net.program.capture is not None
