@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
 from dnifx.engines.ranks import Ranks, own_rank, world
-from dnifx.errors import CaptureError, DnifxError, LossError, PlaceError, ScheduleError
+from dnifx.errors import DnifxError, LossError, PlaceError, ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.passes.compiler import Compiler
 from dnifx.passes.cuts.resolve import CutSpec
@@ -26,6 +26,7 @@ from dnifx.passes.rates.refusals import refuse_folder
 from dnifx.passes.rates.systems import part_named
 from dnifx.passes.time.states import with_named_states
 from dnifx.report.terminal import ProgramReport, render
+from dnifx.requests import check_request
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.net.fits import MakeOptimizer
 from dnifx.runtime.net.losses import Loss, PartLoss
@@ -93,8 +94,7 @@ def decouple(
     References:
         Jaderberg et al. 2017, "Decoupled Neural Interfaces using Synthetic Gradients", ICML (arXiv 1608.05343).
     """
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"model= is {type(model).__name__}; decouple takes an nn.Module")
+    check_request(model, args, kwargs, loss, every, callback)
     cuts = with_named_states(model, cuts)
     compiler = Compiler(cuts, gradient, inputs, context, num_classes, mask, every, verify, callback)
     try:

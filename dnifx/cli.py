@@ -200,7 +200,12 @@ def schedule(
     if trace is not None:
         from dnifx.report.trace import write_chrome_trace
 
-        typer.echo(f"wrote {write_chrome_trace(simulation, trace)}")
+        try:
+            typer.echo(f"wrote {write_chrome_trace(simulation, trace)}")
+        except OSError as error:
+            raise OptionError(
+                f"--trace {trace}: cannot be written: {error.strerror}; name a file in an existing folder"
+            ) from error
 
 
 @app.command(

@@ -227,7 +227,15 @@ def _call(factory: Any, settings: Mapping[str, Any], name: str) -> Any:
         signature.bind(**settings)
     except TypeError as error:
         raise OptionError(f"{name}: {error}; it takes {signature}, give settings by --set NAME=VALUE") from error
-    return factory(**settings)
+    try:
+        return factory(**settings)
+    except (TypeError, ValueError) as error:
+        if not settings:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise OptionError(
+            f"{name}({given}) failed: {type(error).__name__}: {error}; it takes {signature}, give other settings by --set NAME=VALUE"
+        ) from error
 
 
 def _signature(factory: Callable[..., Any], name: str) -> inspect.Signature:

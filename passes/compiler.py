@@ -18,7 +18,8 @@ from dnifx.passes.emit.fused import EmitFused
 from dnifx.passes.emit.loss_scale import EmitLossScale
 from dnifx.passes.emit.split import SplitPartitions
 from dnifx.passes.emit.windows import EmitWindows
-from dnifx.passes.insert.interfaces import Choices, InputChoices, InsertInterfaces, make_context
+from dnifx.passes.insert.contexts import make_context
+from dnifx.passes.insert.interfaces import Choices, InputChoices, InsertInterfaces
 from dnifx.passes.insert.same_interfaces import REMEDY, same_interfaces, same_owners
 from dnifx.passes.legalize.legalize import Legalize
 from dnifx.passes.measure import MeasureNodes

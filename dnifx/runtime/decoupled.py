@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError
 from dnifx.ir import Boundary
@@ -16,6 +17,8 @@ from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.input_kinds import InputKind
+from dnifx.runtime.net.labels import Labels, check_examples
+from dnifx.runtime.net.refused_inputs import explaining
 from dnifx.runtime.net.stand_in import StandIn
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.net.undo import Undo
@@ -119,6 +122,10 @@ class DecoupledModule(StandIn):
                     f"the estimators of this module see a context ({self.program.context.description}); call it as net(x, context=...), "
                     "or under torch.no_grad() for evaluation"
                 )
+            features = self.program.context.features
+            if isinstance(features, Labels) and not torch.compiler.is_compiling():
+                features.check(context)
+                check_examples(context, tuple(pytree.tree_leaves((args, kwargs))))
             seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
         if self.compares:
             if target is None:
@@ -169,8 +176,11 @@ class DecoupledModule(StandIn):
         """
         for input_kind in self.whole.matching(args, kwargs):
             inputs = (*input_kind.signature.flatten(args, kwargs), *seen)
-            if not input_kind.guarded:
+            if not input_kind.guarded and torch.compiler.is_compiling():
                 return self.answer(input_kind, inputs, target)
+            if not input_kind.guarded:
+                with explaining(input_kind.program, input_kind.signature.inputs, inputs):
+                    return self.answer(input_kind, inputs, target)
             written = (inputs[position] for position in input_kind.written)
             before = Undo(self, written, self.whole.attributes)
             try:

@@ -116,6 +116,24 @@ def after_detach(node: fx.Node) -> fx.Node:
     return node
 
 
+def chooses(spec: Callable[[fx.Node], object], node: fx.Node) -> bool:
+    """Whether a user's callable chooses a node.
+
+    Raises:
+        CutError: It is no callable on nodes.
+    """
+    if isinstance(spec, type | fx.GraphModule) or hasattr(spec, "named_modules"):
+        made = f"{spec.__name__}(...)" if isinstance(spec, type) else "the module's path, such as 'layer2'"
+        raise CutError(f"cuts= is {spec!r}, which is no callable on nodes; give {made}")
+    try:
+        return bool(spec(node))
+    except Exception as error:
+        raise CutError(
+            f"the callable that cuts= is failed at node {node.name!r}: {type(error).__name__}: {error}; it is called with one "
+            "torch.fx.Node at a time, and returns whether to cut after it"
+        ) from error
+
+
 def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, ...]:
     """Return the cuts that a specification names, in the order of the graph.
 
@@ -130,7 +148,7 @@ def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, .
         return balanced_cuts(program, spec, slack)
     graph = captured(program)
     if callable(spec):
-        chosen = [node for node in computing(graph) if spec(node)]
+        chosen = [node for node in computing(graph) if chooses(spec, node)]
         if not chosen:
             raise CutError(
                 f"the callable cuts={getattr(spec, '__name__', spec)!r} chose no node of {model_name(program.model)}"
@@ -150,6 +168,10 @@ def resolve(program: Program, spec: CutSpec, slack: float = 0.1) -> tuple[Cut, .
 
 def resolve_one(program: Program, item: object, calls: Mapping[str, list[fx.Node]]) -> list[Cut]:
     """Resolve one path, glob, node name or edge."""
+    if isinstance(item, Edge) and not (isinstance(item.source, str) and isinstance(item.target, str)):
+        raise CutError(
+            f"cuts= holds {item!r}; an edge goes from one module's path to another's, as in Edge('layer1', 'layer2')"
+        )
     if isinstance(item, Edge):
         return [resolve_edge(program, item, calls)]
     if not isinstance(item, str):

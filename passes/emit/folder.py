@@ -41,14 +41,17 @@ def write_folder(net: "Net", path: str | os.PathLike[str], overwrite: bool) -> N
     place = Path(path)
     if place.exists() and not overwrite:
         raise DnifxError(f"{place} already exists; give another path, or overwrite=True")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-        made = Path(scratch) / place.name
-        made.mkdir()
-        write_files(net, made)
-        if place.exists():
-            shutil.rmtree(place)
-        made.rename(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            made = Path(scratch) / place.name
+            made.mkdir()
+            write_files(net, made)
+            if place.exists():
+                shutil.rmtree(place)
+            made.rename(place)
+    except OSError as error:
+        raise DnifxError(f"{place} cannot be written: {error.strerror}; name a folder that can be made") from error
 
 
 def write_files(net: "Net", folder: Path) -> None:

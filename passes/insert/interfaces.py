@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dnifx.errors import ContextError, EstimatorError, nearest
+from dnifx.errors import ContextError, DnifxError, EstimatorError, InputError, nearest
 from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, Suffix, SyntheticInput
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
 from dnifx.passes.graph import captured, flat_output, input_names
+from dnifx.passes.insert.contexts import make_context
 from dnifx.passes.insert.routed import data_rows, refuse_routed, with_other_rows
 from dnifx.passes.insert.suffix import same_suffix, suffix_interface
 from dnifx.passes.insert.unbatched import warn_without_batch
@@ -93,54 +93,6 @@ class InsertInterfaces(Pass):
         return make_interface(boundary, choice, program.context, program)
 
 
-def make_context(context: str | Callable[[Any], Tensor] | None, num_classes: int | None) -> Context | None:
-    """Return the context that ``context=`` and ``num_classes=`` describe.
-
-    Raises:
-        ContextError: The two do not fit together.
-    """
-    if context is None:
-        if num_classes is not None:
-            raise ContextError(f"num_classes={num_classes} is given without a context; give context= too, or neither")
-        return None
-    if context == "label":
-        if num_classes is None or num_classes < 2:
-            raise ContextError(f"context='label' needs num_classes= of 2 or more, got {num_classes!r}")
-        one_hot = partial(torch.nn.functional.one_hot, num_classes=num_classes)
-        return Context(one_hot, num_classes, f"label ({num_classes} classes)", num_classes)
-    if callable(context):
-        if num_classes is None or num_classes < 1:
-            raise ContextError(
-                f"a callable context= needs num_classes=, the width of its features [batch, ..., num_classes], got {num_classes!r}"
-            )
-        name = getattr(context, "__name__", type(context).__name__)
-        return Context(Features(context, num_classes, name), num_classes, name)
-    raise ContextError(f"context={context!r}: give None, 'label' or a callable from the context to features")
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features that a callable computes from the context, checked for their width."""
-
-    function: Callable[[Any], Tensor]
-    width: int
-    name: str
-
-    def __call__(self, context: Any) -> Tensor:
-        """Return the features [batch, ..., width].
-
-        Raises:
-            ContextError: They are of another shape.
-        """
-        features = self.function(context)
-        if not isinstance(features, Tensor) or features.dim() < 2 or features.shape[-1] != self.width:
-            found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ContextError(
-                f"context= ({self.name}) gave {found}; expected features [batch, ..., {self.width}], as num_classes={self.width} says"
-            )
-        return features
-
-
 def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:
     """Return the choice for each boundary name.
 
@@ -211,15 +163,16 @@ def with_input_model(
         )
     inputs = tuple(program.measures[name].tensors[0] for name in data_inputs(program))
     spec = InputSpec(boundary.name, inputs, boundary.specs, context.width if context else None)
-    return replace(interface, input_model=build(factory, spec))
+    return replace(interface, input_model=build(factory, spec, "inputs"))
 
 
 def check_mask(mask: str | None, program: Program) -> None:
     """Raise ContextError where the mask is no input of the model."""
     inputs = input_names(program)
     if mask is not None and mask not in inputs:
+        given = repr(mask) if isinstance(mask, str) else f"(a {type(mask).__name__})"
         raise ContextError(
-            f"mask={mask!r} is not a tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
+            f"mask={given} is not a tensor input of the model; its inputs are {', '.join(map(repr, inputs))}"
         )
 
 
@@ -286,6 +239,10 @@ def boundary_spec(boundary: Boundary, context: Context | None, program: Program,
     batch = batch_input(program)
     if examples is None and batch is not None:
         examples = program.measures[batch].tensors[0].shape[program.batch_dim]
+    if examples == 0:
+        raise InputError(
+            f"the example inputs hold no example: the batch of {batch!r} is empty; give one of two or more"
+        )
     width, classes = (context.width, context.classes) if context else (None, None)
     found = data_rows(program) if program.graph is not None else {}
     routed = frozenset(index for index, name in enumerate(boundary.values) if name in found)
@@ -318,16 +275,26 @@ def find_factory(choice: Choice, boundary: Boundary) -> Factory:
     return choice
 
 
-def build(factory: Callable[[Spec], nn.Module], spec: Spec) -> nn.Module:
+def build(factory: Callable[[Spec], nn.Module], spec: Spec, option: str = "gradient") -> nn.Module:
     """Call a factory, and give its module the device and dtype of the values.
 
     Raises:
-        EstimatorError: The factory returns something that is not a module.
+        EstimatorError: The factory fails, or returns something that is not a module.
     """
-    made = factory(spec)
+    shown, remedy = as_written(factory), "it must return an nn.Module, made from the spec of the boundary"
+    if isinstance(factory, type) and not issubclass(factory, nn.Module):
+        remedy = f"give an instance, {shown}(), not the class"
+    try:
+        made = factory(spec)
+    except DnifxError:
+        raise
+    except Exception as error:
+        raise EstimatorError(
+            f"{option}=: the factory {shown} failed for boundary {spec.name!r}: {type(error).__name__}: {error}; {remedy}"
+        ) from error
     if not isinstance(made, nn.Module):
         raise EstimatorError(
-            f"the factory {factory!r} returned {type(made).__name__} for boundary {spec.name!r}; it must return an nn.Module"
+            f"{option}=: the factory {shown} returned {type(made).__name__} for boundary {spec.name!r}; {remedy}"
         )
     return made.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
 
@@ -375,6 +342,23 @@ def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) 
         raise EstimatorError(
             f"the estimator {type(estimator).__name__} of boundary {spec.name!r} answered with {shapes}; expected a tuple with "
             f"one gradient for each value{also}: {expected}"
+        )
+    check_kinds(interface, spec, answer)
+
+
+def check_kinds(interface: Interface, spec: BoundarySpec, answer: tuple[Tensor, ...]) -> None:
+    """Raise EstimatorError where an answer has another dtype than the values, or leads to no parameter that could learn."""
+    name = f"the estimator {type(interface.estimator).__name__} of boundary {spec.name!r}"
+    for item, value in zip(answer, spec.values, strict=False):
+        wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(value.dtype, value.dtype)
+        if item.dtype not in (value.dtype, wide):
+            raise EstimatorError(
+                f"{name} answered in {item.dtype} for values of {value.dtype}; answer with {value.dtype}"
+            )
+    if interface.fits and not any(item.requires_grad for item in answer):
+        raise EstimatorError(
+            f"{name} has parameters, and its answer carries no gradient to them, so it would never learn: compute the answer from the "
+            "parameters by differentiable operations, or freeze them (requires_grad_(False)) if it shall not learn"
         )
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import dnifx
 from dnifx import Watch, schedules
-from dnifx.errors import DnifxWarning, HarmWarning, OptionError, StateError
+from dnifx.errors import DnifxWarning, HarmWarning, LossError, OptionError, StateError
 from dnifx.estimators import BoundarySpec, BPLambda, Synthetic
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.emitted.fitting import compare
@@ -118,7 +118,7 @@ def test_a_probe_puts_things_back_where_it_fails() -> None:
     trainer.step(x, target=y)
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     random = torch.get_rng_state()
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(LossError, match="out of bounds"):
         trainer.probe(x, target=y + 7)
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())

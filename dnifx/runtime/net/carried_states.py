@@ -216,6 +216,8 @@ def reset_rows(mask: Tensor | None, examples: int) -> Tensor:
     Raises:
         InputError: The mask does not fit.
     """
+    if (mask is not None and not isinstance(mask, Tensor | Sequence)) or isinstance(mask, str):
+        raise InputError(f"reset(mask): got {mask!r}; give one boolean for each of the {examples} examples")
     rows = torch.ones(examples, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
     if rows.dtype != torch.bool or rows.shape != (examples,):
         raise InputError(

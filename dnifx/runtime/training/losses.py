@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import LossError
+from dnifx.errors import DnifxError, LossError
 from dnifx.runtime.emitted.fitting import example_losses
 from dnifx.runtime.net.losses import Loss
 
@@ -26,6 +26,7 @@ class TaskLoss:
         batch_first: Whether outputs and targets lead with the examples, so that a loss that sums can be found out.
         raises: Whether a loss that is not finite is an error.
         elsewhere: Parameters that the last partition does not use, with their names.
+        forms: How many dimensions the loss has, once that is known.
     """
 
     function: Loss
@@ -34,17 +35,65 @@ class TaskLoss:
     batch_first: bool = True
     raises: bool = True
     elsewhere: Mapping[Tensor, str] = field(default_factory=dict)
+    forms: list[int] = field(default_factory=list)
 
     def raw(self, output: Any, target: Any, step: int) -> Tensor:
         """Return the loss as the function gives it; that of step 0 is computed with care.
 
         Raises:
-            LossError: It is none, or depends on parameters of other partitions. The latter is looked for in steps 0, 1, 2, 4, 8, ...
+            LossError: It cannot be computed, has a wrong form, or depends on parameters of other partitions. The latter is looked for
+                in steps 0, 1, 2, 4, 8, ...
         """
-        loss = self.first(output, target) if step == 0 else self.function(output, target)
+        loss: Tensor = self.first(output, target) if step == 0 else self.computed(output, target)
+        if step:
+            self.check_form(loss, output)
         if step & (step - 1) == 0:
             refuse_penalty(loss, self.elsewhere)
         return loss
+
+    def computed(self, output: Any, target: Any) -> Any:
+        """Call the function.
+
+        Raises:
+            LossError: It fails.
+        """
+        try:
+            return self.function(output, target)
+        except (torch.OutOfMemoryError, DnifxError):
+            raise
+        except Exception as error:
+            raise LossError(
+                f"the loss cannot be computed: {type(error).__name__}: {error}\n  output: {describe(output)}\n  target: "
+                f"{describe(target)}\ngive target= in the form that the loss compares with the output"
+            ) from error
+
+    def check_form(self, loss: Any, output: Any) -> None:
+        """Raise LossError where a loss is no scalar, not one loss an example, or carries no gradient.
+
+        A loss of several values has one for each example, which the output leads with.
+        """
+        if not isinstance(loss, Tensor) or loss.dim() > 1 or not loss.dtype.is_floating_point:
+            raise LossError(f"the loss gave {describe(loss)}; expected a scalar tensor or one loss an example")
+        if not loss.requires_grad and self.teaches:
+            raise LossError(
+                "the loss carries no gradient, so nothing can learn from it: compute it from the output by differentiable operations "
+                "(no argmax, no detach, no .item())"
+            )
+        if loss.dim() not in self.forms:
+            self.forms.append(loss.dim())
+        if len(self.forms) > 1:
+            del self.forms[1:]
+            raise LossError(
+                f"the loss gave {describe(loss)}, and {'one loss an example' if self.forms[0] else 'a scalar'} before; return the same "
+                "form in every step"
+            )
+        if loss.dim() and self.batch_first:
+            sizes = {leaf.size(0) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()}
+            if sizes and len(loss) not in sizes:
+                raise LossError(
+                    f"the loss gave {describe(loss)}, and the output is of {' or '.join(map(str, sorted(sizes)))} examples; return a "
+                    "scalar or one loss an example: average over tokens or pixels inside the loss"
+                )
 
     def reduced(self, loss: Tensor, step: int) -> Tensor:
         """Return a loss as a scalar, on the CPU made sure to be finite.
@@ -67,24 +116,10 @@ class TaskLoss:
         Raises:
             LossError: It cannot be computed, has a wrong form, teaches nothing, or sums where a mean was asked for.
         """
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message=".*target size.*different.*")
-                loss = self.function(output, target)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
-            raise LossError(
-                f"the loss cannot be computed: {type(error).__name__}: {error}\n  output: {describe(output)}\n  target: "
-                f"{describe(target)}\ngive target= in the form that the loss compares with the output"
-            ) from error
-        if not isinstance(loss, Tensor) or loss.dim() > 1:
-            raise LossError(f"the loss gave {describe(loss)}; expected a scalar tensor or one loss an example")
-        if not loss.requires_grad and self.teaches:
-            raise LossError(
-                "the loss carries no gradient, so nothing can learn from it: compute it from the output by differentiable operations "
-                "(no argmax, no detach, no .item())"
-            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*target size.*different.*")
+            loss: Tensor = self.computed(output, target)
+        self.check_form(loss, output)
         if self.mean and self.batch_first and loss.dim() == 0 and sums(self.function, loss, output, target):
             raise LossError(
                 "the loss sums over examples, but the interfaces were made for a mean: synthetic gradients would be too small by "

@@ -152,7 +152,8 @@ def cover(spec: Any, groups: Mapping[str, Any], argument: str) -> Mapping[str, A
     """
     if not isinstance(spec, Mapping):
         if not callable(spec):
-            raise OptimizerError(f"{argument}={spec!r}: give a callable, or a mapping from names to callables")
+            given = type(spec).__name__ if isinstance(spec, Optimizer | LRScheduler) else repr(spec)
+            raise OptimizerError(f"{argument}={given}: give a callable, or a mapping from names to callables")
         return dict.fromkeys(groups, spec)
     missing = [name for name in groups if name not in spec]
     unknown = [str(name) for name in spec if name not in groups]

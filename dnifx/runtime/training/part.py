@@ -16,8 +16,10 @@ from dnifx.runtime.emitted.ops import GuardError, held
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import InputKind
+from dnifx.runtime.net.labels import check_examples
 from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import Flag, Statistics, either, running, written_buffers
 from dnifx.runtime.training.late import Late
@@ -178,6 +180,9 @@ class TrainedPart:
                 self.captured.warn_of_outcome(error)
                 break
             inputs = input_kind.signature.flatten(args, kwargs)
+            refuse_inputs(input_kind.program, input_kind.signature.inputs, inputs)
+            if self.program.context is not None:
+                check_examples(context, inputs)
             if not input_kind.numbers_hold(inputs):
                 continue
             written = (inputs[position] for position in input_kind.written)
@@ -190,7 +195,7 @@ class TrainedPart:
                 if not holds:
                     continue
             try:
-                with torch.enable_grad():
+                with torch.enable_grad(), explaining(input_kind.program, input_kind.signature.inputs, inputs):
                     found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
                         self.functions.names(input_kind), *inputs, target, context
                     )

@@ -19,6 +19,7 @@ from dnifx.runtime.emitted.windows import by_example
 from dnifx.runtime.net.carried_states import Window
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.net.refused_inputs import explaining
 from dnifx.runtime.net.states import without_episodes
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.exchange import Exchange
@@ -64,7 +65,8 @@ def probe(part: TrainedPart, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     for input_kind in part.captured.matching(args, kwargs):
         inputs = input_kind.signature.flatten(args, kwargs)
         try:
-            found = [run_probe(part, input_kind, inputs, target, context, true) for true in (True, False)]
+            with explaining(input_kind.program, input_kind.signature.inputs, inputs):
+                found = [run_probe(part, input_kind, inputs, target, context, true) for true in (True, False)]
         except GuardError:
             continue
         (loss, true_found), (_, bootstrapped) = found

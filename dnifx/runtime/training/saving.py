@@ -108,7 +108,7 @@ def write(trainer: Saved, state: Mapping[str, Any]) -> None:
     try:
         trainer.net.load_state_dict(state["net"])
     except (KeyError, RuntimeError) as error:
-        raise StateError(f"the saved weights do not fit this module: {error}") from error
+        raise StateError(f"the saved weights do not fit this module: {' '.join(str(error).split())[:300]}") from error
     trainer.source.load_state_dict(state["schedule"])
     for part, kept in zip(trainer.parts, state["parts"], strict=True):
         part.load_state_dict(kept)

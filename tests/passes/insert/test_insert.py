@@ -14,7 +14,8 @@ from dnifx.estimators import BoundarySpec
 from dnifx.estimators.synthetic import SyntheticGradient
 from dnifx.estimators.zero import ZeroGradient
 from dnifx.ir import Program
-from dnifx.passes.insert.interfaces import InsertInterfaces, make_context
+from dnifx.passes.insert.contexts import make_context
+from dnifx.passes.insert.interfaces import InsertInterfaces
 from tests.passes.programs import Residual, compiled, mlp
 
 X = torch.randn(3, 6)
