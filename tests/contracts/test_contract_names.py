@@ -127,7 +127,7 @@ def check_dot(written: str) -> None:
         assert not inside, line
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(all_names())
 def test_graphs_and_steps(names: Names) -> None:
     with watched() as ran:
@@ -135,7 +135,7 @@ def test_graphs_and_steps(names: Names) -> None:
         assert not ran
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(all_names())
 def test_folders(names: Names) -> None:
     with watched() as ran:
@@ -143,7 +143,7 @@ def test_folders(names: Names) -> None:
         assert not ran
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(all_names())
 def test_reports(names: Names) -> None:
     with watched() as ran:
