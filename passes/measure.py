@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture.record.state import preserved, storage_of
+from dnifx.passes.capture.record.state import preserved, seed, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, tensors_in
 from dnifx.passes.capture.refusals import as_sentence
 from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
@@ -118,9 +118,10 @@ def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Gra
 
 
 def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
-    """Measure by fake tensors, without memory and arithmetic."""
+    """Measure by fake tensors, without memory and arithmetic. What a module kept whole draws here is the same in every compilation."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with preserved(program.model), quiet_loggers("torch._subclasses.fake_tensor"), mode:
+        seed(0)
         return run_measured(program, mode.from_tensor)
 
 

@@ -31,7 +31,11 @@ def to_dot(program: Program) -> str:
 
 def quote(*lines: str) -> str:
     """Return the lines as one quoted DOT string; backslashes and quotes in them are escaped."""
-    escaped = (visible(line, kept="\n").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for line in lines if line)
+    escaped = (
+        visible(line, kept="\n").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        for line in lines
+        if line
+    )
     return '"' + "\\n".join(escaped) + '"'
 
 

@@ -92,7 +92,7 @@ class CaptureGraph(Pass):
 def refuse_names_without_a_path(model: nn.Module) -> None:
     """Raise CaptureError where a module holds something under a name that no path can lead to."""
     for module in model.modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
+        for name in (*module._modules.keys(), *module._parameters.keys(), *module._buffers.keys()):
             if not isinstance(name, str) or not name or "." in name:
                 raise CaptureError(
                     f"a {type(module).__name__} of {type(model).__name__} holds something under the name {name!r}, but paths of modules "

@@ -51,7 +51,9 @@ def write_folder(net: "Net", path: str | os.PathLike[str], overwrite: bool) -> N
                 shutil.rmtree(place)
             made.rename(place)
     except OSError as error:
-        raise DnifxError(f"{place} cannot be written: {error.strerror}; name a folder that can be made") from error
+        raise DnifxError(
+            f"{place} cannot be written: {error.strerror or error}; name a folder that can be made"
+        ) from error
 
 
 def write_files(net: "Net", folder: Path) -> None:

@@ -15,7 +15,7 @@ from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import Event, Pass, run_passes
 from tests.passes.programs import SYMBOLIC, every_pass, mlp
 
-NAMES = ["capture", "measure", "cuts", "partition", "legalize", "insert", "split", "schedule", "emit"]
+NAMES = ["capture", "measure", "cuts", "partition", "legalize", "insert", "split", "schedule", "emit", "loss_scale"]
 
 
 @dataclass(frozen=True)

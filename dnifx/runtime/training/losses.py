@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ class TaskLoss:
     Attributes:
         function: (output, target) to a scalar or one loss an example.
         mean: Whether it averages over examples (else it sums).
-        teaches: Whether something learns from it, so that it has to carry a gradient.
+        teaches: The parameters that learn from it first: where one of them is trained, the loss has to carry a gradient.
         batch_first: Whether outputs and targets lead with the examples, so that a loss that sums can be found out.
         raises: Whether a loss that is not finite is an error.
         elsewhere: Parameters that the last partition does not use, with their names.
@@ -31,7 +31,7 @@ class TaskLoss:
 
     function: Loss
     mean: bool
-    teaches: bool
+    teaches: Sequence[Tensor]
     batch_first: bool = True
     raises: bool = True
     elsewhere: Mapping[Tensor, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class TaskLoss:
         """
         if not isinstance(loss, Tensor) or loss.dim() > 1 or not loss.dtype.is_floating_point:
             raise LossError(f"the loss gave {describe(loss)}; expected a scalar tensor or one loss an example")
-        if not loss.requires_grad and self.teaches:
+        if not loss.requires_grad and any(each.requires_grad for each in self.teaches):
             raise LossError(
                 "the loss carries no gradient, so nothing can learn from it: compute it from the output by differentiable operations "
                 "(no argmax, no detach, no .item())"

@@ -92,9 +92,10 @@ class TrainedPart:
         steered = {*names.values(), *self.estimator_optimizers}
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
         self.window, self.late = Window(self.program), Late()
-        teaches = self.program.partitions[-1].name in self.optimizers
         known = dict(self.program.model.named_parameters(remove_duplicate=False))
         here = {known[name] for name in self.program.partitions[-1].uses}
+        own = self.program.partitions[-1]
+        teaches = [known[name] for name in own.parameters] if own.name in self.optimizers else []
         elsewhere: dict[Tensor, str] = {each: name for name, each in known.items() if each not in here}
         self.task = TaskLoss(
             self.own_loss or no_loss, captured.mean, teaches, self.program.batch_dim == 0, raises, elsewhere

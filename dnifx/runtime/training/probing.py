@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
@@ -190,8 +190,11 @@ class PeriodRun:
         loss = trained.own_loss
         wanted = None if loss is None else loss.target_among(target)
         if loss is not None:
-            raw = trained.task.raw(own.visible(output), wanted, trained.steps)
-            self.losses.setdefault(loss.name or "loss", []).append(trained.task.reduced(raw, trained.steps))
+            task = replace(
+                trained.task, elsewhere={}
+            )  # gradients pass all cuts here, and reach parameters of all partitions
+            raw = task.raw(own.visible(output), wanted, trained.steps)
+            self.losses.setdefault(loss.name or "loss", []).append(task.reduced(raw, trained.steps))
         exchange.buffers[part.index].clear()
         self.send(trained, output[1], exchange.features(part, wanted))
         self.leave(trained, output[2], weight)

@@ -35,7 +35,7 @@ class Observer(Protocol):
     def called_function(
         self, call: Callable[..., Any], kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The ``apply`` of a custom autograd function is called."""
+        """The ``apply`` of a custom autograd function, or a function of TorchScript, is called."""
 
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function under ``torch.vmap`` is called."""
@@ -97,6 +97,16 @@ def _calls(observer: Observer) -> list[Patch]:
             return apply(kind, *args, **kwargs)
         return observer.called_function(apply, kind, args, kwargs)
 
+    scripted: Any = torch.jit.ScriptFunction
+    script = scripted.__call__
+
+    def script_call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        return (
+            observer.called_function(script, function, args, kwargs)
+            if observer.active
+            else script(function, *args, **kwargs)
+        )
+
     def vmap_call(*args: Any, **kwargs: Any) -> Any:
         return observer.called_vmap(vmap, args, kwargs) if observer.active else vmap(*args, **kwargs)
 
@@ -118,6 +128,7 @@ def _calls(observer: Observer) -> list[Patch]:
     return [
         (nn.Module, "__call__", module_call),
         (Function, "apply", classmethod(function_apply)),
+        (scripted, "__call__", script_call),
         (apis, "vmap_impl", vmap_call),
         (checkpoints, "_checkpoint_without_reentrant_generator", checkpointed),
     ]

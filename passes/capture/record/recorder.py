@@ -297,10 +297,11 @@ class Recorder(TorchFunctionMode):
     def called_function(
         self, call: Callable[..., Any], kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A custom autograd function is applied; see ``interpose.Observer``."""
-        if kind.__name__ == "CheckpointFunction":
+        """A custom autograd function, or one of TorchScript, which detaches what it is given; see ``interpose.Observer``."""
+        if isinstance(kind, type) and kind.__name__ == "CheckpointFunction":
             return self._dissolve_checkpoint(*args)
-        return self._opaque_call(lambda *a, **k: call(kind, *a, **k), ops.apply_function, (kind,), args, kwargs)
+        target = ops.apply_function if isinstance(kind, type) else ops.call_anew
+        return self._opaque_call(lambda *a, **k: call(kind, *a, **k), target, (kind,), args, kwargs)
 
     def _dissolve_checkpoint(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         """Record what a reentrant checkpoint runs; it passes gradient only where an argument asks for one."""
@@ -314,9 +315,8 @@ class Recorder(TorchFunctionMode):
             return nullcontext()
         self._checkpoints += 1
         if chooses:
-            self.notes[
-                f"the context_fn of the checkpoint at {model_line()} is ignored: all of it is computed again"
-            ] = None
+            note = f"the context_fn of the checkpoint at {model_line()} is ignored: all of it is computed again"
+            self.notes[note] = None
         return self.writer.checkpointed(Region(self._checkpoints, model_line(), preserve, early_stop))
 
     def called_vmap(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

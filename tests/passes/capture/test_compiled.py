@@ -128,6 +128,15 @@ def test_a_folder_names_what_it_cannot_hold(body: Callable[[], nn.Module], tmp_p
         net.to_folder(tmp_path / "net")
 
 
+def test_a_scripted_function_that_was_optimised_before_is_taken() -> None:
+    model, x = WithFunction(), torch.randn(8, 6)
+    for _ in range(3):
+        model(x).sum().backward()
+    net = dnifx.decouple(model, ["first"], args=(x,), gradient="oracle")
+    assert net.program.capture is not None
+    assert net.program.capture.method == "record"
+
+
 def test_a_scripted_function_is_taken() -> None:
     trains_like_the_model(WithFunction, ["first"], batches(), nn.CrossEntropyLoss())
 

@@ -377,7 +377,8 @@ def test_one_warning_says_that_estimators_outweigh_the_model(more: int) -> None:
     )
     x = torch.randn(2, 3, 16, 16)
     with pytest.warns(
-        dnifx.errors.CostWarning, match=r"the estimators have [\d,]+ weights, \d+\.\d times .* of boundary '1'.*smaller one"
+        dnifx.errors.CostWarning,
+        match=r"the estimators have [\d,]+ weights, \d+\.\d times .* of boundary '1'.*smaller one",
     ):
         net = dnifx.decouple(model, ["1"], args=(x,))
     with warnings.catch_warnings():
