@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from dnifx.runtime.emitted.ops import held
 from dnifx.runtime.net.attach import attach_values
 from dnifx.runtime.net.losses import Loss
 
-POOLS = (1, 2, 4)
+POOLS = (2, 4)
 """By how many pixels a side images on a boundary are averaged, where the thin suffix would cost too much."""
 
 
@@ -132,30 +133,32 @@ def within_budget(boundary: Boundary, options: Suffix, program: Program) -> Thin
     """Return the thin suffix, with its images averaged as far as the budget needs it and the output allows.
 
     Raises:
-        EstimatorError: The graph does not run.
+        EstimatorError: It does not run.
     """
-    thin = thin_suffix(boundary, options, program)
-    whole = suffix_flops(boundary, program)
+    thin, whole = thin_suffix(boundary, options, program), max(suffix_flops(boundary, program), 1)
+    thin = replace(thin, share=thin.flops / whole)
     specs = [program.measures[name].tensors for name in (*boundary.values, *thin.reads)]
-    best: Thin | None = None
-    wanted: tuple[Any, ...] | None = None
-    for pool in POOLS if any(spec.is_image for spec in boundary.specs) else POOLS[:1]:
-        tried = replace(thin, graph=pooled(thin.graph, boundary, pool), pool=pool)
-        found = cost_of(program, tried, specs)
-        if found is None:
-            if best is None:
-                return tried
+    if any(
+        len(each) != 1 for each in specs
+    ):  # it reads a size or another plain value, which fake tensors do not stand for
+        return thin
+    try:
+        plain = run_on_fakes(program, thin.graph, specs)
+    except Exception as error:
+        raise EstimatorError(
+            f"boundary {boundary.name!r}: its suffix does not run without the blocks that were left out ({type(error).__name__}: {error}). "
+            "Keep them with dnifx.estimators.Suffix(blocks=...), or give dnifx.estimators.Synthetic()"
+        ) from error
+    whole_images = thin.graph
+    for pool in POOLS if plain is not None and any(spec.is_image for spec in boundary.specs) else ():
+        if thin.share <= options.budget:
             break
-        flops, shapes = found
-        wanted = shapes if wanted is None else wanted
-        if shapes != wanted:
-            break
-        best = replace(tried, share=flops / max(whole, 1))
-        if flops <= options.budget * max(whole, 1):
-            break
-    if best is None:
-        raise EstimatorError(f"boundary {boundary.name!r}: its suffix cannot be run; give dnifx.estimators.Synthetic()")
-    return best
+        graph = pooled(whole_images, boundary, pool)
+        with suppress(Exception):  # smaller images do not go through it
+            found = run_on_fakes(program, graph, specs)
+            if found is not None and plain is not None and found.shapes == plain.shapes:
+                thin = replace(thin, graph=graph, pool=pool, share=found.flops / whole)
+    return thin
 
 
 def suffix_flops(boundary: Boundary, program: Program) -> int:
@@ -164,24 +167,26 @@ def suffix_flops(boundary: Boundary, program: Program) -> int:
     return sum(program.measures[node.name].flops for node in behind if node.op != "output")
 
 
-def cost_of(
-    program: Program, thin: Thin, specs: Sequence[tuple[TensorSpec, ...]]
-) -> tuple[int, tuple[Any, ...]] | None:
-    """Return the FLOPs of a thin suffix and the shapes of its outputs, on fake tensors; None where these do not do."""
-    if any(len(each) != 1 for each in specs):
-        return None
+@dataclass(frozen=True)
+class Trial:
+    """What a run on fake tensors gave: its FLOPs, and the shapes of its outputs."""
+
+    flops: int
+    shapes: tuple[Any, ...]
+
+
+def run_on_fakes(program: Program, graph: fx.Graph, specs: Sequence[tuple[TensorSpec, ...]]) -> Trial | None:
+    """Run a thin suffix on fake tensors; None where it needs the values of its tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    holder, _ = own_modules(program, thin.graph, mode)
+    holder, _ = own_modules(program, graph, mode)
     counter = OperationCounter()
     try:
         with mode, torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
             given = [torch.empty(spec.shape, dtype=spec.dtype, device=spec.device) for (spec,) in specs]
-            outputs = attach_values(thin.graph, holder, "ThinSuffix")(*given)
+            outputs = attach_values(graph, holder, "ThinSuffix")(*given)
     except NEEDS_VALUES:
         return None
-    except RuntimeError:
-        return (0, ("does not run",)) if thin.pool > 1 else None
-    return counter.flops, tuple(tuple(each.shape) if isinstance(each, Tensor) else None for each in outputs)
+    return Trial(counter.flops, tuple(tuple(each.shape) if isinstance(each, Tensor) else None for each in outputs))
 
 
 def own_modules(

@@ -25,6 +25,7 @@ class Thin:
         removed: The paths of those that it leaves out.
         readout: The names of its nodes behind the removable blocks.
         draws: Whether it draws random numbers.
+        flops: Its FLOPs, while no image is averaged.
         share: Its FLOPs as a share of those of the whole suffix.
         pool: By how many pixels a side images on the boundary are averaged first.
     """
@@ -35,6 +36,7 @@ class Thin:
     removed: tuple[str, ...]
     readout: frozenset[str]
     draws: bool
+    flops: int
     share: float = 1.0
     pool: int = 1
 
@@ -99,6 +101,7 @@ def thin_suffix(boundary: Boundary, options: Suffix, program: Program) -> Thin:
         removed=tuple(unit.path for unit in removed),
         readout=frozenset(copies[node].name for node in after) if units else frozenset(last_trained(program, thin)),
         draws=any(program.measures[node.name].random for node in needed if node in live),
+        flops=sum(program.measures[node.name].flops for node in needed if node in live),
     )
 
 

@@ -84,6 +84,7 @@ def check_graphs(model: Hostile, batch: dict[str, Tensor]) -> None:
     trainer.step(batch, target=target, diagnose=True)
     trainer.probe(batch, target=target)
     assert clean(net.code)
+    assert clean(decoupled(model, batch, "suffix").code)
 
 
 def check_folder(model: Hostile, batch: dict[str, Tensor]) -> None:

@@ -294,3 +294,45 @@ def test_the_suffix_is_shown() -> None:
     torch.testing.assert_close(net(x), net.original(x))
     probed = net.train().trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1)).probe(x, target=y)
     assert set(probed.true) == {"blocks.0", "blocks.2"}
+
+
+class Doubles(nn.Module):
+    """Gives rows of the shape that it takes, in memory that only its own kind of layer lays out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).t().contiguous().t()
+
+
+def test_a_suffix_that_does_not_run_without_its_blocks_is_refused() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.block, self.last = nn.Linear(4, 4), Doubles(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.block(torch.tanh(self.first(x))).t().view(-1).view(4, -1).t())
+
+    x = torch.randn(5, 4)
+    with pytest.raises(EstimatorError, match=r"'first': its suffix does not run without the blocks.*Suffix\(blocks="):
+        dnifx.decouple(Columns(), ["first"], args=(x,), gradient=Suffix(blocks=0), loss=nn.CrossEntropyLoss())
+    dnifx.decouple(Columns(), ["first"], args=(x,), gradient=Suffix(blocks=1), loss=nn.CrossEntropyLoss())
+
+
+def test_the_cost_of_a_suffix_that_reads_sizes_is_told() -> None:
+    class Sized(Tower):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.shape[0]
+            x = self.stem(x)
+            for each in self.blocks:
+                x = each(x).reshape(rows, -1)
+            return self.head(self.norm(x))
+
+    x = torch.randn(5, 4)
+    net = dnifx.decouple(Sized(), ["blocks.0"], args=(x,), gradient=Suffix(), loss=nn.CrossEntropyLoss())
+    (note,) = [note for note in net.program.notes if "the suffix of" in note]
+    kept, behind = 2 * 5 * (2 * 36 + 18), 2 * 5 * (6 * 36 + 18)
+    assert f": {kept / behind:.0%} of the FLOPs" in note

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import dnifx
 from dnifx.errors import StateError
 from dnifx.runtime.training.trainer import Trainer
+from tests.mistakes.nets import Windows
 from tests.passes.programs import mlp
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
@@ -37,18 +38,6 @@ class Optional(nn.Module):
         return answer
 
 
-class Window(nn.Module):
-    """A recurrent model; its state is carried."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell, self.out = nn.RNN(6, 4, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        y, h = self.cell(x[:, None], h)
-        return self.out(y[:, 0]), h
-
-
 def plain(**options: Any) -> Trainer:
     torch.manual_seed(0)
     net = dnifx.decouple(mlp(6, 8, 8, 3), ["1", "3"], args=(X,), loss=F.cross_entropy)
@@ -62,7 +51,7 @@ def accumulating() -> Trainer:
 def windows() -> Trainer:
     torch.manual_seed(0)
     cut = dnifx.Recurrent("h", "1")
-    net = dnifx.decouple(Window(), cut, args=(X, torch.zeros(1, 8, 4)), loss=F.cross_entropy)
+    net = dnifx.decouple(Windows(), cut, args=(X, torch.zeros(1, 8, 4)), loss=F.cross_entropy)
     return net.trainer(torch.optim.Adam)
 
 
