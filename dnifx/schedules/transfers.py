@@ -1,6 +1,6 @@
 """Schedules over ranks: which rank an action runs on, and the sends and receives between ranks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,8 +11,6 @@ from dnifx.schedules.language import described, unplaced
 
 Ranks = tuple[int, ...]
 """The rank of each partition."""
-
-Needs = Mapping[Action, tuple[Action, ...]]
 
 
 def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:

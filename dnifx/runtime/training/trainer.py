@@ -34,7 +34,7 @@ from dnifx.runtime.training.replicas import Replicas, averaged
 from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.saving import saved, take_up
 from dnifx.runtime.training.turns import Turn
-from dnifx.runtime.training.updates import Update, UpdateOptions
+from dnifx.runtime.training.updates import UpdateOptions, make_updates
 
 
 class Trainer(OverRanks):
@@ -92,13 +92,7 @@ class Trainer(OverRanks):
         )
         self.metric = any(map(follows_metric, self.lr_schedulers.values()))
         self.turn = Turn()
-        named = {parameter: name for name, parameter in net.named_parameters()}
-        updates = {name: Update(name, each, options, self.turn, named) for name, each in self.optimizers.items()}
-        pairs = [(each.key, each.name) for each in net.boundaries] + [(each.key, each.name) for each in net.recurrences]
-        names = {key: f"the estimator of {name!r}" for key, name in pairs}
-        options = replace(options, clip=None, penalty=None)
-        made = self.estimator_optimizers.items()
-        fits = {key: Update(names[key], each, options, self.turn, named) for key, each in made}
+        updates, fits = make_updates(net, self.optimizers, self.estimator_optimizers, options, self.turn)
         self.updates = {**updates, **fits}
         shared = updates, fits, self.lr_schedulers, self.own_losses, options.on_nonfinite == "raise", engine
         self.parts = tuple(TrainedPart(net, each, *shared) for each in net.parts)

@@ -1,7 +1,7 @@
 """How a step updates: gradients of several steps added up, averaged over replicas, clipped, and given to the optimizer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dnifx.errors import LossError, OptimizerError, StateError
+from dnifx.ir import Boundary, Recurrence
 from dnifx.runtime.emitted.backward import added
+from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.finite import Flag, clear_where, not_finite, step_unless
 from dnifx.runtime.training.replicas import average
 from dnifx.runtime.training.turns import Turn
@@ -180,3 +182,20 @@ class Update:
             parameters[place]: torch.as_tensor(total, device=parameters[place].device)
             for place, total in state["sums"].items()
         }
+
+
+def make_updates(
+    net: Net,
+    optimizers: Mapping[str, Optimizer],
+    estimator_optimizers: Mapping[str, Optimizer],
+    options: UpdateOptions,
+    turn: Turn,
+) -> tuple[dict[str, Update], dict[str, Update]]:
+    """Return the updates of partitions, by name, and of estimators, by boundary key; these are neither clipped nor penalised."""
+    named = {parameter: name for name, parameter in net.named_parameters()}
+    places: list[Boundary | Recurrence] = [*net.boundaries, *net.recurrences]
+    called = {each.key: f"the estimator of {each.name!r}" for each in places}
+    plain = replace(options, clip=None, penalty=None)
+    updates = {name: Update(name, each, options, turn, named) for name, each in optimizers.items()}
+    fits = {key: Update(called[key], each, plain, turn, named) for key, each in estimator_optimizers.items()}
+    return updates, fits
