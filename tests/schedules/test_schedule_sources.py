@@ -75,6 +75,34 @@ def test_random_order_updates_in_any_order_and_removes_the_locks_behind() -> Non
     assert len({tuple(order(each, Kind.UPDATE)) for each in drawn}) > 12
 
 
+@pytest.mark.parametrize(
+    ("source", "imagines", "texts"),
+    [
+        (
+            schedules.random_order(0.5, seed=3),
+            False,
+            [
+                "F0 S0 F1 S1 F2 S2 F3 B1 T0 M0 U1 B2 T1 M1 U2 B3 T2 M2 U3",
+                "F0 S0 F1 F2 S2 F3 B0 U0 B3 T2 M2 U3",
+                "F0 S0 F1 F2 F3 B0 U0",
+            ],
+        ),
+        (
+            schedules.unlocked(0.5, seed=3),
+            True,
+            [
+                "I1 F1 S1 B1 U1 I2 F2 S2 B2 T1 M1 U2 I3 F3 B3 T2 M2 U3",
+                "F0 S0 B0 U0 I3 F3 B3 U3",
+                "F0 S0 B0 U0",
+            ],
+        ),
+    ],
+)
+def test_the_draws_of_saved_runs_stay_as_they_were(source: ScheduleSource, imagines: bool, texts: list[str]) -> None:
+    program = chain(4, imagines=imagines)
+    assert [str(source.at(step, program)) for step in (0, 7, 2**33)] == texts
+
+
 def shares(source: ScheduleSource, program: Program, steps: int = 2000) -> list[float]:
     """How often each partition was updated."""
     drawn = [fired(source.at(step, program)) for step in range(steps)]
