@@ -62,11 +62,12 @@ class Turn:
                 error.add_note(self.note(number, [each.name for each in updates]))
                 raise
 
-    @contextmanager
-    def updating(self, name: str) -> Iterator[None]:
-        """Note that something is updated."""
+    def begin(self, name: str) -> None:
+        """Note that something is being updated."""
         self.under_way = name
-        yield
+
+    def end(self, name: str) -> None:
+        """Note that it is updated."""
         self.under_way = None
         self.updated.append(name)
 

@@ -122,11 +122,12 @@ class Update:
             self.options.clip(self.parameters)
         elif self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
-        with self.turn.updating(self.name):
-            if isinstance(bad, Tensor) and self.options.accumulate == 1:
-                step_unless(self.optimizer, bad)
-            else:
-                self.optimizer.step()
+        self.turn.begin(self.name)
+        if isinstance(bad, Tensor) and self.options.accumulate == 1:
+            step_unless(self.optimizer, bad)
+        else:
+            self.optimizer.step()
+        self.turn.end(self.name)
         torch.clear_autocast_cache()  # or the next step, under the same autocast, runs on copies of the old weights
 
     def penalise(self, penalty: Penalty) -> None:
