@@ -25,11 +25,9 @@ def prepare(out: Path | None) -> None:
         return
     if os.path.exists(out) and not os.path.isdir(out):
         raise OptionError(f"--out {out} is a file; name a folder, which is made if it does not exist")
-    trial = out / "trial"
-    while os.path.exists(trial):
-        trial = trial.with_name(f"{trial.name}_")
+    trial = out / f".trial{PART}"  # a name that the next run clears, should this one be killed here
     write_whole(trial, lambda part: part.write_bytes(bytes(ROOM)))
-    trial.unlink()
+    trial.unlink(missing_ok=True)
     for folder in (out, out / "checkpoints"):
         clear(folder)
 
