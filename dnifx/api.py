@@ -39,7 +39,7 @@ def decouple(
     model: nn.Module,
     cuts: CutSpec,
     *,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     gradient: Choices = "synthetic",
     inputs: InputChoices = None,
@@ -60,7 +60,7 @@ def decouple(
         cuts: Where: module paths and globs (``"layer2"``: after that module; ``"blocks.*"``), node names, ``dnifx.Edge``, a
             callable on graph nodes, ``"each"`` (after every parametrised block), or a number of partitions; and, alone or in
             the list, ``dnifx.Recurrent``: between the state that a window leaves and the one that the next window takes.
-        args: Example positional inputs.
+        args: Example positional inputs; a tensor stands for the only one.
         kwargs: Example keyword inputs.
         gradient: An estimator of ``dnifx.estimators``, its name, a factory (spec -> nn.Module), or a mapping from boundary
             names or globs to any of these.
@@ -95,6 +95,7 @@ def decouple(
         Jaderberg et al. 2017, "Decoupled Neural Interfaces using Synthetic Gradients", ICML (arXiv 1608.05343).
     """
     check_request(model, args, kwargs, loss, every, callback)
+    positional = (args,) if isinstance(args, Tensor) else tuple(args)
     cuts = with_named_states(model, cuts)
     compiler = Compiler(cuts, gradient, inputs, context, num_classes, mask, every, verify, callback)
     try:
@@ -102,7 +103,7 @@ def decouple(
             if isinstance(loss, Mapping):
                 raise LossError("loss= is a mapping, which goes with every=; give one callable (output, target)")
             compiler = replace(compiler, mean=is_mean(loss, reduction), loss=loss)
-        program = compiler.compile(Program(model, tuple(args), dict(kwargs or {})))
+        program = compiler.compile(Program(model, positional, dict(kwargs or {})))
         losses, mean = part_losses(program, loss, reduction)
     except DnifxError as error:
         rates = "" if every is None else f", every={dict(every)!r}"

@@ -18,6 +18,7 @@ from rich.text import Text
 
 import dnifx
 from dnifx.errors import CutError, DnifxError, OptionError, nearest
+from dnifx.option_names import in_options
 from dnifx.zoo.recipes import RECIPES, Option, Recipe
 
 MODEL_HELP = "A model of the zoo (`dnifx zoo` lists them), package.module:factory, or file.py:factory."
@@ -46,6 +47,10 @@ Gradient = Annotated[
 ]
 ContextName = Annotated[
     str | None, typer.Option("--context", help="What the estimators see beside the activation: label.")
+]
+InputModels = Annotated[
+    str | None,
+    typer.Option("--inputs", help="Synthetic input models, for a forward pass without locks: synthetic."),
 ]
 Classes = Annotated[int | None, typer.Option("--num-classes", help="The number of classes of the label.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file instead of the terminal.")]
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dnifx")
     except DnifxError as error:
-        message = Text.assemble(("error", "bold red"), f" ({type(error).__name__}): {error}")
+        message = Text.assemble(("error", "bold red"), f" ({type(error).__name__}): {in_options(str(error))}")
         Console(stderr=True, soft_wrap=True).print(message)
         raise SystemExit(2) from None
 
@@ -108,10 +113,11 @@ def show(
     context: ContextName = None,
     num_classes: Classes = None,
     every: EveryHowMany = None,
+    inputs: InputModels = None,
     meta: Annotated[bool, typer.Option("--meta", help="Build on the meta device, to look at a huge model.")] = False,
 ) -> None:
     """Show a model's partitions, boundaries and estimators, and what each costs."""
-    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, meta)
+    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta)
     if format is Format.RICH and out is None:
         Console().print(net)
     else:
@@ -131,13 +137,15 @@ def code(
     context: ContextName = None,
     num_classes: Classes = None,
     every: EveryHowMany = None,
+    inputs: InputModels = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder, if it is there.")] = False,
 ) -> None:
     """Print the Python that a model is compiled to, or write it as a package that needs only PyTorch."""
     from rich.syntax import Syntax
 
-    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes)
+    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs)
     if out is not None:
-        net.to_folder(out)
+        net.to_folder(out, overwrite)
         typer.echo(f"wrote {out}")
         return
     console = Console()
@@ -180,12 +188,13 @@ def schedule(
     context: ContextName = None,
     num_classes: Classes = None,
     every: EveryHowMany = None,
+    inputs: InputModels = None,
 ) -> None:
     """Show which actions each partition runs in a training step, and simulate the step with the measured costs.
 
     A system of several rates (--every) has a period instead of a training step.
     """
-    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes)
+    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs)
     chosen = dnifx.schedules.period_of(order, net.program)
     if isinstance(chosen, dnifx.schedules.Period) and (lag or ranks):
         raise OptionError("--lag and --ranks are for a training step: leave them out with --every")
@@ -298,10 +307,11 @@ def _decoupled(
     gradient: str,
     context: str | None,
     classes: int | None,
+    models: str | None = None,
     meta: bool = False,
 ) -> "dnifx.DecoupledModule":
     """Build a model and decouple it, as the command line asks."""
-    from dnifx.loading import load_model, read_context, read_cuts, read_every, read_gradient
+    from dnifx.loading import load_model, read_context, read_cuts, read_every, read_gradient, read_models
 
     loaded = load_model(name, settings or (), inputs or (), meta)
     where = read_cuts(cuts or ()) or loaded.cuts
@@ -314,6 +324,7 @@ def _decoupled(
         args=loaded.args,
         kwargs=loaded.kwargs,
         gradient=read_gradient(gradient),
+        inputs=read_models(models),
         context=read_context(context),
         num_classes=classes or (loaded.classes if context else None),
         every=read_every(every or ()) or loaded.every or None,

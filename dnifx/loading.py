@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,14 +130,41 @@ def read_every(texts: Iterable[str]) -> dict[str, int]:
 
 
 def read_gradient(text: str) -> Any:
-    """Read an estimator: a name that ``decouple`` knows (``zero``), or a class with settings (``Synthetic(hidden=1)``)."""
-    if "(" not in text:
-        return text
-    name, _, _ = text.partition("(")
-    known = {type(factory).__name__: type(factory) for factory in estimators.BY_NAME.values() if is_dataclass(factory)}
-    if name not in known:
-        raise OptionError(f"--gradient {text}: no estimator {name!r}; did you mean {nearest(name, known)}?")
-    return _call(known[name], _arguments(text), f"--gradient {text}")
+    """Read an estimator: a name that ``decouple`` knows (``zero``), its class, or a class with settings (``Synthetic(hidden=1)``).
+
+    Raises:
+        OptionError: There is no such estimator, or it has no such settings.
+    """
+    word, bracket, _ = text.partition("(")
+    classes = {
+        type(factory).__name__: type(factory) for factory in estimators.BY_NAME.values() if is_dataclass(factory)
+    }
+    plain = {_letters(name): name for name in (*estimators.BY_NAME, *classes)}
+    if not bracket and word in estimators.BY_NAME:
+        return word
+    if word not in classes:
+        alike = nearest(_letters(word), plain, 1).strip("'")
+        raise OptionError(
+            f"--gradient {text}: no estimator {word!r}; did you mean {plain[alike]}? Give one of {', '.join(estimators.BY_NAME)}, or a "
+            "class with its settings, as in 'Synthetic(hidden=1)'"
+        )
+    return _call(
+        classes[word], _arguments(text) if bracket else {}, f"--gradient {text}", f"as in '{word}(NAME=VALUE)'"
+    )
+
+
+def _letters(name: str) -> str:
+    """Return a name in small letters alone, so that sigmoid_linear and SigmoidLinear are alike."""
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def read_models(text: str | None) -> Literal["synthetic"] | None:
+    """Read the synthetic input models: ``synthetic``, or none."""
+    if text in (None, "synthetic"):
+        return cast(Literal["synthetic"] | None, text)
+    raise OptionError(
+        f"--inputs {text}: expected synthetic; an example input is given by --input, as in --input 32x784"
+    )
 
 
 def read_context(text: str | None) -> Literal["label"] | None:
@@ -169,16 +196,22 @@ def find(name: str) -> Any:
     module = _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
     found: Any = module
     for part in attribute.split("."):
-        known = dir(found)
-        if part not in known:
-            raise OptionError(f"{place} has no {attribute!r}; did you mean {nearest(part, _public(known))}?")
+        if part not in dir(found):
+            raise OptionError(f"{place} has no {attribute!r}; did you mean {nearest(part, _own(found))}?")
         found = getattr(found, part)
     return found
 
 
-def _public(names: Iterable[str]) -> list[str]:
-    """Leave out names that begin with an underscore."""
-    return [name for name in names if not name.startswith("_")]
+def _own(place: Any) -> list[str]:
+    """List what a module or class makes models by: its own functions, classes and modules, or else all its public names."""
+    public = [name for name in dir(place) if not name.startswith("_")]
+    inside = f"{getattr(place, '__name__', '')}."
+
+    def makes(value: Any) -> bool:
+        made_in = str(getattr(value, "__module__", ""))
+        return isinstance(value, nn.Module) or (callable(value) and f"{made_in}.".startswith(inside))
+
+    return [name for name in public if makes(getattr(place, name, None))] or public
 
 
 def _file_module(path: Path) -> ModuleType:
@@ -214,8 +247,8 @@ def _look_in(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _call(factory: Any, settings: Mapping[str, Any], name: str) -> Any:
-    """Call a factory with its settings. A module needs no call."""
+def _call(factory: Any, settings: Mapping[str, Any], name: str, how: str = "by --set NAME=VALUE") -> Any:
+    """Call a factory with its settings, which are given as ``how`` says. A module needs no call."""
     if isinstance(factory, nn.Module) and not settings:
         return factory
     if isinstance(factory, nn.Module) or not callable(factory):
@@ -226,7 +259,9 @@ def _call(factory: Any, settings: Mapping[str, Any], name: str) -> Any:
     try:
         signature.bind(**settings)
     except TypeError as error:
-        raise OptionError(f"{name}: {error}; it takes {signature}, give settings by --set NAME=VALUE") from error
+        wrong = next((key for key in settings if key not in signature.parameters), "")
+        near = f"; did you mean {nearest(wrong, signature.parameters, 1)}?" if wrong and signature.parameters else ";"
+        raise OptionError(f"{name}: {error}{near} It takes {_shown(signature)}, given {how}") from error
     try:
         return factory(**settings)
     except (TypeError, ValueError) as error:
@@ -234,8 +269,18 @@ def _call(factory: Any, settings: Mapping[str, Any], name: str) -> Any:
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
         raise OptionError(
-            f"{name}({given}) failed: {type(error).__name__}: {error}; it takes {signature}, give other settings by --set NAME=VALUE"
+            f"{name}({given}) failed: {type(error).__name__}: {error}; it takes {_shown(signature)}, given {how}"
         ) from error
+
+
+def _shown(signature: inspect.Signature) -> str:
+    """Write the parameters of a factory with their defaults: ``layers=6, width=256``."""
+    return (
+        ", ".join(
+            str(each.replace(annotation=each.empty)) for each in signature.parameters.values() if each.name != "self"
+        )
+        or "no settings"
+    )
 
 
 def _signature(factory: Callable[..., Any], name: str) -> inspect.Signature:

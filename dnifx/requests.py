@@ -21,9 +21,7 @@ def check_request(model: Any, args: Any, kwargs: Any, loss: Any, every: Any, cal
     if not isinstance(model, nn.Module):
         hint = f"; make one first: {model.__name__}(...)" if inspect.isclass(model) else ""
         raise CaptureError(f"model= is {described(model)}; decouple takes an nn.Module{hint}")
-    if isinstance(args, Tensor):
-        raise InputError("args= is a tensor; it is the tuple of the model's positional inputs, so write args=(x,)")
-    if not isinstance(args, tuple | list):
+    if not isinstance(args, Tensor | tuple | list):
         raise InputError(
             f"args= is {described(args)}; give the tuple of the model's positional inputs, args=(x,), or name them, kwargs={{'x': x}}"
         )

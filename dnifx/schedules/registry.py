@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import Signature, signature
 from typing import Any
 
 from dnifx.errors import ScheduleError, nearest
@@ -96,7 +96,20 @@ def _named(text: str) -> ScheduleSource:
     try:
         return make(**signature(make).bind(**options).arguments)
     except TypeError as error:
-        raise ScheduleError(f"The options of {text!r} are not those of {spelled['name']}: {error}.") from error
+        raise ScheduleError(
+            f"The schedule {text!r}: {error}. Write {_example(spelled['name'], signature(make))}."
+        ) from error
+
+
+def _example(name: str, taken: Signature) -> str:
+    """Write a schedule with all its options; one that has no default gets a value that works."""
+    samples = {float: 0.5, int: 4}
+    values = {
+        each.name: samples.get(each.annotation, "...") if each.default is each.empty else each.default
+        for each in taken.parameters.values()
+        if each.name != "then"
+    }
+    return name + ("{" + ",".join(f"{option}={value}" for option, value in values.items()) + "}" if values else "")
 
 
 def _options(text: str, whole: str) -> dict[str, Any]:

@@ -340,7 +340,7 @@ def test_meta_model_takes_no_memory(model_file: Path) -> None:
         ("nowhere.py:Net", [], ["5x6"], "there is no file nowhere.py"),
         ("my_model:text", [], ["5x6"], "returned str, expected a torch.nn.Module"),
         ("my_model:Net", [], [], "no example inputs; give each by --input"),
-        ("my_model:Net", ["wdth=3"], ["5x6"], "'wdth'.*it takes .*width"),
+        ("my_model:Net", ["wdth=3"], ["5x6"], "'wdth'; did you mean 'width'. It takes width=8, given by --set"),
         ("my_model:ready", ["width=3"], ["5x6"], "takes no settings"),
         ("my_model:Net", ["width"], ["5x6"], "expected NAME=VALUE"),
         ("my_model:Net", [], ["5y6"], "--input 5y6: expected sizes"),
@@ -427,7 +427,7 @@ def test_estimators_are_read() -> None:
     assert read_gradient("zero") == "zero"
     assert read_gradient("Synthetic(hidden=2, width=7)") == Synthetic(hidden=2, width=7)
     for text, message in (
-        ("Synthtic(hidden=1)", "did you mean 'Synthetic'"),
+        ("Synthtic(hidden=1)", "did you mean Synthetic"),
         ("Synthetic(1)", "name each setting"),
         ("Synthetic(hidden=", "cannot be read"),
         ("Synthetic(hiden=1)", "hiden"),

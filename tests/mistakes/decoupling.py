@@ -28,7 +28,6 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
     "a state dict in place of a model": lambda: decouple(module=model().state_dict()),
     "a model with lazy layers": lambda: decouple(module=nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3))),
     "a TorchScript model": lambda: decouple(module=torch.jit.script(model())),
-    "`args=x` in place of `args=(x,)`": lambda: decouple(args=X),
     "no example": lambda: decouple(args=()),
     "`args=None`": lambda: decouple(args=None),
     "`args=` a dict": lambda: decouple(args={"input": X}),
