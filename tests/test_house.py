@@ -26,7 +26,7 @@ LINKS = {"passes": "dnifx.passes", "zoo": "dnifx.zoo"}
 LAYERS = {
     "dnifx": (
         *("errors", "ir", "engines", "runtime", "estimators", "schedules", "report"),
-        *("requests", "passes", "api", "", "adapters", "zoo", "loading", "cli", "__main__"),
+        *("requests", "passes", "api", "", "adapters", "zoo", "option_names", "loading", "cli", "__main__"),
     ),
     "dnifx.passes": (
         *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "measure", "cuts", "insert"),
