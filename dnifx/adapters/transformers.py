@@ -1,13 +1,16 @@
 """transformers.Trainer: it divides the loss for accumulation, and Accelerate scales it in half precision.
 
-A model that returns its loss needs no adapter. It is for a loss that the trainer computes itself, such as one with label smoothing.
+A model that returns its loss needs no adapter for that. ``tell_loss_scale`` is for a loss that the trainer computes itself, such as
+one with label smoothing. ``ClipModel`` is for all of them.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
+
 from dnifx.adapters.nets import factor, nets_of
-from dnifx.errors import LossError
+from dnifx.errors import InputError, LossError
 from dnifx.runtime.emitted.loss_scale import Factor
 
 
@@ -37,3 +40,34 @@ def tell_loss_scale(trainer: Any) -> None:
     trainer.model_accepts_loss_kwargs = False  # so that the loss is a mean, which the trainer divides
     for net in nets_of(trainer.model):
         net.loss_scale = TrainerScale(trainer)
+
+
+class ClipModel(transformers.TrainerCallback):
+    """Clips the gradients of the model by their own norm, without the fits of its estimators: ``callbacks=[ClipModel(1.0)]``.
+
+    The trainer's own ``max_grad_norm`` would count the fits too; set it to 0.
+
+    Args:
+        max_norm: The largest norm of the model's gradients.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Look whether the trainer clips already.
+
+        Raises:
+            InputError: It does, or the model holds no net.
+        """
+        nets_of(given["model"])
+        if args.max_grad_norm:
+            raise InputError(
+                f"TrainingArguments(max_grad_norm={args.max_grad_norm}) clips model and estimators by one norm before ClipModel can clip "
+                "the model by its own: give max_grad_norm=0"
+            )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Clip; the trainer has unscaled the gradients."""
+        for net in nets_of(given["model"]):
+            net.clip_grad_norm_(self.max_norm)
