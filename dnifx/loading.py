@@ -136,16 +136,15 @@ def read_gradient(text: str) -> Any:
         OptionError: There is no such estimator, or it has no such settings.
     """
     word, bracket, _ = text.partition("(")
-    classes = {
-        type(factory).__name__: type(factory) for factory in estimators.BY_NAME.values() if is_dataclass(factory)
-    }
-    plain = {_letters(name): name for name in (*estimators.BY_NAME, *classes)}
-    if not bracket and word in estimators.BY_NAME:
+    named = estimators.BY_NAME | estimators.IN_TIME
+    classes = {type(factory).__name__: type(factory) for factory in named.values() if is_dataclass(factory)}
+    plain = {_letters(name): name for name in (*named, *classes)}
+    if not bracket and word in named:
         return word
     if word not in classes:
         alike = nearest(_letters(word), plain, 1).strip("'")
         raise OptionError(
-            f"--gradient {text}: no estimator {word!r}; did you mean {plain[alike]}? Give one of {', '.join(estimators.BY_NAME)}, or a "
+            f"--gradient {text}: no estimator {word!r}; did you mean {plain[alike]}? Give one of {', '.join(named)}, or a "
             "class with its settings, as in 'Synthetic(hidden=1)'"
         )
     return _call(

@@ -161,7 +161,7 @@ class Compiler:
                 f"{type(first.model).__name__} computes something else for these inputs, and cannot be cut as before: {error}\n{REMEDY}"
             ) from error
 
-    def whole(self, capture: Pass, cuts: Pass, first: Program | None = None) -> tuple[Pass, ...]:
+    def whole(self, capture: CaptureGraph, cuts: Pass, first: Program | None = None) -> tuple[Pass, ...]:
         """Return all passes; those that cuts in time need stand among the others, and interfaces of ``first`` are used again."""
         existing = {} if first is None else {b.name: i for b, i in zip(first.boundaries, first.interfaces, strict=True)}
         earlier = () if first is None else first.recurrences
@@ -182,7 +182,7 @@ class Compiler:
             SplitPartitions(),
             ScheduleActions(),
             EmitFused(bool(self.mean)),
-            *self.in_time(EmitWindows(bool(self.mean))),
+            *self.in_time(EmitWindows(bool(self.mean), capture.input_kind)),
             EmitLossScale(),
         )
 

@@ -4,6 +4,7 @@ from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
 from dnifx.estimators.bplambda import BPLambda
 from dnifx.estimators.critic import Critic
 from dnifx.estimators.direct_feedback import DirectFeedback
+from dnifx.estimators.exact import Exact
 from dnifx.estimators.head import Head
 from dnifx.estimators.inputs import InputSpec, SyntheticInput
 from dnifx.estimators.local_loss import LocalLoss
@@ -33,12 +34,17 @@ BY_NAME: dict[str, Factory] = {
 }
 """The estimators that ``gradient=`` takes by name."""
 
+IN_TIME: dict[str, Factory] = {"exact": Exact()}
+"""Those that stand on cuts in time alone."""
+
 __all__ = [
     "BY_NAME",
+    "IN_TIME",
     "BPLambda",
     "BoundarySpec",
     "Critic",
     "DirectFeedback",
+    "Exact",
     "Factory",
     "GradientEstimator",
     "Head",

@@ -1,16 +1,14 @@
 """What estimators that classify have in common: a head, labels, and a loss of each example."""
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.estimators.head import PooledHead
+from dnifx.runtime.emitted.compiling import outside_graphs
 from dnifx.runtime.emitted.gradients import labelled_rows, leaf, position_mean
 
 fx.wrap("labelled_rows")
@@ -35,25 +33,8 @@ def need_context(name: str, spec: BoundarySpec) -> None:
         )
 
 
-Forward = TypeVar("Forward", bound=Callable[..., object])
-
-
-def uncompiled(forward: Forward) -> Forward:
-    """Make ``torch.compile`` run a forward outside its graphs; under ``fullgraph=True`` its error gives the reason.
-
-    ``torch.compiler.disable`` imports the compiler, which takes as long as to import torch. It is called only while
-    something compiles. The two attributes tell the compiler what ``disable`` would tell it.
-    """
-    reason = "the estimator differentiates a loss of its own"
-
-    @wraps(forward)
-    def outside_graphs(*args: Any, **kwargs: Any) -> object:
-        if torch.compiler.is_dynamo_compiling():
-            return torch.compiler.disable(forward, reason=reason)(*args, **kwargs)  # type: ignore[no-untyped-call]
-        return forward(*args, **kwargs)
-
-    vars(outside_graphs).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
-    return cast(Forward, outside_graphs)
+uncompiled = outside_graphs("the estimator differentiates a loss of its own")
+"""Makes ``torch.compile`` run a forward outside its graphs."""
 
 
 class LabelledGradient(GradientEstimator):

@@ -1,6 +1,7 @@
 """Cuts in time, and rates."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -88,6 +89,7 @@ class Recurrence:
         specs: Their specs as estimators see them, batch dimension first.
         interface: The estimator on it.
         head: The head that predicts the next synthetic gradient, for the auxiliary task.
+        exact: Where the gradient is exact, the rule by which its trace goes through a window; else None.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Recurrence:
     specs: tuple[TensorSpec, ...]
     interface: Interface | None = None
     head: nn.Module | None = None
+    exact: Any = None
 
     @property
     def key(self) -> str:

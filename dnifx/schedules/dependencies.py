@@ -134,8 +134,11 @@ def links(program: Program) -> Links:
 
 
 def timed(program: Program) -> tuple[Recurrence, ...]:
-    """Return the boundaries in time that a schedule names. There are none where a window waits for the next one."""
-    known = tuple(each for each in program.recurrences if each.interface is not None)
+    """Return the boundaries in time that a schedule names.
+
+    Those whose gradient is exact are not among them. There are none where a window waits for the next one.
+    """
+    known = tuple(each for each in program.recurrences if each.interface is not None and each.exact is None)
     return () if any(each.interface.locked for each in known if each.interface is not None) else known
 
 

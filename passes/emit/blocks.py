@@ -11,7 +11,8 @@ from dnifx.schedules.language import unplaced
 
 RESERVED = frozenset(
     "self target context loss losses error output outputs examples features scale diagnostics reset again torch "
-    "value estimate made apply_gradients arrived auxiliary_fit backpropagate by_example compare count_only detached_at extend_trace "
+    "value estimate made advance_trace apply_gradients arrived attach_trace auxiliary_fit backpropagate begin_trace by_example "
+    "compare count_only detached_at extend_trace "
     "fit_by_trace fit_gradient fit_late output_error pass_on per_example propagated summed without_rows "
     "unflatten differentiating scheduled_alone LossScale".split()
 )

@@ -79,6 +79,12 @@ def refuse_kept_windows(program: Program) -> None:
                 f"{cut!r} cannot be written to a folder: into_core and auxiliary run the last window again, and trace goes on "
                 "from the trace of that window, but a folder keeps the state alone; decouple without these options"
             )
+    traced = next((each.name for each in program.recurrences if each.exact is not None), None)
+    if traced is not None:
+        raise DnifxError(
+            f"the exact gradient of the state at {traced!r} cannot be written to a folder, which keeps the state alone and not its trace; "
+            "train with the net itself, or give this state another estimator, such as dnifx.estimators.SyntheticState()"
+        )
 
 
 def refuse_attributes(program: Program) -> None:

@@ -111,22 +111,24 @@ class StepWriter(StepPlan):
         partition = self.program.partitions[action.index]
         call = f"self.{partition.name}({', '.join(self.reads(name, action.index) for name in partition.inputs)})"
         title = f"{action}: forward of {partition.name} ({span(partition)})"
+        traced = self.windows.advance(action.index, lambda name: self.reads(name, action.index))
         if action.index == self.last:
-            return self.end(title, call)
+            return self.end(title, call, traced)
         names = [local(name) for name in partition.outputs]
-        lines = [f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call]
+        lines = [*traced, f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call]
         for boundary in self.produced(action.index):
             lines += self.leaves(boundary)
         return Block(title, tuple(lines))
 
-    def end(self, title: str, call: str) -> Block:
-        """Run the last partition; compute the loss, and what estimators need of the end."""
+    def end(self, title: str, call: str, traced: tuple[str, ...] = ()) -> Block:
+        """Run the last partition behind the lines of its traces; compute the loss, and what estimators need of the end."""
         interfaces, lines = self.program.interfaces, [f"output = self.unflatten({call})"]
         own = (*(term.place for term in self.own_terms(self.last)), *sorted(kept_positions(self.program)))
         if own:
             lines = [f"outputs = {call}; output = self.unflatten(detached_at(outputs, {own}))"]
         elif self.program.recurrences:
             lines = [f"outputs = {call}; output = self.unflatten(outputs)"]
+        lines = [*traced, *lines]
         if self.evaluates:
             return Block(title, tuple(lines))
         loss = "loss = self.compute_loss(output, target)"

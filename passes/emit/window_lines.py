@@ -1,5 +1,6 @@
 """Windows in a training step: the lines that it runs at the start and at the end of a recurrent model's window."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx
@@ -48,7 +49,31 @@ class WindowLines(StepPlan):
             grad = ".requires_grad_()" if carry.input in arriving else ""
             state = f"without_rows({local(carry.input)}.detach(), reset, {carry.dim})"
             lines.append(f"{leaf(carry.input)} = {state}{grad}")
+        for each in self.program.recurrences:
+            lines += self.attach(each) if each.exact is not None else []
         return Block("the window starts from the state that the last one left", tuple(lines))
+
+    def attach(self, each: Recurrence) -> list[str]:
+        """Write how the state that a window starts from is tied to the parameters by its trace."""
+        key, leaves = each.key, tuple_of(map(leaf, each.inputs))
+        return [
+            f"trace_{key} = begin_trace(self.window.traces.get({key!r}), reset)",
+            f"{leaves[1:-1]} = attach_trace(self.rule_{key}, trace_{key}, {leaves})",
+        ]
+
+    def advance(self, partition: int, reads: Callable[[str], str]) -> tuple[str, ...]:
+        """Write how the traces of the states that a partition makes go through the window.
+
+        Args:
+            partition: Index of the partition.
+            reads: From an input of it to what the step calls that.
+        """
+        found = [each for each in self.program.recurrences if each.exact is not None and each.producer == partition]
+        return tuple(
+            f"self.window.passed[{each.key!r}] = advance_trace(self.rule_{each.key}, trace_{each.key}, "
+            f"{tuple_of(map(leaf, each.inputs))}, {tuple_of(map(reads, each.exact.reads))})"
+            for each in found
+        )
 
     def boundary_of(self, action: Action) -> Recurrence | None:
         """Return the boundary in time that an action belongs to; None for any other action."""

@@ -9,7 +9,16 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnifx.errors import ContextError, DnifxError, EstimatorError, InputError, nearest
-from dnifx.estimators import BY_NAME, BoundarySpec, Factory, GradientEstimator, InputSpec, Suffix, SyntheticInput
+from dnifx.estimators import (
+    BY_NAME,
+    IN_TIME,
+    BoundarySpec,
+    Factory,
+    GradientEstimator,
+    InputSpec,
+    Suffix,
+    SyntheticInput,
+)
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
 from dnifx.passes.graph import captured, flat_output, input_names
@@ -262,11 +271,12 @@ def output_spec(program: Program) -> TensorSpec | None:
 def find_factory(choice: Choice, boundary: Boundary) -> Factory:
     """Return the factory that a choice names."""
     if isinstance(choice, str):
-        if choice not in BY_NAME:
+        known = BY_NAME | IN_TIME
+        if choice not in known:
             raise EstimatorError(
-                f"gradient={choice!r} is not an estimator; the nearest names are {nearest(choice, BY_NAME)}"
+                f"gradient={choice!r} is not an estimator; the nearest names are {nearest(choice, known)}"
             )
-        return BY_NAME[choice]
+        return known[choice]
     if isinstance(choice, nn.Module) or not callable(choice):
         raise EstimatorError(
             f"gradient= for boundary {boundary.name!r} is {type(choice).__name__}; give a name or a factory (spec -> nn.Module), "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnifx.errors import ContextError, CutError, DnifxError, EstimatorError, LossError
-from dnifx.ir import Boundary, Interface, Message, Part, Program, Recurrent
+from dnifx.ir import Boundary, Interface, Message, Part, Program, Recurrence, Recurrent
 from dnifx.schedules.dependencies import links
 from dnifx.schedules.orders import trained
 
@@ -61,6 +61,16 @@ def refuse_end(interfaces: Sequence[Interface]) -> None:
             raise EstimatorError(
                 f"{interface.description} needs the loss or the output's error, and a model of several rates has no one loss; give an "
                 "estimator that learns from the target"
+            )
+
+
+def refuse_traces(recurrences: Sequence[Recurrence]) -> None:
+    """Raise EstimatorError where a state inside a part has an exact gradient."""
+    for each in recurrences:
+        if each.exact is not None:
+            raise EstimatorError(
+                f"the state at {each.name!r} has no exact gradient with every=: its trace would have to follow the messages to parts of "
+                "other rates; give dnifx.estimators.SyntheticState()"
             )
 
 

@@ -22,7 +22,7 @@ from dnifx.passes.rates.messages import find_messages, message_interface
 from dnifx.passes.rates.parts import joined, part_program
 from dnifx.passes.rates.rated import BATCH, RatedProgram, end_to_end
 from dnifx.passes.rates.rates import Rates, partitions_named, rates_of
-from dnifx.passes.rates.refusals import refuse_attributes, refuse_end, refuse_fused
+from dnifx.passes.rates.refusals import refuse_attributes, refuse_end, refuse_fused, refuse_traces
 from dnifx.passes.schedule import ScheduleActions
 from dnifx.passes.time.recurrences import FormRecurrences, InsertRecurrences, as_boundary
 from dnifx.passes.time.states import ResolveStates, SeparateStates
@@ -170,6 +170,7 @@ class RateCompiler:
         )
         found = run_passes(program, steps, self.callback)
         refuse_end(found.interfaces)
+        refuse_traces(found.recurrences)
         return found
 
 

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from dnifx.errors import CutError, EstimatorError, PassError
-from dnifx.estimators import BoundarySpec, SyntheticState
+from dnifx.estimators import BoundarySpec, Exact, SyntheticState
+from dnifx.estimators.exact import ExactGradient
 from dnifx.ir import Boundary, Carry, Interface, Program, Recurrence, Recurrent, count_parameters, free_name, identifier
-from dnifx.passes.graph import captured
-from dnifx.passes.insert.interfaces import Choice, Choices, assign, build, make_interface
+from dnifx.passes.graph import captured, listed
+from dnifx.passes.insert.interfaces import Choice, Choices, assign, build, find_factory, make_interface
+from dnifx.passes.insert.written import as_written
 from dnifx.passes.pipeline import Pass
+from dnifx.passes.time.exact import trace_rule
 from dnifx.passes.time.traces import check_traced
+from dnifx.runtime.emitted.exact import TraceRule
 from dnifx.runtime.emitted.windows import by_example
 
 
@@ -116,7 +120,8 @@ class InsertRecurrences(Pass):
             before = existing.get(each.name)
             made = interface_in_time(each, index, choices[each.name], program) if before is None else before.interface
             head = before.head if before is not None else head_of(each)
-            found.append(replace(each, interface=made, head=head))
+            rule = rule_of(each, made, before, program)
+            found.append(replace(each, interface=made, head=head, exact=rule))
         notes = tuple(described(each) for each in found)
         return replace(program, recurrences=tuple(found), notes=program.notes + notes)
 
@@ -128,6 +133,10 @@ def interface_in_time(each: Recurrence, index: int, choice: Choice, program: Pro
         EstimatorError: It needs what a window does not see.
     """
     choice = SyntheticState() if choice == "synthetic" else choice
+    factory = find_factory(choice, as_boundary(each, index))
+    if isinstance(factory, Exact):
+        refuse_untraced(each)
+        return Interface(index, ExactGradient(), as_written(factory), fits=False)
     interface = make_interface(as_boundary(each, index), choice, None, program)
     if interface.needs_end or interface.prop:
         raise EstimatorError(
@@ -137,6 +146,32 @@ def interface_in_time(each: Recurrence, index: int, choice: Choice, program: Pro
     if each.cut.trace is not None and interface.fits:
         check_traced(each, interface)
     return interface
+
+
+def rule_of(each: Recurrence, made: Interface | None, before: Recurrence | None, program: Program) -> TraceRule | None:
+    """Return the rule of an exact gradient's trace; for another input kind, one that goes on with the same trace.
+
+    Raises:
+        EstimatorError: There is no such rule.
+    """
+    if made is None or not isinstance(made.estimator, ExactGradient):
+        return None
+    rule = trace_rule(each, program)
+    if before is not None and not rule.goes_on(before.exact):
+        raise EstimatorError(
+            f"boundary {each.name!r}: for these inputs other parameters reach the state than for the first kind of inputs, so that their "
+            "trace cannot go on; decouple the model in this mode, with an example of this call"
+        )
+    return rule
+
+
+def refuse_untraced(each: Recurrence) -> None:
+    """Raise CutError where a cut in time asks for something that only an estimate can give."""
+    cut = each.cut
+    if cut.into_core or cut.auxiliary or cut.trace is not None:
+        raise CutError(
+            f"{cut!r}: into_core, auxiliary and trace train an estimator, and with gradient='exact' there is none; leave them out"
+        )
 
 
 def check_options(each: Recurrence, program: Program) -> None:
@@ -188,6 +223,13 @@ def described(each: Recurrence) -> str:
     """Describe the interface of a boundary in time, for notes and emitted code."""
     if each.interface is None:
         raise PassError("a boundary in time has no interface; run insert_recurrences first")
+    if each.exact is not None:
+        several = [name for name, home in zip(each.exact.parameters, each.exact.homes, strict=True) if home is None]
+        whole = f", for each entry of the state: {listed(several)}" if several else ""
+        return (
+            f"cut in time at {each.name} ({', '.join(map(str, each.specs))}, submod_{each.producer} to the next window): exact gradient, "
+            f"by a trace of {len(each.exact.parameters)} parameters{whole}"
+        )
     count = count_parameters(each.interface.estimator)
     trace = f", trace {each.cut.trace}" if each.cut.trace is not None else ""
     return (

@@ -61,6 +61,10 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
     "the class `dnifx.Recurrent`": lambda: decouple(dnifx.Recurrent, module=Windows(), args=ZEROS),
     "a state that is no input": lambda: decouple(dnifx.Recurrent("h", "1")),
     "a next state that is no output": lambda: decouple(dnifx.Recurrent("h", "5"), module=Windows(), args=ZEROS),
+    "an exact gradient for an RNN": lambda: decouple(
+        dnifx.Recurrent("h", "1"), module=Windows(), args=ZEROS, gradient="exact"
+    ),
+    "an exact gradient inside the model": lambda: decouple(gradient="exact"),
     "an estimator's name misspelt": lambda: decouple(gradient="syntheti"),
     "an estimator's class": lambda: decouple(gradient=estimators.Synthetic),
     "another estimator's class": lambda: decouple(gradient=estimators.Critic),

@@ -48,8 +48,8 @@ class Window:
         self.mask: Tensor | None = None
         self.others: list[int] | None = None
         self.past: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.traces: dict[str, Tensor] = {}
-        self.passed: dict[str, Tensor] = {}
+        self.traces: dict[str, Any] = {}
+        self.passed: dict[str, Any] = {}
 
     def filled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a call's arguments with the carried state in them; what is given by the caller stands.
@@ -60,6 +60,7 @@ class Window:
             InputError: The carried state is of another number of examples than the inputs, or None is given in its place.
         """
         model, arguments, keywords = self.program.model, args, dict(kwargs)
+        self.passed = {}
         sizes = examples_in(self.program, args, kwargs) if self.program.carries else {}
         for index, cut in enumerate(self.program.recurrents):
             if cut.on_model:
@@ -146,6 +147,8 @@ class Window:
                 self.states[index] = pytree.tree_map_only(Tensor, Tensor.detach, follow(output, cut.next_state))
                 if isinstance(bad, Tensor):
                     self.states[index] = unless(bad, before.get(index), self.states[index])
+        if isinstance(bad, Tensor):
+            self.passed = {key: unless(bad, self.traces.get(key), trace) for key, trace in self.passed.items()}
         self.traces, self.passed = self.passed, {}
         self.mask = None
 

@@ -11,6 +11,7 @@ import torch
 from dnifx.engines.base import Engine
 from dnifx.ir import Program, Schedule
 from dnifx.runtime.emitted.backward import apply_gradients, backpropagate, detached_at
+from dnifx.runtime.emitted.exact import advance_trace, attach_trace, begin_trace
 from dnifx.runtime.emitted.fitting import (
     arrived,
     compare,
@@ -33,10 +34,13 @@ from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, w
 Step = Callable[..., Any]
 STEP_GLOBALS = {
     "torch": torch,
+    "advance_trace": advance_trace,
     "apply_gradients": apply_gradients,
     "arrived": arrived,
+    "attach_trace": attach_trace,
     "auxiliary_fit": auxiliary_fit,
     "backpropagate": backpropagate,
+    "begin_trace": begin_trace,
     "by_example": by_example,
     "compare": compare,
     "count_only": count_only,
@@ -170,6 +174,8 @@ def called_by_name(program: Program, input_kind: InputKind, shared: Mapping[str,
     for each in program.recurrences:
         setattr(names, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
         setattr(names, f"head_{each.key}", each.head)
+    for each in input_kind.program.recurrences:
+        setattr(names, f"rule_{each.key}", each.exact)
     return names
 
 
