@@ -161,9 +161,9 @@ def test_the_test_set_is_read_once_and_last(monkeypatch: pytest.MonkeyPatch) -> 
         read.append(split)
         return load(name, split, validation=validation)
 
-    def measured(model: torch.nn.Module, split: Split, batch: int = 1000) -> float:
+    def measured(model: torch.nn.Module, split: Split, batch: int = 1000, evaluate: Any = None) -> float:
         read.append("measured")
-        return error_rate(model, split, batch)
+        return error_rate(model, split, batch, evaluate)
 
     monkeypatch.setattr(feedforward, "load", spy)
     monkeypatch.setattr("dnifx.zoo.recipes.training.error_rate", measured)

@@ -66,6 +66,18 @@ class Fastest(Learner):
         with self._untimed():
             return self._learner.probe(inputs, targets)
 
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Return the model's output."""
+        return self._learner.evaluate(inputs)
+
+    def told(self, loss: float | None) -> float | None:
+        """Return the loss that the last partition's process knows."""
+        return self._learner.told(loss)
+
+    def finish(self) -> None:
+        """End the training."""
+        self._learner.finish()
+
     @contextmanager
     def _untimed(self) -> Iterator[None]:
         begin = self._clock()

@@ -19,6 +19,7 @@ from dnifx.zoo.recipes.learners import decoupled, learner, network
 from dnifx.zoo.recipes.live import Line, live
 from dnifx.zoo.recipes.machine import device_name, find_device, torch_settings, versions
 from dnifx.zoo.recipes.outputs import prepare
+from dnifx.zoo.recipes.ranks import Processes
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import report
 from dnifx.zoo.recipes.results import Results, Run, VariantResult
@@ -30,7 +31,7 @@ from dnifx.zoo.recipes.variants import CONTEXTUAL, Variant, candidates, named, v
 _NOT_OF_A_RUN = frozenset(
     {
         *("gradient", "context", "layers", "position", "p", "seeds", "seed", "step"),
-        *("diagnose_every", "probe_every"),
+        *("diagnose_every", "probe_every", "places"),
         *("hidden", "lr", "estimator_lr", "plain_hidden", "plain_lr", "plain_estimator_lr", "decay"),
     }
 )
@@ -54,20 +55,22 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
         OptionError: An option is out of its range or does not fit the others, or ``options.out`` cannot be written to.
         StateError: ``options.out`` holds checkpoints of another run.
     """
-    console = console or Console(quiet=True)
     settings = complete(options)
-    prepare(settings.out)
+    processes = Processes(settings.places == "ranks")
+    processes.join()
+    console = console if console and processes.is_first else Console(quiet=True)
+    processes.told(lambda: prepare(settings.out))
     device = find_device(settings.device)
     splits = [_read(settings, name).to(device) for name in ("train", "validation")]
     _show(settings, splits[0], console)
     with torch_settings(settings.threads, settings.matmul):
         try:
-            trained = _train_all(settings, splits[0], splits[1], console)
+            trained = _train_all(settings, splits[0], splits[1], console, processes)
         except KeyboardInterrupt:
             console.print(_interrupted(settings))
             raise
         results = _measure(options, settings, trained, _read(settings, "test").to(device), device)
-    report(results, settings.out, console)
+    processes.told(lambda: report(results, settings.out, console))
     return results
 
 
@@ -97,7 +100,7 @@ Runs = Mapping[tuple[Variant, int], Sequence[Trained]]
 """The runs, by variant and seed: a single one, or one for each candidate of validation."""
 
 
-def _train_all(settings: Settings, examples: Split, validation: Split, console: Console) -> Runs:
+def _train_all(settings: Settings, examples: Split, validation: Split, console: Console, processes: Processes) -> Runs:
     first, *others = settings.all_seeds
     wanted = variants(settings)
     counts = {named(variant, settings): len(candidates(variant, settings)) + len(others) for variant in wanted}
@@ -107,7 +110,7 @@ def _train_all(settings: Settings, examples: Split, validation: Split, console: 
         def trained(variant: Variant, chosen: Variant, seed: int) -> Trained:
             line = shown.line(named(variant, settings), seed)
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                return _train(settings, chosen, seed, examples, validation, line)
+                return _train(settings, chosen, seed, examples, validation, line, processes)
 
         for variant in wanted:
             runs[variant, first] = [trained(variant, each, first) for each in candidates(variant, settings)]
@@ -121,7 +124,15 @@ def _best(runs: Sequence[Trained]) -> Trained:
     return min(runs, key=lambda one: one.error)
 
 
-def _train(settings: Settings, variant: Variant, seed: int, examples: Split, validation: Split, line: Line) -> Trained:
+def _train(
+    settings: Settings,
+    variant: Variant,
+    seed: int,
+    examples: Split,
+    validation: Split,
+    line: Line,
+    processes: Processes,
+) -> Trained:
     torch.manual_seed(seed)
     batches = Batches(examples, settings.batch, seed)
     device = examples.inputs.device
@@ -130,6 +141,8 @@ def _train(settings: Settings, variant: Variant, seed: int, examples: Split, val
     every = (settings.diagnose_every, settings.probe_every) if variant.guesses else (0, 0)
     diagnosis = Diagnosis(sample, *every)
     own = {"variant": variant.key, "seed": seed}
+    if variant.gradient == "backprop" and processes.several:
+        own["places"] = settings.places
     progress = train(
         accelerated(trainee, settings.step, variant.p is not None or settings.lag > 0, device),
         batches,
@@ -138,7 +151,7 @@ def _train(settings: Settings, variant: Variant, seed: int, examples: Split, val
         every=settings.evaluate_every,
         watcher=line,
         diagnosis=diagnosis,
-        checkpoint=checkpoint_of(settings, _NOT_OF_A_RUN, f"{variant.key}-seed={seed}", own),
+        checkpoint=processes.shared(checkpoint_of(settings, _NOT_OF_A_RUN, f"{variant.key}-seed={seed}", own)),
     )
     return Trained(variant, trainee.model, progress, diagnosis)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -88,7 +89,9 @@ def learner(settings: Settings, variant: Variant, example: Tensor, seed: int = 0
     estimator_optimizer = _adam(rate if variant.estimator_lr is None else variant.estimator_lr, example.device)
     scheduler = partial(MultiStepLR, milestones=_milestones(settings), gamma=0.1)
     if variant.gradient == "backprop":
-        return LoopLearner(model, model, optimizer, scheduler)
+        if settings.places == "here":
+            return LoopLearner(model, model, optimizer, scheduler)
+        variant = replace(variant, gradient="oracle")
     net = decoupled(settings, variant, model, example)
     if settings.target == "fused":
         interface_lr = estimator_optimizer.keywords["lr"]
@@ -96,7 +99,12 @@ def learner(settings: Settings, variant: Variant, example: Tensor, seed: int = 0
         return LoopLearner(model, net, optimizer, scheduler, interface_lr, variant.context == "label", prober)
     schedule = "sequential" if variant.p is None else f"{settings.schedule}{{p={variant.p!r},seed={seed}}}"
     trainer = net.trainer(
-        optimizer, schedule, lr_scheduler=scheduler, estimator_optimizer=estimator_optimizer, lag=settings.lag
+        optimizer,
+        schedule,
+        lr_scheduler=scheduler,
+        estimator_optimizer=estimator_optimizer,
+        lag=settings.lag,
+        places="ranks" if settings.places == "ranks" else None,
     )
     return TrainerLearner(model, trainer)
 
@@ -156,6 +164,17 @@ class LoopLearner(Learner):
         """Advance the learning rate by a step."""
         self._scheduler.step()
 
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Return the model's output."""
+        return _output(self.model, inputs)
+
+    def told(self, loss: float | None) -> float | None:
+        """Return the loss: it is known here."""
+        return loss
+
+    def finish(self) -> None:
+        """Do nothing: all weights are here."""
+
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The one optimizer."""
@@ -200,7 +219,7 @@ class TrainerLearner(Learner):
 
     def diagnosed(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Comparison]:
         """Train on a batch, and compare the synthetic gradients with those of this step."""
-        result = self._trainer.step(inputs, target=targets, diagnose=True)
+        result = self._trainer.step(inputs, target=targets, diagnose=True, gather=True)
         return result.loss, result.diagnostics
 
     def probe(self, inputs: Tensor, targets: Tensor) -> Comparison:
@@ -215,6 +234,23 @@ class TrainerLearner(Learner):
         """Advance the learning rates and the schedule by a step."""
         self._trainer.advance()
 
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Return the model's output; over ranks the partitions compute it where they are."""
+        if self._trainer.engine.ranks is None:
+            return _output(self.model, inputs)
+        output: Tensor = self._trainer.evaluate(inputs, gather=True)
+        return output
+
+    def told(self, loss: float | None) -> float | None:
+        """Return the loss that the last partition's process knows."""
+        known: float | None = self._trainer.engine.told(loss)
+        return known
+
+    def finish(self) -> None:
+        """Bring all weights here, and end the run over ranks."""
+        self._trainer.collect()
+        self._trainer.close()
+
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers of the partitions and of the estimators."""
@@ -227,6 +263,11 @@ class TrainerLearner(Learner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         self._trainer.load_state_dict(state)
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    output: Tensor = model(inputs)
+    return output
 
 
 def _adam(rate: float, device: torch.device) -> "partial[torch.optim.Adam]":

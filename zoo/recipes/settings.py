@@ -53,6 +53,11 @@ class Feedforward:
     schedule: str = option("sequential", "Order of the work in a step.", SCHEDULES)
     p: tuple[float, ...] = option((), "Update probability of a random schedule. One variant for each.")
     lag: int = option(0, "Fit the estimators to the targets of so many steps ago.")
+    places: str = option(
+        "here",
+        "Where the partitions run: here, in one process, or ranks, in the processes that torchrun started.",
+        ("here", "ranks"),
+    )
     hidden: tuple[int, ...] | None = option(
         None, "Hidden layers of an estimator; 0 is an affine map. Validation chooses among several."
     )
@@ -201,6 +206,7 @@ class Settings:
     schedule: str
     p: tuple[float, ...]
     lag: int
+    places: str
     hidden: tuple[int, ...]
     plain_hidden: tuple[int, ...]
     estimator_width: int
@@ -322,6 +328,11 @@ def _check_variants(settings: Settings) -> None:
             f"--p: got {settings.p or 'no value'} for --schedule {settings.schedule}; random_order and unlocked need "
             "update probabilities, such as 0.2; sequential takes none"
         )
+    if settings.places == "ranks" and (settings.target == "fused" or settings.probe_every):
+        given = (
+            "--probe-every needs all weights in one process" if settings.probe_every else "--target fused is one module"
+        )
+        raise OptionError(f"--places: over ranks each process trains its own partitions, and {given}; leave it out")
     if settings.lag and settings.target == "fused":
         raise OptionError(f"--target: fused knows no lag, got --lag {settings.lag}; leave --target out")
     if settings.schedule != "sequential" and settings.target == "fused":

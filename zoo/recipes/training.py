@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from dnifx.zoo.batches import Batches
 from dnifx.zoo.data import Split
 from dnifx.zoo.recipes.checks import check_finite
 from dnifx.zoo.recipes.diagnosis import Comparison, Diagnosis, Look
+from dnifx.zoo.recipes.ranks import Saved
 from dnifx.zoo.recipes.results import Point
-from dnifx.zoo.recipes.store import Checkpoint
 
 
 class Learner(ABC):
@@ -49,6 +49,18 @@ class Learner(ABC):
     @abstractmethod
     def probe(self, inputs: Tensor, targets: Tensor) -> Comparison:
         """Compare the synthetic gradients with the true gradients. Nothing changes."""
+
+    @abstractmethod
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Return the model's output for inputs [batch, ...] in its present mode; over ranks, in every process."""
+
+    @abstractmethod
+    def told(self, loss: float | None) -> float | None:
+        """Return the loss that the last partition's process knows; over ranks, in every process."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """End the training: over ranks, bring all weights into every process."""
 
     @property
     @abstractmethod
@@ -104,7 +116,7 @@ def train(
     every: int,
     watcher: Watcher,
     diagnosis: Diagnosis,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Saved | None = None,
 ) -> Progress:
     """Train up to step ``steps``, from the checkpoint if there is one, and return the progress.
 
@@ -116,7 +128,7 @@ def train(
         every: Measure and save a checkpoint every so many steps.
         watcher: Receives the progress.
         diagnosis: Follows the synthetic gradients and keeps the looks and probes.
-        checkpoint: The file to save to and resume from.
+        checkpoint: Where to save to and resume from.
 
     Raises:
         LossError: The loss is no longer finite.
@@ -130,21 +142,33 @@ def train(
     watcher.step(progress.step)
     while progress.step < steps:
         progress = _stretch(learner, batches, progress, min(every, steps - progress.step), watcher, diagnosis)
-        point = Point(progress.step, progress.curve[-1].loss, error_rate(learner.model, validation))
+        point = Point(
+            progress.step, progress.curve[-1].loss, error_rate(learner.model, validation, evaluate=learner.evaluate)
+        )
         progress = replace(progress, curve=(*progress.curve[:-1], point))
         if checkpoint is not None:
             checkpoint.save(_state(learner, batches, diagnosis, progress))
         watcher.point(point)
+    learner.finish()
     return progress
 
 
-def error_rate(model: nn.Module, split: Split, batch: int = 250) -> float:
-    """Return the percentage of a split that the model classifies wrongly in evaluation mode."""
-    was_training = model.training
+def error_rate(
+    model: nn.Module, split: Split, batch: int = 250, evaluate: Callable[[Tensor], Tensor] | None = None
+) -> float:
+    """Return the percentage of a split that the model classifies wrongly in evaluation mode.
+
+    Args:
+        model: The model.
+        split: The examples.
+        batch: How many of them are evaluated at once.
+        evaluate: From inputs to outputs; by default the model itself.
+    """
+    outputs, was_training = evaluate or model, model.training
     model.eval()
     with torch.no_grad():
         pairs = zip(torch.split(split.inputs, batch), torch.split(split.targets, batch), strict=True)
-        wrong = sum(int((model(inputs).argmax(1) != targets).sum()) for inputs, targets in pairs)
+        wrong = sum(int((outputs(inputs).argmax(1) != targets).sum()) for inputs, targets in pairs)
     model.train(was_training)
     return 100 * wrong / len(split)
 
@@ -157,7 +181,8 @@ def _stretch(
     for step in range(progress.step + 1, progress.step + count + 1):
         losses.append(_step(learner, batches, step, watcher, diagnosis))
         watcher.step(step)
-    loss = _mean([loss for loss in losses if loss is not None], step)
+    known = [loss for loss in losses if loss is not None]
+    loss = _checked(learner.told(float(torch.stack(known).mean()) if known else None), step)
     point = Point(step, loss, math.nan)
     return Progress(step, progress.seconds + time.perf_counter() - begin, (*progress.curve, point))
 
@@ -175,10 +200,10 @@ def _step(learner: Learner, batches: Batches, step: int, watcher: Watcher, diagn
     return loss
 
 
-def _mean(losses: list[Tensor], step: int) -> float:
-    if not losses:
+def _checked(loss: float | None, step: int) -> float:
+    if loss is None:
         raise LossError(f"no loss was computed in the steps up to {step}; give a higher --evaluate-every")
-    return check_finite(float(torch.stack(losses).mean()), step)
+    return check_finite(loss, step)
 
 
 def _state(learner: Learner, batches: Batches, diagnosis: Diagnosis, progress: Progress) -> dict[str, Any]:
@@ -194,7 +219,7 @@ def _state(learner: Learner, batches: Batches, diagnosis: Diagnosis, progress: P
     }
 
 
-def _resume(learner: Learner, batches: Batches, diagnosis: Diagnosis, checkpoint: Checkpoint | None) -> Progress:
+def _resume(learner: Learner, batches: Batches, diagnosis: Diagnosis, checkpoint: Saved | None) -> Progress:
     state = None if checkpoint is None else checkpoint.load()
     if state is None:
         return Progress()

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from dnifx.ir import Program
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.part import TrainedPart
+from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.updates import Update
 
 ELSEWHERE = (
@@ -71,6 +73,15 @@ def elsewhere(net: Net, engine: Engine) -> str:
     ranks = engine.ranks or ()
     names = [each.name for each in net.partitions if ranks and ranks[each.index] != engine.rank]
     return ELSEWHERE.format(names=", ".join(names[:4]) + (" ..." if len(names) > 4 else "")) if names else ""
+
+
+def told(engine: Engine, result: StepResult, diagnose: bool) -> StepResult:
+    """Return the result of a step with the losses and diagnostics of all ranks; every rank has to call it."""
+    losses = engine.told(result.losses)
+    if not diagnose:
+        return replace(result, losses=losses)
+    found = {name: each for own in engine.collected(result.diagnostics) for name, each in own.items()}
+    return replace(result, losses=losses, diagnostics=found)
 
 
 def refuse_elsewhere(net: Net) -> None:

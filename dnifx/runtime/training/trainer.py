@@ -25,7 +25,7 @@ from dnifx.runtime.training.optimizers import (
     shared_callable,
     with_names,
 )
-from dnifx.runtime.training.over_ranks import OverRanks, elsewhere, refuse_elsewhere
+from dnifx.runtime.training.over_ranks import OverRanks, elsewhere, refuse_elsewhere, told
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
@@ -120,7 +120,8 @@ class Trainer(OverRanks):
                 those of the parts that fire.
             context: What estimators see; the target by default. Where they see none, the model's argument of that name.
             diagnose: Compare every synthetic gradient with its target, where that arrives in this step.
-            gather: Over ranks, tell every rank the loss, for which all wait. The last partition's rank knows it anyway.
+            gather: Over ranks, tell every rank the loss and the diagnostics, for which all wait. Else each rank knows its own: the
+                loss the last partition's, diagnostics the producer's.
             metric: What learning-rate schedulers that follow a measurement are stepped with (``ReduceLROnPlateau``); by default the
                 loss of this step. Where there is none, the model's argument of that name.
             kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose``, ``metric``,
@@ -141,7 +142,7 @@ class Trainer(OverRanks):
         with self.turn.step(self.steps, self.updates.values()):
             result = self.computed(args, target, context, diagnose, model_keywords(named, kwargs))
             if gather or (self.metric and metric is None):
-                result = replace(result, losses=self.engine.told(result.losses))
+                result = told(self.engine, result, diagnose)
             self.advance(result.loss if self.metric and metric is None else metric)
         return result
 

@@ -1,0 +1,56 @@
+"""What each process of a recipe over ranks does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnifx.zoo.recipes import feedforward
+from dnifx.zoo.recipes.live import Line
+from dnifx.zoo.recipes.results import Point
+from dnifx.zoo.recipes.settings import Feedforward
+
+BRIEF = Feedforward(
+    width=8,
+    estimator_width=8,
+    steps=9,
+    batch=32,
+    seeds=1,
+    evaluate_every=3,
+    lr=(1e-2,),
+    gradient=("backprop", "synthetic"),
+    context=("label",),
+    layers=(3,),
+    lag=2,
+    diagnose_every=4,
+)
+
+Found = dict[str, tuple[float, list[Point], Any]]
+
+
+def trained(places: str, out: str = "", net: str = "fcn") -> Found:
+    """By variant, the test error, the curve and the looks of a run."""
+    torch.set_num_threads(1)
+    options = replace(BRIEF, places=places, out=Path(out) if out else None, net=net)
+    results = feedforward.run(options)
+    return {each.name: (run.test_error, list(run.curve), run.looks) for each in results.variants for run in each.runs}
+
+
+def interrupted(out: str, step: int) -> str:
+    """Train until a variant has measured itself at a step; then be interrupted."""
+    whole = Line.point
+
+    def point(self: Line, point: Point) -> None:
+        whole(self, point)
+        if point.step == step:
+            raise KeyboardInterrupt
+
+    Line.point = point  # type: ignore[method-assign]
+    try:
+        trained("ranks", out)
+    except KeyboardInterrupt:
+        return "interrupted"
+    finally:
+        Line.point = whole  # type: ignore[method-assign]
+    return ""
