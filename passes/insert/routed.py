@@ -15,7 +15,8 @@ from dnifx.passes.graph import RAGGED, captured, described
 def data_rows(program: Program) -> dict[str, str]:
     """Return the nodes whose first size depends on the values of tensors, each with the operation that decides it."""
     found: dict[str, str] = {}
-    for node in captured(program).nodes:
+    nodes = captured(program).nodes
+    for node in nodes if any(map(decides_rows, nodes)) else ():
         if decides_rows(node):
             found[node.name] = described(node)
             continue

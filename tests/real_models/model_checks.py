@@ -15,6 +15,7 @@ import dnifx
 from dnifx.errors import CutError
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.emitted.loss_scale import tell_factor
+from dnifx.runtime.emitted.ops import GuardError
 from dnifx.runtime.net.attach import attach
 from tests.contracts.cases import estimator_parameters
 from tests.contracts.running import Recorder
@@ -306,7 +307,7 @@ class Detached(fx.Interpreter):
         return fx.node.map_arg(args, value)
 
 
-def check_zero(factory: Factory, cuts: Cuts, net: DecoupledModule) -> None:
+def check_zero(factory: Factory, cuts: Cuts, net: DecoupledModule) -> str | None:
     """With zero estimates gradients are, bit for bit, those of detaching at the cuts, in both targets."""
     example = built(factory)
     model, args, kwargs = example
@@ -315,7 +316,10 @@ def check_zero(factory: Factory, cuts: Cuts, net: DecoupledModule) -> None:
     seed(1)
     program = own.program
     assert program.signature is not None
-    flat = Detached(own).run(*program.signature.flatten(args, kwargs))
+    try:
+        flat = Detached(own).run(*program.signature.flatten(args, kwargs))
+    except GuardError as error:
+        return f"what is drawn here leads to another graph than the first: {error}"
     loss = spread_loss(program.signature.unflatten(flat), None)
     if loss.requires_grad:
         torch.autograd.backward(loss)
@@ -329,6 +333,7 @@ def check_zero(factory: Factory, cuts: Cuts, net: DecoupledModule) -> None:
     same_gradients(fused, wanted, 1e-7)
     other = decoupled(built(factory), cuts, "zero")
     same_gradients(scheduled_gradients(other, args, kwargs), wanted, 1e-7)
+    return None
 
 
 def descend(parameters: Any) -> torch.optim.Optimizer:
