@@ -1,4 +1,4 @@
-"""The paper's models, their data sets, and recipes to train them (``dnifx.zoo.recipes``).
+"""The paper's models and some of today's, their data sets, and recipes to train them (``dnifx.zoo.recipes``).
 
 A public name is imported when it is first used, so that ``dnifx train --help`` does not wait for torch.
 """
@@ -14,9 +14,12 @@ if __name__ != "dnifx.zoo":
 if TYPE_CHECKING:
     from dnifx.zoo.cnn import CNN
     from dnifx.zoo.fcn import FCN
+    from dnifx.zoo.language_model import LanguageModel
     from dnifx.zoo.models import MODELS, ZooModel
+    from dnifx.zoo.resnet import ResNet
+    from dnifx.zoo.vit import ViT
 
-__all__ = ["CNN", "FCN", "MODELS", "ZooModel"]
+__all__ = ["CNN", "FCN", "MODELS", "LanguageModel", "ResNet", "ViT", "ZooModel"]
 
 if not TYPE_CHECKING:
 

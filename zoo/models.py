@@ -11,7 +11,10 @@ from torch import nn
 from dnifx import Recurrent
 from dnifx.zoo.cnn import CNN
 from dnifx.zoo.fcn import FCN
+from dnifx.zoo.language_model import LanguageModel
+from dnifx.zoo.resnet import ResNet
 from dnifx.zoo.two_clocks import TwoClocks, zero_state
+from dnifx.zoo.vit import ViT
 
 Built = tuple[nn.Module, tuple[Any, ...]]
 
@@ -61,6 +64,18 @@ def _cnn_cifar10(layers: int = 3, filters: int = 128) -> Built:
     return CNN((3, 32, 32), layers=layers, filters=filters), (torch.zeros(32, 3, 32, 32),)
 
 
+def _resnet(layers: int = 3, filters: int = 16) -> Built:
+    return ResNet(blocks=layers, filters=filters), (torch.zeros(32, 3, 32, 32),)
+
+
+def _vit(layers: int = 6, width: int = 64) -> Built:
+    return ViT(layers=layers, width=width), (torch.zeros(32, 3, 32, 32),)
+
+
+def _language_model(layers: int = 4, width: int = 64, symbols: int = 65, tied: bool = False) -> Built:
+    return LanguageModel(symbols, layers, width, tied=tied), (torch.zeros(32, 64, dtype=torch.int64),)
+
+
 def _two_clocks(width: int = 256, ticks: int = 4, batch: int = 32) -> Built:
     digits, states = torch.zeros(ticks, batch, 784), [zero_state(batch, width) for _ in range(2)]
     return TwoClocks(width=width, ticks=ticks), (digits, *states)
@@ -75,6 +90,14 @@ _ALL = (
     ZooModel(
         "cnn-cifar10", "The convolutional network for CIFAR-10, 3 layers of 128 filters.", _cnn_cifar10, "hidden.*"
     ),
+    ZooModel(
+        "resnet",
+        "A residual network for CIFAR-10, 3 stages of 16, 32 and 64 filters.",
+        _resnet,
+        ("stages.0", "stages.1"),
+    ),
+    ZooModel("vit", "A small vision transformer, 6 blocks of 64 features.", _vit, ("blocks.1", "blocks.3")),
+    ZooModel("lm", "A causal language model, 4 blocks of 64 features.", _language_model, ("blocks.1",), classes=65),
     ZooModel(
         "two-clocks",
         "Two networks that tick at different rates, with a message every 4 digits.",

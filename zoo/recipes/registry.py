@@ -10,6 +10,7 @@ from rich.console import Console
 from dnifx.zoo.recipes.base import Recipe
 from dnifx.zoo.recipes.sequence_options import Cue, Sequences
 from dnifx.zoo.recipes.settings import GRADIENTS, Feedforward
+from dnifx.zoo.recipes.table_options import Table
 from dnifx.zoo.recipes.two_clocks_options import Clocks
 
 
@@ -98,6 +99,12 @@ _ALL: tuple[Recipe[Any], ...] = (
         "Two networks that tick at different rates: joint backprop, DNI, cDNI, and no gradient between.",
         Clocks,
         _run_of("two_clocks"),
+    ),
+    Recipe(
+        "table",
+        "What partitions can learn from, side by side: a residual network, a transformer, a language model.",
+        Table,
+        _run_of("table"),
     ),
 )
 
