@@ -139,7 +139,7 @@ def test_heads_add_their_losses_to_backpropagation(model: str) -> None:
     both = learner(options, candidates("heads", options)[0], task)
     assert isinstance(both, Backprop)
     inputs, targets = task.held_out()
-    loss, others = both._losses(inputs, targets)
+    loss, *others = both._losses(inputs, targets)
     parameters = list(both.model.parameters())
     found = torch.autograd.grad(torch.stack([loss, *others]).sum(), parameters)
     values: dict[str, Tensor] = {}
@@ -183,7 +183,7 @@ def test_variants_begin_alike_and_an_interrupted_run_goes_on_bit_for_bit(
     assert 0 < len(list(own.glob("checkpoints/*.pt"))) < len(values["variants"])
     resumed = run(Table(**values, out=own))
     for mine, theirs in zip(resumed.variants, whole.variants, strict=True):
-        assert mine.scores == theirs.scores
+        assert (mine.scores, mine.cosine) == (theirs.scores, theirs.cosine)
         assert mine.runs[0].curve == theirs.runs[0].curve
         assert (mine.costs, mine.removed) == (theirs.costs, theirs.removed)
     states = [
@@ -194,14 +194,17 @@ def test_variants_begin_alike_and_an_interrupted_run_goes_on_bit_for_bit(
 
 
 def test_results_tell_gaps_costs_and_locks(tmp_path: Path) -> None:
-    results = run(brief(seeds=2, variants=("backprop", "heads", "suffix"), out=tmp_path))
-    backprop, heads, suffix = results.variants
-    assert results.gaps(backprop) == [0.0, 0.0]
+    results = run(brief(layers=4, variants=("backprop", "heads", "suffix", "zero"), out=tmp_path))
+    backprop, heads, suffix, zero = results.variants
+    assert zero.cosine == 0
+    assert results.gaps(backprop) == [0.0]
     assert results.gaps(suffix) == [own - other for own, other in zip(suffix.scores, backprop.scores, strict=True)]
-    assert replace(results, relative=True).gaps(backprop) == [0.0, 0.0]
+    assert backprop.cosine == pytest.approx(1)
+    assert 0 < suffix.cosine < 1
+    assert replace(results, relative=True).gaps(backprop) == [0.0]
     assert replace(results, variants=(suffix,)).gaps(suffix) is None
     assert backprop.costs.flops < heads.costs.flops <= suffix.costs.flops
-    assert (backprop.removed, suffix.removed) == ({}, {"update": 1, "backward": 1})
+    assert (backprop.removed, suffix.removed) == ({}, {"update": 3, "backward": 3})
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["variants"][2]["gap"] == results.gaps(suffix)
     assert saved["command"].startswith("dnifx train table --model fcn")

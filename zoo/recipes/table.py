@@ -20,6 +20,7 @@ from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.resumable import Resumable
 from dnifx.zoo.recipes.store import checkpoint_of
 from dnifx.zoo.recipes.table_costs import Costs, costs_of
+from dnifx.zoo.recipes.table_gradients import parameter_cosines
 from dnifx.zoo.recipes.table_learners import TableLearner, Variant, candidates, learner
 from dnifx.zoo.recipes.table_options import NAMES, Table, complete
 from dnifx.zoo.recipes.table_results import TableResults, TableRun, TableVariant
@@ -145,8 +146,9 @@ def _variant(settings: Table, key: str, runs: Runs, task: Task) -> TableVariant:
     found = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
         one = best(runs[key, seed])
-        score = task.score(one.learner.model, "test")
-        found.append(TableRun(seed, score, one.curve[-1].error, one.seconds, tuple(one.curve)))
+        score, held_out = task.score(one.learner.model, "test"), task.held_out()
+        cosines = parameter_cosines(one.learner, *held_out)
+        found.append(TableRun(seed, score, one.curve[-1].error, one.seconds, tuple(one.curve), cosines))
     tried = runs[key, settings.seed]
     chosen = best(tried).variant
     with torch.random.fork_rng(devices=[]):

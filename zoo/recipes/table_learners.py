@@ -49,14 +49,20 @@ class TableLearner(ABC):
     Attributes:
         model: The network.
         net: The network with its cuts.
+        task: Has the loss.
     """
 
     model: nn.Module
     net: dnifx.DecoupledModule
+    task: Task
 
     @abstractmethod
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Train on a batch and return the mean loss, detached."""
+
+    @abstractmethod
+    def all_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return a scalar. Its backward pass gives the network's parameters what they learn from."""
 
     @property
     @abstractmethod
@@ -94,30 +100,32 @@ class Backprop(TableLearner):
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Train on a batch and return the network's loss, without those of the heads."""
         self.optimizer.zero_grad()
-        if self.supervised:
-            loss, others = self._losses(inputs, targets)
-        else:
-            loss, others = self.task.loss(self.model(inputs), targets), []
+        loss, *others = self._losses(inputs, targets)
         torch.stack([loss, *others]).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.scheduler.step()
         return loss.detach()
 
-    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def all_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the network's loss and those of the heads."""
+        return torch.stack(self._losses(inputs, targets)).sum()
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Return the network's loss and those of the heads. All partitions run on each other's values, with their graph."""
-        program = self.net.program
+        if not self.supervised:
+            return [self.task.loss(self.model(inputs), targets)]
         values: dict[str, Any] = {self.net.partitions[0].inputs[0]: inputs}
         for partition, graph in zip(self.net.partitions, self.net.submodules, strict=True):
             outputs = graph(*(values[name] for name in partition.inputs))
             values.update(zip(partition.outputs, outputs, strict=False))
         losses = []
-        for interface in program.interfaces:
+        for interface in self.net.program.interfaces:
             head: Any = interface.estimator
             boundary = self.net.boundaries[interface.boundary]
             head.look()
             seen = [values[name] for name in (*boundary.values, *interface.reads)]
             losses.append(head.loss(head.thin(*seen), targets))
-        return self.task.loss(outputs[0], targets), losses
+        return [self.task.loss(outputs[0], targets), *losses]
 
     @property
     def schedule(self) -> dnifx.schedules.Schedule:
@@ -142,10 +150,11 @@ class Cut(TableLearner):
     Args:
         net: The network with its cuts.
         rates: Builds optimizers and schedules of the rates.
+        task: Has the loss.
     """
 
-    def __init__(self, net: dnifx.DecoupledModule, rates: "Rates") -> None:
-        self.net, self.model = net, net.original
+    def __init__(self, net: dnifx.DecoupledModule, rates: "Rates", task: Task) -> None:
+        self.net, self.model, self.task = net, net.original, task
         self.trainer = net.trainer(
             partial(rates.optimizer, lr=rates.variant.lr),
             lr_scheduler=rates.scheduler,
@@ -156,6 +165,12 @@ class Cut(TableLearner):
         """Train on a batch and return the last partition's loss."""
         loss = self.trainer.step(inputs, target=targets).loss
         return torch.zeros(()) if loss is None else loss
+
+    def all_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the network's loss. Its backward pass gives the partitions what their estimators answer."""
+        given = {"context": targets} if self.net.program.context is not None else {}
+        given |= {"target": targets} if self.net.compares else {}
+        return self.task.loss(self.net(inputs, **given), targets)
 
     @property
     def schedule(self) -> dnifx.schedules.Schedule:
@@ -212,7 +227,7 @@ def learner(settings: Table, variant: Variant, task: Task) -> TableLearner:
     rates = Rates(variant, settings.steps, settings.warm_up)
     if variant.key in ("backprop", "heads"):
         return Backprop(net, variant.key == "heads", rates, task)
-    return Cut(net, rates)
+    return Cut(net, rates, task)
 
 
 def decoupled(settings: Table, key: str, task: Task) -> dnifx.DecoupledModule:

@@ -26,6 +26,8 @@ class TableRun:
         validation: The score on the validation part, after the last step.
         seconds: Time that the training steps took.
         curve: The training loss and the score on the validation part.
+        cosines: By cut, the cosine between what the partition before it learns from and its true gradient, over all its
+            parameters, after the last step.
     """
 
     seed: int
@@ -33,6 +35,7 @@ class TableRun:
     validation: float
     seconds: float
     curve: tuple[Point, ...]
+    cosines: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class TableVariant:
     def scores(self) -> list[float]:
         """The score of each seed on the test part."""
         return [run.test for run in self.runs]
+
+    @property
+    def cosine(self) -> float:
+        """The cosine with the true gradient, averaged over seeds and cuts."""
+        return statistics.fmean(cosine for run in self.runs for cosine in run.cosines.values())
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class TableResults:
         seeds = ", ".join(str(run.seed) for run in self.variants[0].runs)
         caption = f"after {self.steps:,} steps; seeds {seeds}" + (", mean ± standard deviation" if "," in seeds else "")
         gap = "gap to backprop" + (", %" if self.relative else "")
-        columns = ("trained by", f"test {self.unit}", gap, "FLOPs a step", "held", "locks removed", "steps/s")
+        columns = ("trained by", f"test {self.unit}", gap, "cosine", "FLOPs a step", "held", "locks removed", "steps/s")
         table = empty_table(self.title, columns, caption)
         for variant in self.variants:
             gaps = self.gaps(variant)
@@ -113,6 +121,7 @@ class TableResults:
                 variant.name,
                 spread(variant.scores),
                 "" if gaps is None or variant.key == "backprop" else spread(gaps, "+"),
+                f"{variant.cosine:.2f}",
                 decimal(variant.costs.flops).removesuffix("B") + "FLOP",
                 decimal(variant.costs.held_bytes),
                 ", ".join(f"{lock} {count}" for lock, count in variant.removed.items()) or "none",
