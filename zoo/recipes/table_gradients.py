@@ -29,6 +29,6 @@ def parameter_cosines(learner: TableLearner, inputs: Tensor, targets: Tensor) ->
     found = {}
     for boundary in learner.net.boundaries:
         paths = learner.net.partitions[boundary.producer].parameters
-        pair = (torch.cat([gradients[path].flatten() for path in paths]) for gradients in (own, true))
-        found[boundary.name] = float(functional.cosine_similarity(*pair, dim=0))
+        mine, theirs = (torch.cat([gradients[path].flatten() for path in paths]) for gradients in (own, true))
+        found[boundary.name] = float(functional.cosine_similarity(mine, theirs, dim=0))
     return found
