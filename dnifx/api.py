@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from dnifx.passes.rates.rates import Rates
 from dnifx.passes.rates.refusals import refuse_folder
 from dnifx.passes.rates.systems import part_named
 from dnifx.passes.time.states import with_named_states
+from dnifx.report.svg import links_to, to_svg
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.requests import check_request
 from dnifx.runtime.decoupled import DecoupledModule
@@ -236,9 +238,27 @@ def write_package(net: Net, path: str | os.PathLike[str], overwrite: bool) -> No
     write_folder(net, path, overwrite)
 
 
+def picture(program: Program, code: str | os.PathLike[str] | None) -> str:
+    """Return a program as SVG; its boxes link to the lines of a file with the emitted code.
+
+    Raises:
+        DnifxError: The file cannot be read.
+    """
+    if code is None:
+        return to_svg(program)
+    try:
+        text = Path(code).read_text(encoding="utf-8")
+    except OSError as error:
+        raise DnifxError(
+            f"code= is {str(code)!r}, which cannot be read: {error.strerror}; name the model.py of an emitted folder"
+        ) from error
+    return to_svg(program, links_to(text, Path(code).as_posix()))
+
+
 EMITTERS = Emitters(
     report=render,
     rich=ProgramReport,
+    svg=picture,
     code=program_code,
     folder=write_package,
     step=step_source,

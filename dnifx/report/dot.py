@@ -16,6 +16,9 @@ HEAD = (
     'edge [fontname="Helvetica", fontsize=10]',
 )
 
+KEY = "orange: values across a cut, blue: synthetic gradient, green: its target, dashed: no gradient"
+"""What the colours mean."""
+
 PLAIN = 'style=dashed, color="#5b6470"'
 """The style of values without a gradient."""
 
@@ -24,7 +27,7 @@ def to_dot(program: Program) -> str:
     """Return the program as a Graphviz digraph, ready for ``dot -Tsvg``."""
     picture = picture_of(program)
     lines = [f"digraph {quote(picture.title)} {{", *(f"  {line};" for line in HEAD)]
-    lines.append(f"  label={quote(picture.title, picture.detail)};")
+    lines.append(f"  label={quote(picture.title, picture.detail, KEY)};")
     lines += (f"  {line}" for line in _body(picture))
     return "\n".join([*lines, "}", ""])
 
@@ -59,7 +62,7 @@ def _body(picture: Picture) -> Iterator[str]:
 
 def _box(box: Box, style: str = "") -> str:
     """Write one box."""
-    return f"{quote(box.key)} [label={quote(box.title, box.detail)}{', ' if style else ''}{style}];"
+    return f"{quote(box.key)} [label={quote(box.title, box.detail)}{', ' if style else ''}{style}, tooltip={quote(box.about)}];"
 
 
 def _gate(gate: Net) -> Iterator[str]:
@@ -70,6 +73,12 @@ def _gate(gate: Net) -> Iterator[str]:
         color = "#a3171f" if gate.locked else "#b34700"
         look = f'shape=octagon, style=filled, fillcolor="#fff1e0", color="{color}", penwidth=2'
         edge = f'color="{color}", penwidth=1.6'
-    yield f"{quote(gate.key)} [label={quote(*gate.lines, 'locked' if gate.locked else '')}, {look}];"
+    label = quote(*gate.lines, "locked" if gate.locked else "")
+    yield f"{quote(gate.key)} [label={label}, {look}, tooltip={quote(gate.about)}];"
     yield from (f"{quote(source)} -> {quote(gate.key)} [{edge}, dir=none];" for source in gate.sources)
     yield from (f"{quote(gate.key)} -> {quote(target)} [{edge}];" for target in gate.targets)
+    back = 'constraint=false, penwidth=1.6, color="'
+    if gate.estimates:
+        yield from (f'{quote(gate.key)} -> {quote(source)} [{back}#1d5fd0"];' for source in gate.sources)
+    if gate.fits or gate.locked:
+        yield from (f'{quote(target)} -> {quote(gate.key)} [{back}#177a2f"];' for target in gate.targets)

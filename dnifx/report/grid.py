@@ -13,7 +13,7 @@ from dnifx.report.picture import INPUTS, Box, Line, Picture
 
 Point = tuple[float, float]
 
-LANE = 9.0
+LANE = 12.0
 """Distance between lines that run side by side."""
 
 ROW, ROW_GAP = 42.0, 14.0
@@ -93,9 +93,9 @@ def lanes(spans: Iterable[tuple[str, float, float]]) -> dict[str, int]:
 
 
 def columns_of(picture: Picture, band: int) -> list[list[Box]]:
-    """Sort a band's boxes into columns by the lines between them; inputs stand side by side."""
+    """Sort a band's boxes into columns by the lines between them; inputs and outputs stand side by side."""
     boxes = {box.key: box for box in picture.boxes if box.band == band}
-    if band == INPUTS:
+    if band in (INPUTS, picture.bands[-1].index):
         return [[box] for box in boxes.values()]
     order = {key: place for place, key in enumerate(boxes)}
     graph = nx.DiGraph()

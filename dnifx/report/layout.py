@@ -13,14 +13,23 @@ from dnifx.report.picture import Net, Picture
 
 MARGIN = 20.0
 PAD = 14.0
-TITLE = 64.0
+TITLE = 84.0
+WIDEST_KEY = 660.0
+"""Width of the line that explains the colours."""
+
+SIDE = 5.0
+"""Distance between a line and the gradient that goes back beside it."""
+
 LINE = 16.0
 """Height of a line of text."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A line: its points, its look (``flow``, ``plain``, ``cut``, ``locked``), and whether it ends in an arrow."""
+    """A line: its points, its look, and whether it ends in an arrow.
+
+    The looks are ``flow``, ``plain``, ``cut`` and ``locked``, for values, and ``synthetic`` and ``target``, for gradients.
+    """
 
     points: tuple[Point, ...]
     kind: str
@@ -95,7 +104,7 @@ def place(picture: Picture) -> Drawing:
     gate_x = {index: _gate_places(nets, index, grids[index], left) for index in indices}
     ends = [rect.right for row in gate_x.values() for rect in row.values()]
     ends += [left + grid.width for grid in grids.values()]
-    right = max([*ends, MARGIN + text_width(picture.detail), MARGIN + 420.0]) + PAD
+    right = max([*ends, MARGIN + text_width(picture.detail), MARGIN + WIDEST_KEY]) + PAD
     gutter = lanes(_long_spans(nets, band_of))
     return _assemble(_Frame(picture, nets, grids, gate_x, band_of, left, right, gutter))
 
@@ -280,8 +289,10 @@ class _Stack:
             start, end = points[-1][0], _clamp(points[-1][0], rect)
             bend = [(x, band.bottom + self.gaps[net.band].upper_y(net.key)) for x in (start, end) if start != end]
             routes.append(Route(_tidy((*points, *bend, (end, rect.y))), net.kind, arrow=False))
+        estimates = [_back(route.points, "synthetic") for route in routes] if net.estimates else []
         ways = [_tidy(self.way_from_gate(net, box, rect)) for box in net.targets]
-        return routes + [Route(points, net.kind) for points in _branches(ways)]
+        targets = [_back(points, "target") for points in ways] if net.fits or net.locked else []
+        return [*estimates, *targets, *routes, *(Route(points, net.kind) for points in _branches(ways))]
 
     def way_from_gate(self, net: Net, box: str, rect: Rect) -> tuple[Point, ...]:
         """Lead a net from its gate to a box: straight down where that is possible."""
@@ -308,6 +319,16 @@ class _Stack:
         """Lead a net from the upper edge of a box's band into the box."""
         band = self.frame.band_of[box]
         return _moved(self.frame.grids[band].entries[net.key, box], self.frame.left, self.bands[band].y + PAD)
+
+
+def _back(points: Sequence[Point], kind: str) -> Route:
+    """Return the line of a gradient, which goes back beside the line of the values."""
+    moves = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(points)]
+    aside = [((dy > 0) - (dy < 0), (dx < 0) - (dx > 0)) for dx, dy in moves]
+    around = zip([aside[0], *aside], [*aside, aside[-1]], strict=True)
+    shifts = [one if one == two else (one[0] + two[0], one[1] + two[1]) for one, two in around]
+    moved = [(x + SIDE * a, y + SIDE * b) for (x, y), (a, b) in zip(points, shifts, strict=True)]
+    return Route(tuple(reversed(moved)), kind)
 
 
 def _branches(ways: Sequence[tuple[Point, ...]]) -> list[tuple[Point, ...]]:

@@ -1,28 +1,21 @@
 """What a picture of a program shows: boxes, each of the operations of a module, lines between them, and the cuts."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from torch import fx
 
-from dnifx.ir import Partition, Program, module_path
-from dnifx.report.facts import (
-    BoundaryFacts,
-    ProgramFacts,
-    ValueFacts,
-    common_path,
-    operations,
-    program_facts,
-    value_facts,
-)
+from dnifx.ir import Partition, Program, Recurrence, count_parameters
+from dnifx.report.boxes import LONGEST, groups_of, is_plain, made, value_name
+from dnifx.report.facts import BoundaryFacts, ProgramFacts, program_facts, value_facts
 from dnifx.report.units import percent, plural, quantity, shorten
 
 INPUTS = -1
 """The band of the model's inputs, before the first partition."""
 
-LONGEST = 40
-"""Most characters of a name; the middle of a longer one is left out."""
+VALUES = 4
+"""How many values a gate lists; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +28,7 @@ class Box:
         title: The module's path or the operation's name.
         detail: The class of the module, and what it makes.
         nodes: Names of its graph nodes.
+        about: The hover text.
     """
 
     key: str
@@ -42,6 +36,7 @@ class Box:
     title: str
     detail: str
     nodes: tuple[str, ...]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,9 @@ class Line:
 class Net:
     """Values that go from one band to later ones, through a gate or as plain lines.
 
-    A gate is a cut with its estimator, or stands where values cross between partitions without a gradient.
+    A gate is a cut with its estimator, in the model or in time, or stands where values cross between partitions without a
+    gradient. Through a cut, the synthetic gradient goes back from the gate to the sources, and its target from the targets
+    to the gate.
 
     Attributes:
         key: Unique name, usable as an identifier.
@@ -67,6 +64,9 @@ class Net:
         targets: Keys of the boxes that take them.
         dashed: Whether the values carry no gradient, so that nothing is decoupled here.
         locked: Whether the producer waits for the target.
+        estimates: Whether an estimator stands on it.
+        fits: Whether the estimator learns from the target.
+        about: The hover text.
     """
 
     key: str
@@ -76,6 +76,9 @@ class Net:
     targets: tuple[str, ...]
     dashed: bool = False
     locked: bool = False
+    estimates: bool = False
+    fits: bool = False
+    about: str = ""
 
     @property
     def kind(self) -> str:
@@ -109,101 +112,65 @@ def picture_of(program: Program) -> Picture:
     facts = program_facts(program)
     nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
     partitions = program.partitions or (Partition(0, tuple(nodes)),)
-    boxes = (*_end_boxes(program, nodes, len(partitions)), *_partition_boxes(program, nodes, partitions))
-    lines, gates = _connections(program, facts, nodes, boxes, len(partitions))
-    return Picture(facts.model, _summary(facts), _bands(facts), boxes, lines, gates)
+    states = states_of(program)
+    boxes = (*_end_boxes(program, nodes, states, len(partitions)), *_partition_boxes(program, partitions))
+    return Picture(
+        facts.model, _summary(facts), _bands(facts), boxes, *_connections(program, facts, nodes, states, boxes)
+    )
 
 
-def box_limit(partitions: int) -> int:
-    """Return how many boxes a partition may have if the picture is to stay readable."""
-    return max(3, min(8, 64 // max(1, partitions)))
+@dataclass(frozen=True)
+class State:
+    """A cut in time in the whole program's terms: its number, the partition that makes the state, inputs and next values."""
+
+    index: int
+    band: int
+    recurrence: Recurrence
+    values: tuple[str, ...]
 
 
-def runs(paths: Sequence[str], depth: int) -> list[list[int]]:
-    """Group the positions of consecutive operations of the same module; module paths are cut off at ``depth``.
-
-    Operations outside of submodules (path "") stand alone. Groups keep the order of execution, so no line between them
-    leads back.
-    """
-    keys = [".".join(path.split(".")[:depth]) if path else f" {place}" for place, path in enumerate(paths)]
-    return [[place for place, _ in run] for _, run in groupby(enumerate(keys), key=lambda item: item[1])]
-
-
-def fitting_depth(partitions: Sequence[Sequence[str]], limit: int) -> int:
-    """Return the greatest depth of module paths at which no partition has more than ``limit`` runs.
-
-    If there is none, return the least depth at which some partition has several runs; boxes are left out there.
-    """
-    deepest = max((path.count(".") + 1 for paths in partitions for path in paths if path), default=1)
-    fitting = [
-        depth for depth in range(1, deepest + 1) if all(len(runs(paths, depth)) <= limit for paths in partitions)
+def states_of(program: Program) -> list[State]:
+    """List the cuts in time, of all parts."""
+    carried = {carry.input: carry.value for carry in program.carries}
+    found = [(part.partitions[each.producer], each) for part, own in program.fired() for each in own.recurrences]
+    return [
+        State(index, band, each, tuple(carried.get(carry.input, carry.value) for carry in each.carries))
+        for index, (band, each) in enumerate(found)
     ]
-    if fitting:
-        return fitting[-1]
-    several = (depth for depth in range(1, deepest) if any(len(runs(paths, depth)) > 1 for paths in partitions))
-    return next(several, deepest)
 
 
-def elide(groups: list[list[int]], limit: int) -> tuple[list[list[int]], int | None]:
-    """Merge the middle groups if there are more than ``limit``; return the groups and the index of the merged one."""
-    if len(groups) <= limit:
-        return groups, None
-    head, tail = (limit - 1) - (limit - 1) // 2, (limit - 1) // 2
-    middle = [place for group in groups[head : len(groups) - tail] for place in group]
-    return [*groups[:head], middle, *groups[len(groups) - tail :]], head
+def _partition_boxes(program: Program, partitions: Sequence[Partition]) -> Iterator[Box]:
+    """Collapse each partition's operations to boxes."""
+    for partition, groups in zip(partitions, groups_of(program, partitions), strict=True):
+        for place, each in enumerate(groups):
+            key = f"box_{partition.index}_{place}"
+            yield Box(key, partition.index, each.title, each.detail, each.nodes, each.about)
 
 
-def _partition_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: Sequence[Partition]) -> list[Box]:
-    """Collapse each partition's operations to boxes, all at one depth of module paths."""
-    working = [operations(partition, nodes) for partition in partitions]
-    paths = [[module_path(node) for node in own] for own in working]
-    limit = box_limit(len(partitions))
-    depth = fitting_depth(paths, limit)
-    boxes: list[Box] = []
-    for partition, own, own_paths in zip(partitions, working, paths, strict=True):
-        groups, merged = elide(runs(own_paths, depth), limit)
-        for place, group in enumerate(groups):
-            members = [own[position] for position in group]
-            left_out = f"… {plural(len(members), 'operation')}"
-            texts = (left_out, "") if place == merged else _texts(program, members)
-            names = tuple(node.name for node in members)
-            boxes.append(Box(f"box_{partition.index}_{place}", partition.index, *texts, names))
-    return boxes
-
-
-def _end_boxes(program: Program, nodes: Mapping[str, fx.Node], partitions: int) -> list[Box]:
-    """Make one box for each input that is used, and one for the output."""
-    boxes = []
+def _end_boxes(
+    program: Program, nodes: Mapping[str, fx.Node], states: Sequence[State], partitions: int
+) -> Iterator[Box]:
+    """Make one box for each input that is used, one for the output, and one at both ends of each cut in time."""
+    carried = {name: state for state in states for name in state.recurrence.inputs}
     for name, node in nodes.items():
-        if node.op == "placeholder" and node.users:
-            boxes.append(Box(f"input_{name}", INPUTS, shorten(name, LONGEST), _made(program, node), (name,)))
+        if node.op == "placeholder" and node.users and name not in carried:
+            detail = made(program, node)
+            yield Box(f"input_{name}", INPUTS, shorten(name, LONGEST), detail, (name,), f"input {name}\n{detail}")
         elif node.op == "output":
-            boxes.append(Box("output", partitions, "output", "", (name,)))
-    return boxes
-
-
-def _texts(program: Program, members: Sequence[fx.Node]) -> tuple[str, str]:
-    """Name a box by the innermost module that holds all of it, or by its operation; add the class and what it makes."""
-    path = common_path(map(module_path, members))
-    kind = shorten(type(program.model.get_submodule(path)).__name__, LONGEST) if path else ""
-    detail = " ".join(text for text in (kind, _made(program, members[-1])) if text)
-    return shorten(path or members[0].name, LONGEST), detail
-
-
-def _made(program: Program, node: fx.Node) -> str:
-    """Write the first tensor that a node makes, and count the others."""
-    measure = program.measures.get(node.name)
-    if measure is None or not measure.tensors:
-        return ""
-    more = len(measure.tensors) - 1
-    return f"{measure.tensors[0]}" + (f" +{more}" if more else "")
+            yield Box("output", partitions, "output", "", (name,), "the model's output")
+    for state in states:
+        each = state.recurrence
+        title, inputs = shorten(each.name, LONGEST), tuple(name for name in each.inputs if name in nodes)
+        told = f"the state {each.name} that the last window left\n" + ", ".join(inputs)
+        yield Box(f"last_{state.index}", INPUTS, title, "from the last window", inputs, told)
+        told = f"the state {each.name} for the next window, whose start gives the target"
+        yield Box(f"next_{state.index}", partitions, title, "to the next window", (), told)
 
 
 def _summary(facts: ProgramFacts) -> str:
-    """Say how large the program is, and what a dashed line means."""
+    """Say how large the program is."""
     flops = [quantity(facts.flops, "FLOP")] if facts.flops else []
-    sizes = [plural(facts.parameters, "parameter"), plural(facts.nodes, "node"), *flops]
-    return " · ".join([*sizes, "dashed: no gradient"])
+    return " · ".join([plural(facts.parameters, "parameter"), plural(facts.nodes, "node"), *flops])
 
 
 def _bands(facts: ProgramFacts) -> tuple[Band, ...]:
@@ -221,19 +188,27 @@ def _bands(facts: ProgramFacts) -> tuple[Band, ...]:
 
 
 def _connections(
-    program: Program, facts: ProgramFacts, nodes: Mapping[str, fx.Node], boxes: Sequence[Box], last: int
+    program: Program,
+    facts: ProgramFacts,
+    nodes: Mapping[str, fx.Node],
+    states: Sequence[State],
+    boxes: Sequence[Box],
 ) -> tuple[tuple[Line, ...], tuple[Net, ...]]:
-    """Sort the edges of the graph: inside a box (not drawn), drawn as a line, or through a gate."""
+    """Sort the edges of the graph: inside a box or of a plain value (not drawn), drawn as a line, or through a gate."""
     places = {name: box for box in boxes for name in box.nodes}
+    last = max(box.band for box in boxes)
     bounded = {
         (value, taker): line.index for line in program.boundaries for value in line.values for taker in line.consumers
     }
+    kept = Counter(name for state in states for name in state.values)
     lines: dict[tuple[str, str], bool] = {}
     through: dict[tuple[int, int | None], list[tuple[str, str, str]]] = {}
     for node in nodes.values():
         for user in node.users:
             source, target = places.get(node.name), places.get(user.name)
-            if source is None or target is None or source is target:
+            if source is None or target is None or source is target or is_plain(program, node):
+                continue
+            if user.op == "output" and kept[node.name] and kept[node.name] >= _uses(user, node):
                 continue
             if source.band in (INPUTS, target.band) or target.band == last:
                 pair = (source.key, target.key)
@@ -242,36 +217,100 @@ def _connections(
             boundary = bounded.get((node.name, target.band))
             through.setdefault((source.band, boundary), []).append((node.name, source.key, target.key))
     drawn = tuple(Line(source, target, dashed) for (source, target), dashed in lines.items())
-    return drawn, tuple(_gate(*place, edges, program, facts) for place, edges in through.items())
+    gates = [_gate(*place, edges, program, facts, nodes) for place, edges in through.items()]
+    return drawn, (*gates, *_time_gates(program, nodes, states, boxes))
+
+
+def _time_gates(
+    program: Program, nodes: Mapping[str, fx.Node], states: Sequence[State], boxes: Sequence[Box]
+) -> Iterator[Net]:
+    """Make a gate for each cut in time, from what makes the next state to the next window."""
+    for state in states:
+        each, interface = state.recurrence, state.recurrence.interface
+        made_in = {box.key: None for box in boxes if set(box.nodes) & set(state.values) and box.band == state.band}
+        taken_in = {box.key: None for box in boxes if _takes(box, each.inputs, nodes) and box.band == state.band}
+        estimator = _estimator(interface.description, count_parameters(interface.estimator)) if interface else NONE_YET
+        names = [f"{carry.input} {value_facts(program, carry.input).text}" for carry in each.carries]
+        yield Net(
+            f"time_{state.index}",
+            state.band,
+            (f"cut in time {shorten(each.name, LONGEST)}", *_few(names), estimator),
+            tuple(made_in) or tuple(taken_in),
+            (f"next_{state.index}",),
+            locked=bool(interface and interface.locked),
+            estimates=interface is not None,
+            fits=bool(interface and interface.fits),
+            about=f"cut in time {each.cut}, scale {each.cut.scale:g}\n" + "\n".join([*names, estimator]),
+        )
+
+
+def _uses(output: fx.Node, value: fx.Node) -> int:
+    """Count how often a value stands in the model's output."""
+    found: list[fx.Node] = []
+    fx.map_arg(output.args, found.append)
+    return found.count(value)
+
+
+def _takes(box: Box, inputs: Iterable[str], nodes: Mapping[str, fx.Node]) -> bool:
+    """Whether a box holds an operation that reads one of the inputs."""
+    return any(user.name in box.nodes for name in inputs if name in nodes for user in nodes[name].users)
 
 
 def _gate(
-    band: int, boundary: int | None, edges: Sequence[tuple[str, str, str]], program: Program, facts: ProgramFacts
+    band: int,
+    boundary: int | None,
+    edges: Sequence[tuple[str, str, str]],
+    program: Program,
+    facts: ProgramFacts,
+    nodes: Mapping[str, fx.Node],
 ) -> Net:
     """Make a gate of its edges (value, source, target). Its text names the values and, on a boundary, the estimator."""
     names, sources, targets = (tuple(dict.fromkeys(column)) for column in zip(*edges, strict=True))
+    values = [_valued(program, nodes, name) for name in names]
     if boundary is None:
-        values = [value_facts(program, name) for name in names]
-        return Net(f"plain_{band}", band, ("no gradient", _few(values)), sources, targets, dashed=True)
+        about = "values that cross without a gradient, and so without an interface\n" + "\n".join(values)
+        return Net(f"plain_{band}", band, ("no gradient", *_few(values)), sources, targets, dashed=True, about=about)
     line = next(line for line in facts.boundaries if line.index == boundary)
-    return Net(f"cut_{boundary}", band, _gate_lines(line), sources, targets, locked=bool(line.locked))
-
-
-def _gate_lines(line: BoundaryFacts) -> tuple[str, ...]:
-    """Write the values that cross a boundary, and its estimator."""
-    estimator = line.estimator or "no estimator yet"
-    if line.estimator_parameters:
-        estimator += f" · {quantity(line.estimator_parameters)} parameters"
+    texts = [_valued(program, nodes, value.name) for value in line.values]
+    estimator = _estimator(line.estimator, line.estimator_parameters) if line.estimator else NONE_YET
     extra = [f"input model {line.input_model}"] if line.input_model else []
     extra += [f"{line.messages} messages at once"] if line.messages > 1 else []
-    return (f"cut {shorten(line.name, LONGEST)}", _few(line.values), estimator, *extra)
+    title = f"cut {shorten(line.name, LONGEST)}" + (f": {len(texts)} values" if len(texts) > 1 else "")
+    told = [_way(line), *texts, estimator, *extra]
+    return Net(
+        f"cut_{boundary}",
+        band,
+        (title, *_few(texts), estimator, *extra),
+        sources,
+        targets,
+        locked=bool(line.locked),
+        estimates=line.estimator is not None,
+        fits=bool(line.fits),
+        about="\n".join(told),
+    )
 
 
-def _few(values: Sequence[ValueFacts]) -> str:
-    """Write the first two values and count the others."""
-    more = [f"+{len(values) - 2} more"] if len(values) > 2 else []
-    texts = [f"{shorten(value.name, LONGEST)} {shorten(value.text, LONGEST)}" for value in values[:2]]
-    return ", ".join(texts + more)
+NONE_YET = "no estimator yet"
+
+
+def _way(line: BoundaryFacts) -> str:
+    """Say from where to where a boundary leads."""
+    return f"cut {line.name}, from {line.producer} to {', '.join(line.consumers)}"
+
+
+def _estimator(description: str, parameters: int | None) -> str:
+    """Write an estimator and its size."""
+    return description + (f" · {quantity(parameters)} parameters" if parameters else "")
+
+
+def _valued(program: Program, nodes: Mapping[str, fx.Node], name: str) -> str:
+    """Write a value: the module that makes it, and its shape."""
+    return f"{value_name(program, nodes.get(name), name)} {shorten(value_facts(program, name).text, LONGEST)}"
+
+
+def _few(texts: Sequence[str]) -> list[str]:
+    """Keep the first texts, and count the others."""
+    return list(texts) if len(texts) <= VALUES else [*texts[: VALUES - 1], f"+{len(texts) - VALUES + 1} more"]
 
 
 def _has_gradient(program: Program, node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from typing import Any, Literal
 
 import torch
@@ -337,6 +338,22 @@ class DecoupledModule(StandIn):
         return Trainer(
             self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, engine
         )
+
+    def to_svg(self, code: str | os.PathLike[str] | None = None) -> str:
+        """Return a picture of the net as SVG: partitions, cuts, estimators, and the way of their gradients.
+
+        Args:
+            code: The ``model.py`` of a folder that ``to_folder`` wrote; each box then links to its first line there.
+        """
+        return self.emitters.svg(self.program, code)
+
+    def _repr_svg_(self) -> str:
+        """Draw the net in a notebook."""
+        return self.to_svg()
+
+    def _repr_html_(self) -> str:
+        """Draw the net in a notebook, with the report below."""
+        return f'<div style="overflow-x:auto">{self.to_svg()}</div><details><pre>{escape(str(self))}</pre></details>'
 
     def __str__(self) -> str:
         return self.emitters.report(self.program)

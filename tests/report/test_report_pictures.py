@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dnifx.ir import Program
+from dnifx.report.boxes import box_limit, elide, fitting_depth, runs
 from dnifx.report.dot import quote, to_dot
 from dnifx.report.grid import Rect, lanes, text_width
 from dnifx.report.layout import Drawing, Route, place
-from dnifx.report.picture import INPUTS, Picture, box_limit, elide, fitting_depth, picture_of, runs
+from dnifx.report.picture import INPUTS, Picture, picture_of
 from dnifx.report.svg import to_svg
 from tests.report.report_programs import branches, chain, program_of
 
@@ -169,9 +170,10 @@ def test_modules_are_collapsed_and_operations_between_them_stand_alone() -> None
 
 def test_depth_is_the_greatest_that_fits() -> None:
     paths = [[f"block.{block}.{part}" for block in range(2) for part in "abc"]]
-    assert fitting_depth(paths, 6) == 3
-    assert fitting_depth(paths, 5) == 2
-    assert fitting_depth(paths, 1) == 1
+    counts = {depth: len(runs(paths[0], depth)) for depth in (1, 2, 3)}
+    assert fitting_depth(paths, lambda depth: counts[depth] <= 6) == 3
+    assert fitting_depth(paths, lambda depth: counts[depth] <= 5) == 2
+    assert fitting_depth(paths, lambda depth: counts[depth] <= 1) == 1
 
 
 def test_middle_of_a_long_partition_is_left_out() -> None:
@@ -180,7 +182,8 @@ def test_middle_of_a_long_partition_is_left_out() -> None:
 
 
 def test_long_partition_keeps_its_ends() -> None:
-    picture = picture_of(program_of(nn.Sequential(*(nn.Linear(2, 2) for _ in range(40))), (torch.zeros(1, 2),), {}))
+    layers = (nn.Linear(2 + place, 3 + place) for place in range(40))
+    picture = picture_of(program_of(nn.Sequential(*layers), (torch.zeros(1, 2),), {}))
     titles = [box.title for box in picture.boxes if box.band == 0]
     assert len(titles) == box_limit(1) == 8
     assert "… 33 operations" in titles
@@ -213,8 +216,8 @@ def test_locked_interface_is_marked() -> None:
     locked = replace(program.interfaces[0], locked=True)
     marked = replace(program, interfaces=(locked, *program.interfaces[1:]))
     assert 'label="cut stem\\nrelu f32[8, 16]\\nSynthetic(hidden=0) · 272 parameters\\nlocked"' in to_dot(marked)
-    assert "url(#locked)" in to_svg(marked)
-    assert "url(#locked)" not in to_svg(program)
+    assert "url(#dnifx-locked)" in to_svg(marked)
+    assert "url(#dnifx-locked)" not in to_svg(program)
 
 
 def test_svg_is_xml_that_shows_every_name_and_draws_what_has_no_gradient_dashed() -> None:
@@ -223,8 +226,8 @@ def test_svg_is_xml_that_shows_every_name_and_draws_what_has_no_gradient_dashed(
     for name in ("Branches", "submod_0", "submod_2", "stem", "right.1", "cut right", "gt bool[8, 16]"):
         assert name in texts
     dashed = [path for path in root.iter(f"{SVG}path") if path.get("stroke-dasharray")]
-    assert len(dashed) == 4
-    assert all(path.get("marker-end") in ("url(#plain)", None) for path in dashed)
+    assert len(dashed) == 5
+    assert all(path.get("marker-end") in ("url(#dnifx-plain)", None) for path in dashed)
 
 
 def test_svg_escapes_what_names_may_hold() -> None:

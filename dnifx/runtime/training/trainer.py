@@ -368,6 +368,10 @@ class Trainer(OverRanks):
         for part in self.parts:
             part.forget()
 
+    def _repr_html_(self) -> str:
+        """Draw the net in a notebook, with the number of steps that are done."""
+        return f"<p>Trainer, {self.steps} steps</p>{self.net.emitters.svg(self.net.program, None)}"
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a run needs to go on, in the middle of a period too. Over ranks, every rank calls it and gets the whole."""
         with self.turn.taken():

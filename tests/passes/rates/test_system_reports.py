@@ -59,7 +59,11 @@ def test_every_boundary_is_drawn_between_its_partitions(case: SystemCase) -> Non
     picture = picture_of(program)
     bands = {box.key: box.band for box in picture.boxes}
     gates = {gate.key: gate for gate in picture.gates if not gate.dashed}
-    assert set(gates) == {f"cut_{each.index}" for each in net.boundaries}
+    in_time = [state for part, own in program.fired() for state in own.recurrences]
+    assert set(gates) == {
+        *(f"cut_{each.index}" for each in net.boundaries),
+        *(f"time_{number}" for number in range(len(in_time))),
+    }
     for each in net.boundaries:
         gate = gates[f"cut_{each.index}"]
         assert {bands[key] for key in gate.sources} == {each.producer}
