@@ -158,11 +158,18 @@ def is_mean(loss: Loss | None, reduction: str | None) -> bool:
 
 
 def step_source(
-    program: Program, schedule: Schedule, mean: bool, diagnose: bool, ranks: schedules.Ranks = (), rank: int = 0
+    program: Program,
+    schedule: Schedule,
+    mean: bool,
+    diagnose: bool,
+    ranks: schedules.Ranks = (),
+    rank: int = 0,
+    scaled: bool = False,
 ) -> str:
     """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
 
-    With ``ranks``, those of the partitions, it is the step of one rank.
+    With ``ranks``, those of the partitions, it is the step of one rank. Where it is ``scaled``, its backward passes are those of a
+    multiple of the loss.
 
     Raises:
         ScheduleError: The schedule runs an action before what it depends on.
@@ -173,7 +180,7 @@ def step_source(
     if ranks:
         wanted = schedules.transferred(wanted, program, ranks)
         schedules.validate(wanted, program, partial=True)
-    return StepWriter(program, wanted, mean, diagnose, ranks, rank).source()
+    return StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled).source()
 
 
 def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> str:

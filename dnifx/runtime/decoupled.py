@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError
@@ -27,6 +28,7 @@ from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
 from dnifx.runtime.training.over_ranks import refuse_elsewhere
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.replicas import Replicas
+from dnifx.runtime.training.scaling import scaling_of
 from dnifx.runtime.training.trainer import Trainer
 from dnifx.runtime.training.updates import Clip, Penalty, UpdateOptions
 
@@ -285,6 +287,8 @@ class DecoupledModule(StandIn):
         replicas: Replicas | None = None,
         penalty: Penalty | None = None,
         on_nonfinite: Literal["raise", "skip"] = "raise",
+        autocast: torch.dtype | None = None,
+        scaler: GradScaler | None = None,
         places: Any = None,
         timeout: float = 600.0,
     ) -> Trainer:
@@ -315,6 +319,10 @@ class DecoupledModule(StandIn):
             on_nonfinite: An update whose gradient is not finite is not made, and the running averages of its partition or estimator
                 go back. ``"raise"``: then the step breaks off with an error. ``"skip"``: it goes on, and ``result.skipped`` names what
                 was not updated. On a GPU no step breaks off, since that would have to wait for the device.
+            autocast: What partitions, estimators and the loss are cast to under autocast, ``torch.bfloat16`` or ``torch.float16``.
+                Backward passes and updates are outside it.
+            scaler: A ``torch.amp.GradScaler`` for float16. Gradients are those of the loss times its scale, and are divided before
+                they are clipped and applied. An update whose gradient became too large is left out, and the scale falls.
             places: ``"ranks"`` runs the partitions over the processes that torchrun started, balanced by cost; or the rank of each
                 partition, in order or by name. Every process makes the same trainer and calls ``step`` with the same batches.
             timeout: Over ranks, seconds after which a rank that says nothing counts as gone.
@@ -334,7 +342,8 @@ class DecoupledModule(StandIn):
             )
         engine = self.emitters.engine(places, schedule, self.program, lag, timeout)
         source = self.emitters.schedule(schedule, self.program, lag, engine.ranks or ())
-        options = UpdateOptions(clip, accumulate, on_nonfinite=on_nonfinite, penalty=penalty)
+        scaling = scaling_of(scaler, self, engine.ranks or ())
+        options = UpdateOptions(clip, accumulate, False, on_nonfinite, penalty, scaling, autocast)
         return Trainer(
             self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, engine
         )

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dnifx.ir import Action, Boundary, Kind, Program, Schedule
+from dnifx.ir import Action, Boundary, Interface, Kind, Program, Schedule
 from dnifx.schedules import Ranks
 from dnifx.schedules.language import unplaced
 
 RESERVED = frozenset(
-    "self target context loss losses error output outputs examples features scale diagnostics reset again torch "
+    "self target context loss losses error output outputs examples features scale factor diagnostics reset again torch "
     "value estimate made advance_trace apply_gradients arrived attach_trace auxiliary_fit backpropagate begin_trace by_example "
     "compare count_only detached_at extend_trace "
     "fit_by_trace fit_gradient fit_late output_error pass_on per_example propagated summed without_rows "
@@ -43,6 +43,7 @@ class StepPlan:
         ranks: The rank of each partition; empty where one process runs all.
         rank: The rank that the step is for.
         evaluates: Whether the step only runs forward, for the output.
+        scaled: Whether the backward passes are those of a multiple of the loss.
     """
 
     program: Program
@@ -52,6 +53,7 @@ class StepPlan:
     ranks: Ranks = ()
     rank: int = 0
     evaluates: bool = False
+    scaled: bool = False
 
     @cached_property
     def actions(self) -> tuple[Action, ...]:
@@ -114,6 +116,15 @@ class StepPlan:
         return any(each.lag for each in targets)
 
     @property
+    def times(self) -> str:
+        """What a gradient that is none of the loss is multiplied by."""
+        return " * factor" if self.scaled else ""
+
+    def scales_fit(self, interface: Interface) -> bool:
+        """Whether the fit of an interface is multiplied as the loss is. The move of an average is not, since nobody divides it."""
+        return self.scaled and interface.fit != "average"
+
+    @property
     def last(self) -> int:
         """The index of the last partition, which computes the output and the loss."""
         return len(self.program.partitions) - 1
@@ -152,9 +163,10 @@ def fit_lines(*pairs: tuple[str, str]) -> list[str]:
     return ["torch.autograd.backward(", f"    {tuple_of(made)},", f"    {tuple_of(gradients)},", ")"]
 
 
-def fit_gradients(made: str, target: str, options: str = "") -> str:
+def fit_gradients(made: str, target: str, scaled: bool, options: str = "") -> str:
     """Return the expression of a tuple's fit gradients, to go into a larger tuple; ``options`` end the arguments of each."""
-    return f"*(fit_gradient(made.detach(), target, examples{options}) for made, target in zip({made}, {target}))"
+    wanted, scale = (" * factor", ", loss_scale=factor") if scaled else ("", "")
+    return f"*(fit_gradient(made.detach(), target{wanted}, examples{options}{scale}) for made, target in zip({made}, {target}))"
 
 
 def dead_after(blocks: Sequence[Block]) -> list[list[str]]:

@@ -139,19 +139,20 @@ class InterfaceLines(StepPlan):
         needed = [(Kind.SYNTHESISE, action.index)]
         needed += [(Kind.TARGET, action.index)] if interface.needs_target else []
         needed += [(Kind.FORWARD, self.last)] if interface.needs_loss else []
-        lines: list[str] = []
+        lines, scaled = [], self.scales_fit(interface)
         if interface.fits and all(self.runs(*each) for each in needed):
             pairs = []
             options = f", {interface.fit!r}, {interface.fit_weight}" if interface.fit == "absolute" else ""
             if interface.needs_target:
-                pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}", options)))
+                pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}", scaled, options)))
             elif not interface.needs_loss:
-                pairs.append((f"*estimate_{key}", f"*(torch.ones_like(made) for made in estimate_{key})"))
+                pairs.append((f"*estimate_{key}", f"*(torch.ones_like(made){self.times} for made in estimate_{key})"))
             if interface.needs_loss:
-                pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), losses, examples)"))
+                told = "losses * factor, examples, loss_scale=factor" if scaled else "losses, examples"
+                pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), {told})"))
             lines += fit_lines(*pairs)
         if self.imagined(boundary):
             values = tuple_of(f"{leaf(name)}.detach()" for name in boundary.values)
-            lines += fit_lines((f"*imagined_{key}", fit_gradients(f"imagined_{key}", values)))
+            lines += fit_lines((f"*imagined_{key}", fit_gradients(f"imagined_{key}", values, self.scaled)))
         lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
         return Block(f"{action}: fit the interface of {boundary.name}", tuple(lines))

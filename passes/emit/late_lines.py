@@ -43,7 +43,7 @@ class LateLines(StepPlan):
         asked = f"{late}.values, {late}.features"
         if self.program.mask is not None and interface.needs_mask:
             asked += f", {late}.mask"
-        fitted = f"fit_late(self.estimate_{key}({asked}), {late})"
+        fitted = f"fit_late(self.estimate_{key}({asked}), {late}{', factor' * self.scales_fit(interface)})"
         lines = (
             f"{late} = self.late.due({key!r})",
             f"if {late} is not None:",

@@ -68,18 +68,19 @@ class StepWriter(StepPlan):
     @cached_property
     def windows(self) -> WindowLines:
         """What writes the two ends of a recurrent model's window."""
-        return WindowLines(self.program, self.schedule, self.mean, self.diagnose)
+        return WindowLines(self.program, self.schedule, self.mean, self.diagnose, scaled=self.scaled)
 
     def prelude(self) -> Block:
         """Count the examples, and turn the context into features."""
         if self.evaluates:
             return Block("forward alone", ("loss = output = None", "diagnostics = {}"))
-        counted = examples_of(self.program)
+        counted, one = examples_of(self.program), "factor" if self.scaled else "1.0"
         lines = (
             f"examples = {local(counted[0])}.size({counted[1]})" if counted else "examples = 1",
             "loss = output = None",
             "diagnostics = {}",
-            f"scale = {'1.0 / examples' if self.mean else '1.0'}",
+            *(["factor = self.factor()"] if self.scaled else []),
+            f"scale = {one}{' / examples' if self.mean else ''}",
             f"features = {f'self.features({CONTEXT})' if self.program.context else 'None'}",
         )
         return Block(f"estimates are per example; the loss is a {'mean' if self.mean else 'sum'} over examples", lines)
@@ -136,20 +137,24 @@ class StepWriter(StepPlan):
             loss = "loss, losses = self.compute_losses(output, target, examples)"
         if any(each.needs_error and self.runs(Kind.SYNTHESISE, each.boundary) for each in interfaces):
             lines.append("output.requires_grad_()  # it carries no gradient where nothing behind the last cut learns")
-            return Block(title, (*lines, loss, "error = output_error(loss, output, scale)"))
+            return Block(title, (*lines, loss, f"error = output_error(loss, output, scale{', factor' * self.scaled})"))
         return Block(title, (*lines, loss))
 
     def backward(self, action: Action) -> Block:
         """Backpropagate inside a partition, from synthetic or arrived gradients and, at the end, from the loss."""
         title = f"{action}: backward of {self.program.partitions[action.index].name}"
-        pairs = [("loss", "None")] if action.index == self.last else []
+        whole = f"torch.ones_like(loss){self.times}" if self.scaled else "None"
+        pairs = [("loss", whole)] if action.index == self.last else []
         for boundary in self.produced(action.index):
             for position, name in enumerate(boundary.values):
                 pairs.append((local(name), self.interfaces.gradient(boundary, position)))
         pairs += self.windows.gradients(action.index)
         own = self.own_terms(action.index)
         pairs += [
-            (self.made(term), f"torch.full_like({self.made(term)}, self.own_losses[{literal(term.names[0])}])")
+            (
+                self.made(term),
+                f"torch.full_like({self.made(term)}, self.own_losses[{literal(term.names[0])}]){self.times}",
+            )
             for term in own
         ]
         told = [

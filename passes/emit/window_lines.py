@@ -117,7 +117,7 @@ class WindowLines(StepPlan):
     def end(self, action: Action, each: Recurrence) -> Block:
         """Ask the estimator about the state that the window leaves. For a trace, find the window's Jacobian too."""
         key, values = each.key, tuple_of(self.values(each))
-        weight = f"{each.cut.scale} * {'(1.0 / examples)' if self.mean else '1.0'}"
+        weight = f"{each.cut.scale} * {'scale' if self.scaled else '(1.0 / examples)' if self.mean else '1.0'}"
         lines = [f"end_{key} = window_gradients(self.estimate_{key}, {values}, {each.dims}, {weight})"]
         if self.traced(each):
             leaves = tuple_of(leaf(name) for name in each.inputs)
@@ -141,20 +141,21 @@ class WindowLines(StepPlan):
     def fit(self, action: Action, each: Recurrence) -> Block:
         """Fit the estimator to what arrived at the window's start."""
         key, lines = each.key, []
+        more = ", factor" * (each.interface is None or self.scales_fit(each.interface)) * self.scaled
         seen, estimate, target = f"seen_start_{key}", f"estimate_start_{key}", f"target_start_{key}"
         if each.cut.auxiliary:
             values = tuple_of(map(self.leaving, each.values))
-            asked = f"self.head_{key}, self.estimate_{key}, {seen}, {values}, {each.dims}, reset, examples"
+            asked = f"self.head_{key}, self.estimate_{key}, {seen}, {values}, {each.dims}, reset, examples{more}"
             lines += ["if again is not None:", f"    auxiliary_fit({asked})"]
         if self.traced(each):
             weight = f"{each.cut.scale} * {each.cut.trace}"
             lines += [
                 f"trace_{key} = extend_trace(self.window.traces.get({key!r}), self.estimate_{key}, {seen}, {weight})",
-                f"fit_by_trace(self.estimate_{key}, trace_{key}, {estimate}, {target}, examples)",
+                f"fit_by_trace(self.estimate_{key}, trace_{key}, {estimate}, {target}, examples{more})",
                 f"self.window.passed[{key!r}] = pass_on(trace_{key}, jacobian_{key}, reset)",
             ]
         else:
-            lines += fit_lines((f"*{estimate}", fit_gradients(estimate, target)))
+            lines += fit_lines((f"*{estimate}", fit_gradients(estimate, target, bool(more))))
         lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
         return Block(f"{action}: fit the interface of {each.name}", tuple(lines))
 

@@ -37,7 +37,11 @@ def replica(rank: int, folder: Path) -> None:
     together = trainer(rank, replicas="average", clip=0.1)
     for _ in range(3):
         together.step(X.chunk(2)[rank], target=Y.chunk(2)[rank])
-    torch.save([list(apart.net.parameters()), list(together.net.parameters())], folder / f"weights{rank}")
+    mine = X.chunk(2)[rank] * (float("nan") if rank else 1.0)
+    skipping = trainer(rank, replicas="average", on_nonfinite="skip")
+    skipped = skipping.step(mine, target=Y.chunk(2)[rank]).skipped
+    kept = [list(apart.net.parameters()), list(together.net.parameters()), sorted(skipped)]
+    torch.save(kept, folder / f"weights{rank}")
     distributed.destroy_process_group()
 
 
@@ -53,9 +57,11 @@ def test_two_processes_are_one_that_sees_both_halves(tmp_path: Path) -> None:
         text = (tmp_path / f"refused{rank}").read_text()
         assert "torch.distributed runs 2 processes" in text
         assert "replicas='average'" in text
-    (apart, one), (other_apart, other) = (
+    (apart, one, skipped), (other_apart, other, other_skipped) = (
         torch.load(tmp_path / f"weights{rank}", weights_only=False) for rank in range(2)
     )
+    assert skipped == other_skipped, "what is not finite in one process is left out in all"
+    assert len(skipped) > 2
     single = trainer(0, clip=0.1)
     for _ in range(3):
         single.step(X, target=Y)

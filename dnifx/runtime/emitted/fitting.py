@@ -19,7 +19,7 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def per_example(gradient: Tensor, weight: float) -> Tensor:
+def per_example(gradient: Tensor, weight: Factor) -> Tensor:
     """Return the per-example target: the gradient that arrived, divided by the weight of an example in the loss."""
     return wide(gradient) / weight
 
@@ -114,9 +114,16 @@ def propagated(
     return tuple(gradient * examples for gradient in found)
 
 
-def output_error(loss: Tensor, output: Tensor, weight: float) -> Tensor:
-    """Return the gradient of each example's loss with respect to the model's output, [batch, ...]."""
-    (gradient,) = torch.autograd.grad(loss, (output,), retain_graph=True)
+def output_error(loss: Tensor, output: Tensor, weight: Factor, factor: Factor = 1.0) -> Tensor:
+    """Return the gradient of each example's loss with respect to the model's output, [batch, ...].
+
+    Args:
+        loss: A scalar.
+        output: The output.
+        weight: The weight of an example in the loss, times the factor.
+        factor: What the loss is multiplied by on the way, so that its gradient does not vanish in half precision.
+    """
+    (gradient,) = torch.autograd.grad(loss, (output,), torch.ones_like(loss) * factor, retain_graph=True)
     return per_example(gradient, weight)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from dnifx.runtime.emitted.derivatives import differentiable_once
 from dnifx.runtime.emitted.fitting import arriving_fit, example_weight, fit_gradient, per_example, wide
 from dnifx.runtime.emitted.interface import gathered, passed_on, scaled
-from dnifx.runtime.emitted.loss_scale import Scale, factor_of
+from dnifx.runtime.emitted.loss_scale import Factor, Scale, factor_of
 
 
 class WindowStart(torch.autograd.Function):
@@ -219,6 +219,7 @@ def auxiliary_fit(
     dims: Sequence[int],
     reset: Tensor | None,
     examples: int,
+    factor: Factor = 1.0,
 ) -> None:
     """Fit the head, and the core that made the window's first state, to the synthetic gradient at the window's end.
 
@@ -232,10 +233,11 @@ def auxiliary_fit(
         dims: The dimension of each of its tensors that counts examples.
         reset: Which examples begin an episode, [batch], or None.
         examples: Number of examples.
+        factor: What the fit is multiplied by, as the loss is.
     """
     targets, made = answers_at(estimator, values, dims), head(tuple(start))
     fits = tuple(
-        without_rows(fit_gradient(one.detach(), target, examples), reset, 0)
+        without_rows(fit_gradient(one.detach(), target * factor, examples, loss_scale=factor), reset, 0)
         for one, target in zip(made, targets, strict=True)
     )
     torch.autograd.backward(tuple(made), fits, retain_graph=True)

@@ -32,7 +32,7 @@ class Emitters:
         code: The program as Python; with whether the loss is a mean.
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, whether to diagnose, the rank of each
-            partition, and the rank that it is for.
+            partition, the rank that it is for, and whether its backward passes are those of a multiple of the loss.
         evaluation: The source of a forward pass over ranks.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         schedule: From a schedule's specification, a lag and ranks to what gives each step its schedule.
@@ -44,7 +44,7 @@ class Emitters:
     svg: Callable[[Program, str | os.PathLike[str] | None], str]
     code: Callable[[Program, bool], str]
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
-    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int], str]
+    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool], str]
     evaluation: Callable[[Program, tuple[int, ...], int], str]
     probe: Callable[[Program, bool, bool], str]
     schedule: Callable[[Any, Program, int, tuple[int, ...]], Any]

@@ -11,6 +11,7 @@ from torch import Tensor
 from dnifx.errors import ScheduleError, StateError
 from dnifx.runtime.emitted.backward import added
 from dnifx.runtime.emitted.fitting import count_only, fit_gradient, per_example
+from dnifx.runtime.emitted.loss_scale import Factor
 
 Gradients = tuple[Tensor | None, ...]
 """The gradients that one sender gave to the values of a boundary; None where it used one not at all."""
@@ -161,18 +162,24 @@ def copied(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.detach().clone()
 
 
-def fit_late(estimates: Sequence[Tensor], kept: Kept) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
+def fit_late(
+    estimates: Sequence[Tensor], kept: Kept, factor: Factor = 1.0
+) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
     """Let an estimator learn from what was kept; its answers are those of its present weights.
 
     Args:
         estimates: Its answers for the kept values, per example.
         kept: What was kept.
+        factor: What the fit is multiplied by, as the loss is.
 
     Returns:
         Estimates and targets.
     """
     made = [each if kept.mask is None else count_only(each, kept.mask) for each in estimates]
     targets = kept.targets()
-    gradients = [fit_gradient(one.detach(), target, kept.examples) for one, target in zip(made, targets, strict=True)]
+    gradients = [
+        fit_gradient(one.detach(), target * factor, kept.examples, loss_scale=factor)
+        for one, target in zip(made, targets, strict=True)
+    ]
     torch.autograd.backward(made, gradients)
     return made, targets

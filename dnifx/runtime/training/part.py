@@ -21,14 +21,15 @@ from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
-from dnifx.runtime.training.finite import Flag, Statistics, either, running, written_buffers
+from dnifx.runtime.training.finite import Flag, Statistics, either, not_finite, running, written_buffers
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.ownership import Ownership
+from dnifx.runtime.training.scaling import Autocast, device_of
 from dnifx.runtime.training.steps import Steps
-from dnifx.runtime.training.updates import Update
+from dnifx.runtime.training.updates import Update, UpdateOptions
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TrainedPart:
         estimator_optimizers: Those of all estimators, by boundary key.
         lr_schedulers: By the name or key of the optimizer that each steers.
         own_losses: What partitions train themselves of what they leave on the model.
+        options: What is done with gradients, and under what the step runs.
         engine: What carries values between processes.
 
     Attributes:
@@ -76,10 +78,12 @@ class TrainedPart:
         estimator_optimizers: Mapping[str, Update],
         lr_schedulers: Mapping[str, LRScheduler],
         own_losses: OwnLosses,
-        raises: bool,
+        options: UpdateOptions,
         engine: Engine,
     ) -> None:
-        self.engine = engine
+        self.engine, self.scaling = engine, options.scaling
+        self.cast = Autocast(options.autocast, device_of(net))
+        raises = options.on_nonfinite == "raise"
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
         self.program: Program = captured.program
         self.own_loss: PartLoss | None = net.losses.get(self.part.index)
@@ -104,8 +108,9 @@ class TrainedPart:
             "optimizers": self.optimizers,
             "estimator_optimizers": self.estimator_optimizers,
             "features": self.features,
-            "compute_loss": self.compute_loss,
-            "compute_losses": self.compute_losses,
+            "compute_loss": self.cast(self.compute_loss),
+            "compute_losses": self.cast(self.compute_losses),
+            "factor": self.scaling.factor if self.scaling is not None else None,
             "window": self.window,
             "late": self.late,
             "ranks": engine,
@@ -121,7 +126,9 @@ class TrainedPart:
         }
         self.statistics = Statistics({**written_buffers(self.program), **estimators})
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
-        self.functions = Steps(captured, net.emitters, shared, self.ownership, engine, own_losses)
+        self.functions = Steps(
+            captured, net.emitters, shared, self.ownership, engine, self.cast, self.scaling is not None, own_losses
+        )
 
     def fire(
         self,
@@ -153,10 +160,17 @@ class TrainedPart:
             loss, output, diagnostics = self.run(args, kwargs, target, context, diagnose, schedule_of)
         except BaseException:
             self.statistics.end({name: each.name not in each.turn.updated for name, each in updates.items()}, True)
+            if self.scaling is not None:
+                self.scaling.break_off()
             raise
-        refused = {name: each.refused for name, each in updates.items() if each.refused is not False}
-        bad = either(refused.values())
-        self.statistics.end({**dict.fromkeys(updates, False), **refused}, bad)
+        refused: dict[str, Flag] = {name: each.refused for name, each in updates.items() if each.refused is not False}
+        bad, back = either(refused.values()), refused
+        if self.scaling is not None:
+            self.scaling.end()
+            if loss is not None:  # a scaled gradient that is too large says nothing of what went forward
+                bad = not_finite([loss.detach()])
+                back = dict.fromkeys(updates, bad)
+        self.statistics.end({**dict.fromkeys(updates, False), **back}, bad)
         if output is not None:
             self.window.leave(output, args, kwargs, bad)
         skipped = {updates[name].name: flag for name, flag in refused.items()}
@@ -240,11 +254,13 @@ class TrainedPart:
     ) -> tuple[Tensor, Any, Mapping[str, Any]]:
         """Run a step of the model itself, by backpropagation: a draw left nothing to cut. The estimators learn nothing."""
         with torch.enable_grad():
-            output = self.net.original(*args, **kwargs)
+            output = self.cast(self.net.original.__call__)(*args, **kwargs)
             task = replace(self.task, elsewhere={})
-            loss = task.reduced(task.raw(self.window.visible(output), target, self.steps), self.steps)
+            raw = self.cast(task.raw)(self.window.visible(output), target, self.steps)
+            loss = task.reduced(raw, self.steps)
             loss = loss if self.beside is None else loss + self.beside(output)
-            loss.backward()  # type: ignore[no-untyped-call]
+            scaled = loss if self.scaling is None else loss * self.scaling.factor()
+            torch.autograd.backward(scaled)
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad()

@@ -11,6 +11,7 @@ from dnifx.errors import StateError
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.part import TrainedPart
+from dnifx.runtime.training.scaling import Scaling
 from dnifx.runtime.training.updates import Update
 
 
@@ -23,6 +24,7 @@ class Saved(Protocol):
     parts: tuple[TrainedPart, ...]
     exchange: Exchange | None
     updates: dict[str, Update]
+    scaling: Scaling | None
 
     @property
     def groups(self) -> dict[str, Mapping[str, Any]]:
@@ -39,6 +41,7 @@ def saved(trainer: Saved) -> dict[str, Any]:
         "parts": [part.state_dict() for part in trainer.parts],
         "messages": [each.state_dict() for each in trainer.exchange.buffers] if trainer.exchange is not None else [],
         "updates": {name: each.state_dict() for name, each in trainer.updates.items() if each.count},
+        **({"scaler": trainer.scaling.scaler.state_dict()} if trainer.scaling is not None else {}),
     }
 
 
@@ -95,6 +98,11 @@ def refuse_others(trainer: Saved, state: Mapping[str, Any]) -> None:
             f"the saved state has {len(state['parts'])} parts of {len(trainer.parts)}; make the trainer with the same model, cuts and "
             "rates"
         )
+    if "scaler" in state and trainer.scaling is None:
+        raise StateError(
+            "the saved state is of a trainer with a gradient scaler: give net.trainer(..., scaler=torch.amp.GradScaler(...)), or leave the "
+            "entry 'scaler' out of the state"
+        )
     for group, items in trainer.groups.items():
         if set(state.get(group, ())) != set(items):
             raise StateError(
@@ -119,4 +127,6 @@ def write(trainer: Saved, state: Mapping[str, Any]) -> None:
             item.load_state_dict(state[group][name])
     for name, each in trainer.updates.items():
         each.load_state_dict(state.get("updates", {}).get(name, {"count": 0, "sums": {}}))
+    if trainer.scaling is not None and "scaler" in state:
+        trainer.scaling.scaler.load_state_dict(state["scaler"])
     trainer.steps = state["steps"]

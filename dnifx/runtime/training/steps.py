@@ -72,6 +72,8 @@ class Steps:
         shared: What the steps of all input kinds call by name: optimizers, the loss, the context's features.
         ownership: Lets the optimizers update what only another input kind trains.
         engine: Says which partitions run here.
+        cast: From a function to one that runs under autocast, where the trainer does.
+        scaled: Whether the backward passes are those of a multiple of the loss.
         own_losses: What partitions train themselves of what they leave on the model.
     """
 
@@ -80,6 +82,8 @@ class Steps:
     shared: Mapping[str, Any]
     ownership: Ownership
     engine: Engine
+    cast: Callable[[Any], Any]
+    scaled: bool = False
     own_losses: OwnLosses = field(default_factory=dict)
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _evaluations: dict[int, Step] = field(default_factory=dict)
@@ -108,7 +112,8 @@ class Steps:
             program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            source = self.emitters.step(program, schedule, self.part.mean, diagnose, self.ranks, self.engine.rank)
+            options = self.part.mean, diagnose, self.ranks, self.engine.rank, self.scaled
+            source = self.emitters.step(program, schedule, *options)
             self._functions[key] = compile_step(source)
         self._latest = input_kind, schedule, diagnose, self._functions[key]
         return self._functions[key]
@@ -159,21 +164,23 @@ class Steps:
     def names(self, input_kind: InputKind) -> SimpleNamespace:
         """Return what the functions of an input kind call by name, gathered once."""
         if input_kind.number not in self._names:
-            self._names[input_kind.number] = called_by_name(self.part.program, input_kind, self.shared)
+            self._names[input_kind.number] = called_by_name(self.part.program, input_kind, self.shared, self.cast)
         return self._names[input_kind.number]
 
 
-def called_by_name(program: Program, input_kind: InputKind, shared: Mapping[str, Any]) -> SimpleNamespace:
+def called_by_name(
+    program: Program, input_kind: InputKind, shared: Mapping[str, Any], cast: Callable[[Any], Any]
+) -> SimpleNamespace:
     """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
     names = SimpleNamespace(**shared, unflatten=input_kind.finish)
     for partition, module in zip(input_kind.program.partitions, input_kind.submodules, strict=True):
-        setattr(names, partition.name, module.forward)
+        setattr(names, partition.name, cast(module.forward))
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
-        setattr(names, f"estimate_{boundary.key}", interface.estimator)
-        setattr(names, f"imagine_{boundary.key}", interface.input_model)
+        setattr(names, f"estimate_{boundary.key}", cast(interface.estimator))
+        setattr(names, f"imagine_{boundary.key}", cast(interface.input_model))
     for each in program.recurrences:
-        setattr(names, f"estimate_{each.key}", each.interface.estimator if each.interface else None)
-        setattr(names, f"head_{each.key}", each.head)
+        setattr(names, f"estimate_{each.key}", cast(each.interface.estimator) if each.interface else None)
+        setattr(names, f"head_{each.key}", cast(each.head))
     for each in input_kind.program.recurrences:
         setattr(names, f"rule_{each.key}", each.exact)
     return names

@@ -24,6 +24,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from dnifx.errors import InputError
 from dnifx.runtime.emitted.fitting import fit_gradient
+from dnifx.runtime.emitted.loss_scale import Factor
 from dnifx.runtime.emitted.windows import by_example, without_rows
 
 
@@ -84,10 +85,18 @@ def extend_trace(passed: Tensor | None, estimator: nn.Module, seen: Sequence[Ten
 
 
 def fit_by_trace(
-    estimator: nn.Module, trace: Tensor, estimates: Sequence[Tensor], targets: Sequence[Tensor], examples: int
+    estimator: nn.Module,
+    trace: Tensor,
+    estimates: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    examples: int,
+    factor: Factor = 1.0,
 ) -> None:
-    """Add to the parameters' gradients that of the mean over examples of ||estimate - target||^2, by the trace."""
-    errors = [fit_gradient(one.detach(), target, examples) for one, target in zip(estimates, targets, strict=True)]
+    """Add to the parameters' gradients that of the mean over examples of ||estimate - target||^2, times a factor, by the trace."""
+    errors = [
+        fit_gradient(one.detach(), target * factor, examples, loss_scale=factor)
+        for one, target in zip(estimates, targets, strict=True)
+    ]
     gradient = torch.einsum("bs,bsp->p", torch.cat([each.flatten(1) for each in errors], 1), trace)
     learners = [parameter for parameter in estimator.parameters() if parameter.requires_grad]
     for parameter, part in zip(learners, torch.split(gradient, [each.numel() for each in learners]), strict=True):

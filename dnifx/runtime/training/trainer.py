@@ -56,6 +56,7 @@ class Trainer(OverRanks):
         turn: Lets one step run at a time, and knows what it has updated.
         metric: Whether a learning-rate scheduler follows a measurement.
         engine: What carries values between processes.
+        scaling: What multiplies the loss and divides the gradients, or None.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trainer(OverRanks):
         self.own_losses = dict(own_losses)
         with_own_losses(net.program, self.own_losses)
         options = replace(options, averaged=averaged("apart" if engine.ranks and replicas is None else replicas, net))
-        self.accumulate = options.accumulate
+        self.accumulate, self.scaling = options.accumulate, options.scaling
         parameters = dict(net.original.named_parameters())
         owned = {
             each.name: [parameters[name] for name in each.parameters] for each in net.partitions if each.parameters
@@ -94,7 +95,7 @@ class Trainer(OverRanks):
         self.turn = Turn()
         updates, fits = make_updates(net, self.optimizers, self.estimator_optimizers, options, self.turn)
         self.updates = {**updates, **fits}
-        shared = updates, fits, self.lr_schedulers, self.own_losses, options.on_nonfinite == "raise", engine
+        shared = updates, fits, self.lr_schedulers, self.own_losses, options, engine
         self.parts = tuple(TrainedPart(net, each, *shared) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []

@@ -14,6 +14,7 @@ from dnifx.runtime.emitted.backward import added
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.finite import Flag, clear_where, not_finite, step_unless
 from dnifx.runtime.training.replicas import average
+from dnifx.runtime.training.scaling import Scaling
 from dnifx.runtime.training.turns import Turn
 
 Clip = float | Callable[[list[nn.Parameter]], object]
@@ -31,6 +32,8 @@ class UpdateOptions:
         on_nonfinite: What a gradient that is not finite does to a step, beside that its update is not made: ``"raise"`` breaks the
             step off, where the host knows of it; ``"skip"`` lets it go on.
         penalty: From a partition's parameters, by name, to a scalar whose gradient is added.
+        scaling: What multiplies the loss, so that gradients are divided.
+        autocast: What partitions, estimators and the loss are cast to; None for no autocast.
     """
 
     clip: Clip | None = None
@@ -38,6 +41,8 @@ class UpdateOptions:
     averaged: bool = False
     on_nonfinite: str = "raise"
     penalty: Penalty | None = None
+    scaling: Scaling | None = None
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         whole = isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool)
@@ -52,6 +57,8 @@ class UpdateOptions:
                 f"penalty={self.penalty!r}: give a callable from a partition's parameters, by name, to a scalar, such as lambda "
                 "parameters: 0.01 * sum(each.square().sum() for each in parameters.values())"
             )
+        if self.autocast not in (None, torch.float16, torch.bfloat16):
+            raise OptimizerError(f"autocast={self.autocast!r}: give torch.bfloat16, torch.float16 or None")
         number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
         if self.clip is not None and not callable(self.clip) and not (number and self.clip > 0):
             raise OptimizerError(
@@ -99,36 +106,46 @@ class Update:
         Raises:
             LossError: A gradient is not finite.
         """
+        several = self.options.accumulate > 1
+        if self.options.averaged and not several:
+            average(self.parameters)  # before the look at them, so that all processes see the same
+        if self.options.scaling is not None:
+            self.options.scaling.unscale(self.optimizer)
         if self.options.penalty is not None:
             self.penalise(self.options.penalty)
         self.refused = bad = not_finite([each.grad for each in self.parameters if each.grad is not None])
         if bad is True:
-            if self.options.on_nonfinite == "raise":
+            if self.options.on_nonfinite == "raise" and not self.overflows:
                 raise LossError(
                     f"the gradient of {self.name} is not finite, so it was not updated: look at the inputs and targets of this batch, or "
                     "lower the learning rate; net.trainer(..., on_nonfinite='skip') leaves such updates out and goes on"
                 )
             for parameter in self.parameters:
                 parameter.grad = None
-            if self.options.accumulate == 1:
+            if not several:
                 return
-        elif isinstance(bad, Tensor) and self.options.accumulate > 1:
+        elif isinstance(bad, Tensor) and several:
             clear_where(bad, self.parameters)
-        if self.options.accumulate > 1 and not self.complete():
+        if several and not self.complete():
             return
-        if self.options.averaged:
+        if self.options.averaged and several:
             average(self.parameters)
         if callable(self.options.clip):
             self.options.clip(self.parameters)
         elif self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         self.turn.begin(self.name)
-        if isinstance(bad, Tensor) and self.options.accumulate == 1:
+        if isinstance(bad, Tensor) and not several:
             step_unless(self.optimizer, bad)
         else:
             self.optimizer.step()
         self.turn.end(self.name)
         torch.clear_autocast_cache()  # or the next step, under the same autocast, runs on copies of the old weights
+
+    @property
+    def overflows(self) -> bool:
+        """Whether a gradient that is not finite may be so since the loss was multiplied: then the update is left out, without an error."""
+        return self.options.scaling is not None and self.options.scaling.enlarges
 
     def penalise(self, penalty: Penalty) -> None:
         """Add the gradient of a penalty of the parameters.
