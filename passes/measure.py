@@ -19,7 +19,8 @@ from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture.record.state import preserved, seed, storage_of
+from dnifx.passes.capture.record.generators import seed
+from dnifx.passes.capture.record.state import preserved, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, tensors_in
 from dnifx.passes.capture.refusals import as_sentence
 from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
@@ -120,7 +121,7 @@ def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Gra
 def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
     """Measure by fake tensors, without memory and arithmetic. What a module kept whole draws here is the same in every compilation."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with preserved(program.model), quiet_loggers("torch._subclasses.fake_tensor"), mode:
+    with preserved(program.model, outside_of(program)), quiet_loggers("torch._subclasses.fake_tensor"), mode:
         seed(0)
         return run_measured(program, mode.from_tensor)
 
@@ -131,8 +132,13 @@ def measure_for_real(program: Program) -> Mapping[str, Measure]:
     The random state is the recording's, so that what depends on drawn numbers, such as which experts run, is the same.
     """
     args, kwargs = copied_arguments(program.args, program.kwargs)
-    with preserved(program.model) as kept, kept.watching():
+    with preserved(program.model, outside_of(program)) as kept, kept.watching():
         return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
+
+
+def outside_of(program: Program) -> tuple[Any, ...]:
+    """Return the variables outside of the model that its functions name."""
+    return () if program.signature is None else program.signature.outside
 
 
 def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:

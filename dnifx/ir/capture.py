@@ -57,6 +57,10 @@ class Signature(Protocol):
         """Those of ``changed`` that forward does not assign: a call changes what they hold."""
 
     @property
+    def outside(self) -> tuple[Any, ...]:
+        """The variables outside of the model that its functions name."""
+
+    @property
     def left(self) -> int:
         """How many of the flat outputs, the last ones, forward leaves on the model."""
 

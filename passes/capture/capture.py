@@ -9,7 +9,7 @@ from dnifx.errors import CaptureError, PassError
 from dnifx.ir import Capture, Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.methods import try_methods, with_constant_paths
-from dnifx.passes.capture.record.state import seeded
+from dnifx.passes.capture.record.generators import seeded
 from dnifx.passes.graph import captured, output_of
 from dnifx.passes.pipeline import Pass
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, fx, nn
 
 from dnifx.errors import CaptureError
 from dnifx.passes.capture.captured_graph import CapturedGraph
-from dnifx.passes.capture.model_state import Missing, Read, fixed
+from dnifx.passes.capture.model_state import Read, fixed, held_at
+from dnifx.passes.capture.record.generators import generators, seed, set_generators
 from dnifx.passes.capture.record.hazards import error_line
-from dnifx.passes.capture.record.state import Snapshot, generators, seed, set_generators
+from dnifx.passes.capture.record.state import Snapshot
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, path_name, tensors_in, walk
 from dnifx.passes.capture.said import said
 from dnifx.passes.capture.saved_tensors import Kept, needs_what_is_kept
@@ -91,7 +91,7 @@ class Comparison:
         self._replay = replay(model, captured)
         self._signature = captured.signature
         self._parameters = dict(model.named_parameters())
-        self._snapshot = Snapshot(model)
+        self._snapshot = Snapshot(model, captured.signature.outside)
         self.steered = bool(captured.steered)
         self.unsteady = False
         self.replayed = False
@@ -184,12 +184,12 @@ class Comparison:
                 return found
         return [] if held else fired
 
-    def with_other_numbers(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-        """Return the differences where an attribute whose number is an input holds another one.
+    def with_other_numbers(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return the differences where an attribute whose number is an input holds another one, by attribute.
 
         Python may take a number in a way that nothing shows, and the graph would then hold it fixed.
         """
-        found = []
+        found: dict[str, list[str]] = {}
         for each in self._signature.numbers:
             other = each.value + 1
             runs = [partial(self._with_number, each, other, run) for run in (self._model, self._replay)]
@@ -198,12 +198,8 @@ class Comparison:
             except Exception:  # noqa: BLE001 - any failure of the model means that it does not take this number
                 continue
             try:
-                found += [
-                    f"with {each.path} = {other}: {text}"
-                    for text in compare(
-                        expected, self._outcome(runs[1], args, kwargs, None if self.steered else 0)
-                    ).values()
-                ]
+                got = self._outcome(runs[1], args, kwargs, None if self.steered else 0)
+                found[each.path] = [f"with {each.path} = {other}: {text}" for text in compare(expected, got).values()]
             except GuardError:
                 continue
         return found
@@ -315,7 +311,7 @@ class Comparison:
         self.hooks.update(dict.fromkeys(hooks))
         for (holder, name), text in self._snapshot.changes().items():
             self.changed[text] = None
-            for path, leaf in walk(getattr_static(holder, name, Missing), whole=True):
+            for path, leaf in walk(held_at(holder, name), whole=True):
                 if hooks and not isinstance(leaf, Tensor):
                     continue  # a flag that says that the hooks are installed
                 place = f"attribute {text}" + (f" {path_name(path)}" if path else "")

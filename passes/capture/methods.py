@@ -12,8 +12,8 @@ from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.export import export_model
 from dnifx.passes.capture.record.attributes import reads_of
 from dnifx.passes.capture.record.hazards import UnsafeForward
+from dnifx.passes.capture.record.outside import restored
 from dnifx.passes.capture.record.recording import record
-from dnifx.passes.capture.record.state import preserved
 from dnifx.passes.capture.refusals import ModelFails, Refused, no_method
 from dnifx.passes.capture.symbolic import trace_symbolically
 from dnifx.passes.capture.verification import Verification, verify_capture
@@ -26,6 +26,7 @@ def recorded(
     keep_whole: Sequence[str] = (),
     varying: Sequence[str] = (),
     around: Sequence[str] | None = None,
+    unfollowed: Sequence[str] = (),
 ) -> CapturedGraph:
     """Run the model once on the example inputs and write down what it does."""
     return record(
@@ -36,18 +37,19 @@ def recorded(
         keep_whole=keep_whole,
         varying=varying,
         around=around,
+        unfollowed=unfollowed,
     )
 
 
 def traced(program: Program) -> CapturedGraph:
     """Trace the model symbolically by torch.fx."""
-    with preserved(program.model) as kept, kept.watching():
+    with restored(program.model) as kept, kept.watching():
         return with_reads(trace_symbolically(program.model, program.args, program.kwargs), program)
 
 
 def exported(program: Program) -> CapturedGraph:
     """Export the model by torch.export."""
-    with preserved(program.model) as kept:
+    with restored(program.model) as kept:
         kept.save_plain()  # torch.export writes to them, and no dispatch mode may look on
         return with_reads(export_model(program.model, program.args, program.kwargs), program)
 
@@ -100,6 +102,9 @@ def try_methods(
             continue
         verified = check and not on_meta
         verification = verify_capture(program, found) if verified else Verification([])
+        if verification.unfollowed:  # then each value of theirs is an input kind
+            found = record(unfollowed=verification.unfollowed)
+            verification = verify_capture(program, found)
         differences = verification.differences
         if not differences:
             unverified = (

@@ -2,15 +2,17 @@
 
 import copy
 import enum
+import inspect
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from types import FunctionType
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnifx.passes.capture.record.sizes import plain_number
 from dnifx.passes.capture.record.structure import EmptyContainer, SameTensor, walk
@@ -18,17 +20,31 @@ from dnifx.passes.capture.record.structure import EmptyContainer, SameTensor, wa
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, enum.Enum)
 """Values that say all there is to say of them."""
 
+MOST_BYTES = 2**16
+"""Up to how many bytes the content of an array is part of the input kind; a larger one only counts as the object that it is."""
+
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+
+
+class Outside:
+    """What holds something outside of the model; copies of a net share it.
+
+    See ``passes.capture.record.outside``.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return itself."""
+        return self
 
 
 @dataclass(frozen=True)
 class Read:
-    """An attribute that the forward method reads: of a module, or of an object that a module holds.
+    """An attribute that the forward method reads: of a module, of an object that a module holds, or outside of the model.
 
     Attributes:
-        holder: The module or object.
+        holder: The module or object; an ``Outside``, a class or a function for what is outside of the model.
         name: The attribute's name.
-        path: The attribute as people write it: ``self.gate.alpha``.
+        path: The attribute as people write it: ``self.gate.alpha``, and ``settings:RATE`` outside of the model.
         seen: Its value when the model was captured, where it is part of the input kind.
     """
 
@@ -53,9 +69,32 @@ class Read:
         value = self.value
         return can_be_input(value) and comparable(value, self.seen) != comparable(self.seen, self.seen)
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is outside of the model."""
+        return isinstance(self.holder, Outside | type | FunctionType)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Read":
+        """Return a copy; what is outside of the model is not copied."""
+        return self if self.is_outside else Read(*(copy.deepcopy(part, memo) for part in vars(self).values()))
+
+    def __reduce__(self) -> Any:
+        """Leave behind what was seen outside of the model: another process has a world of its own, and captures anew."""
+        return Read, (self.holder, self.name, self.path, Lost() if self.is_outside else self.seen)
+
 
 class Missing:
     """Stands for the value of an attribute that is not there."""
+
+
+class Lost:
+    """Stands for a value that another process saw."""
+
+
+def held_at(holder: Any, name: str) -> Any:
+    """Return what an attribute holds, without calling a property of a module; ``Missing`` if it is not there."""
+    find = inspect.getattr_static if isinstance(holder, nn.Module) else getattr
+    return find(holder, name, Missing)
 
 
 @dataclass(frozen=True)
@@ -129,6 +168,8 @@ def comparable(value: Any, seen: Any) -> Hashable:
     """
     if isinstance(value, PLAIN):
         return type(value), value
+    if isinstance(value, np.ndarray) and value.nbytes <= MOST_BYTES:
+        return fixed(value)
     if not isinstance(value, (Tensor, *CONTAINERS)):
         return value is seen
     before = {path: leaf for path, leaf in walk(seen, whole=True) if isinstance(leaf, Tensor)}

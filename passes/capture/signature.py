@@ -116,6 +116,7 @@ class CapturedSignature:
         in_place: Attributes that forward does not assign, and whose content it changes: ``self.bank``.
         asked: What Python asked of tensors, ``requires_grad`` and ``is_contiguous``: of the inputs it is part of the input kind.
         learners: The parameters, where Python asked what requires a gradient.
+        outside: The variables outside of the model that its functions name.
     """
 
     inputs: tuple[str, ...]
@@ -132,6 +133,7 @@ class CapturedSignature:
     in_place: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     learners: tuple[Tensor, ...] = ()
+    outside: tuple[Read, ...] = ()
 
     def differences(self, one: Any, other: Any) -> list[str]:
         """Return the names of the arguments and attributes in which two keys of this kind of signature differ."""

@@ -45,11 +45,13 @@ class Verification:
         differences: How the graph differs from the model, in words.
         guards: How many guards were added to the graph, for sizes that it holds fixed.
         unsafe: Whether the graph loses state, hooks, or what changes from call to call.
+        unfollowed: Attributes whose numbers cannot be inputs: Python takes them in a way that nothing shows.
     """
 
     differences: list[str]
     guards: int = 0
     unsafe: bool = False
+    unfollowed: tuple[str, ...] = ()
 
 
 def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
@@ -79,7 +81,9 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
             "Give args= and kwargs= that it trains on, and the model in the mode in which it trains"
         ) from error
     differences = differences or at_other_batches(both, program, guarded)
-    differences = differences or both.with_other_numbers(args, kwargs)
+    numbers = {} if differences else both.with_other_numbers(args, kwargs)
+    unfollowed = tuple(path for path, texts in numbers.items() if texts)
+    differences = differences or [text for texts in numbers.values() for text in texts]
     unsafe = both.unsteady
     if not differences and both.replayed and captured.unused:
         differences, unsafe = [f"what Python makes of the number drawn at {captured.unused[0]} cannot be seen"], True
@@ -89,7 +93,7 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
     if differences and both.hooks:
         differences.insert(0, f"forward installs hooks on {listed(list(both.hooks))}, which the graph does not repeat")
     if differences:
-        return Verification(differences, unsafe=unsafe or bool(both.hooks))
+        return Verification(differences, unsafe=unsafe or bool(both.hooks), unfollowed=unfollowed)
     inputs = dict(zip(captured.signature.inputs, captured.signature.flatten(args, kwargs), strict=True))
     added = sum(guard_size(captured.graph, inputs, program, size) for size in fixed_sizes(both, program))
     return Verification([], added)

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from dnifx.errors import CutError, nearest
 from dnifx.ir import Cut, Edge, Program, Recurrent
-from dnifx.passes.capture.record.state import preserved
+from dnifx.passes.capture.record.outside import restored
 from dnifx.passes.capture.record.structure import copied_arguments
 from dnifx.passes.cuts.balance import balanced_cuts
 from dnifx.passes.cuts.calls import calls_by_path, outer_paths
@@ -229,7 +229,7 @@ def is_called(program: Program, module: nn.Module) -> bool:
     """Run the model on its example inputs to see whether it calls a module; the model is restored."""
     calls: list[nn.Module] = []
     args, kwargs = copied_arguments(program.args, program.kwargs)
-    with preserved(program.model) as kept, kept.watching(), torch.no_grad():
+    with restored(program.model) as kept, kept.watching(), torch.no_grad():
         module.register_forward_hook(lambda each, inputs, output: calls.append(each))
         program.model(*args, **kwargs)
     return bool(calls)

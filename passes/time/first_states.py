@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import CutError
 from dnifx.ir import Program, Recurrent
-from dnifx.passes.capture.record.state import preserved, seed
+from dnifx.passes.capture.record.generators import seed
+from dnifx.passes.capture.record.outside import restored
 from dnifx.passes.capture.record.structure import copied_arguments, tensors_in
 from dnifx.runtime.net.model_states import state_on
 from dnifx.runtime.net.states import follow, is_none, model_name, state_out, tensors_of, with_state
@@ -53,7 +54,7 @@ def run(program: Program, unset: Iterable[Recurrent]) -> tuple[Any, dict[str, An
         CutError: It fails.
     """
     args, kwargs = copied_arguments(program.args, program.kwargs)
-    with preserved(program.model) as kept, kept.watching(), torch.enable_grad():
+    with restored(program.model) as kept, kept.watching(), torch.enable_grad():
         seed(0)
         try:
             output = program.model(*args, **kwargs)

@@ -1,6 +1,7 @@
 """What a model keeps in plain attributes from call to call: saved with a trainer, and put back."""
 
 import copy
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -25,7 +26,8 @@ class KeptAttributes:
     """The plain attributes that a model changes when it is called.
 
     A tensor is saved without the graph that made it: no gradient goes past a saved state. What forward leaves with a gradient
-    and never reads again, such as a term of the loss, is not saved, since the next call leaves it anew.
+    and never reads again, such as a term of the loss, is not saved, since the next call leaves it anew. Variables of Python
+    modules that forward changes are kept too, but no variable of an enclosing function, which has no name elsewhere.
 
     Args:
         model: The model.
@@ -42,8 +44,8 @@ class KeptAttributes:
 
     def note(self, signature: Signature) -> None:
         """Note what a captured graph changes."""
-        self._changed.update(dict.fromkeys(signature.changed))
-        self._in_place.update(signature.in_place)
+        self._changed.update(dict.fromkeys(filter(is_named, signature.changed)))
+        self._in_place.update(filter(is_named, signature.in_place))
         self._read_again.update(set(signature.changed) - set(signature.results))
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,10 +115,23 @@ class KeptAttributes:
             ) from error
 
 
+def is_named(path: str) -> bool:
+    """Whether a path leads to an attribute of a model, or to a variable of a Python module that is imported."""
+    module, colon, _ = path.partition(":")
+    return not colon or module in sys.modules
+
+
 def place_of(model: nn.Module, path: str) -> tuple[Any, str]:
-    """Return the module or object that holds an attribute, ``self.cell.hidden``, and the attribute's name."""
-    _, *steps, name = path.split(".")
-    return reduce(getattr, steps, model), name
+    """Return what holds an attribute, ``self.cell.hidden``, or a variable, ``train:state.hidden``, and its name there."""
+    module, colon, names = path.partition(":")
+    if not colon:
+        _, *steps, name = path.split(".")
+        return reduce(getattr, steps, model), name
+    *steps, name = names.split(".")
+    if module not in sys.modules:
+        raise AttributeError(f"no Python module {module!r} is imported")
+    root: Any = sys.modules[module]
+    return reduce(getattr, steps, root), name
 
 
 def refill(container: Any, content: Any) -> None:

@@ -66,6 +66,11 @@ class PartSignature:
         return ()
 
     @property
+    def outside(self) -> tuple[Any, ...]:
+        """Nothing: a part changes no variables."""
+        return ()
+
+    @property
     def left(self) -> int:
         """Nothing: a part leaves nothing on the model."""
         return 0

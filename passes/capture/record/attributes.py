@@ -1,19 +1,27 @@
 """What Python reads from a model's attributes while the model runs, and what it writes there."""
 
-import inspect
-import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
-from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Read, Write, can_be_input, comparable, frozen
-from dnifx.passes.capture.record.anew import GENERATORS
+from dnifx.passes.capture.model_state import (
+    PLAIN,
+    Missing,
+    Read,
+    Write,
+    can_be_input,
+    comparable,
+    frozen,
+    held_at,
+)
+from dnifx.passes.capture.record.attribute_watch import is_object
 from dnifx.passes.capture.record.node_values import NodeValue
+from dnifx.passes.capture.record.outside import Reached, watching
 from dnifx.passes.capture.record.plan import Plan
 from dnifx.passes.capture.record.sizes import Owner, symbolic
 from dnifx.passes.capture.record.state import Snapshot, preserved
@@ -21,9 +29,6 @@ from dnifx.passes.capture.record.structure import copied_arguments, path_name, w
 from dnifx.passes.capture.record.unseen import UnseenTensors
 from dnifx.passes.capture.record.writer import Writer
 from dnifx.runtime.emitted import ops
-
-_OWN = frozenset(dir(nn.Module()))
-"""What every module has: methods, registries and hooks of torch, and the mode, which is part of the input kind by itself."""
 
 MOST_LEAVES = 256
 """How many leaves a container may have for its contents to be part of the input kind."""
@@ -33,121 +38,6 @@ REFILLED = (dict, list, set, deque)
 
 Key = tuple[int, str]
 """An attribute: the identity of its holder, and its name."""
-
-
-class AttributeObserver(Protocol):
-    """The recorder, as far as it matters here."""
-
-    def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
-        """Python reads an attribute; what is returned takes its place."""
-
-    def read_object(self, holder: Any, name: str, value: Any) -> None:
-        """Python reads an attribute that is an object, whose own attributes it may read next."""
-
-    def wrote_attribute(self, holder: Any, name: str) -> None:
-        """Python assigns an attribute."""
-
-
-class AttributeWatch:
-    """Tells an observer of the attributes that Python reads and writes: of modules, and of the objects that modules hold.
-
-    The classes of the objects get other ``__getattribute__`` and ``__setattr__`` as long as the watch lasts.
-
-    Args:
-        observer: What is told.
-    """
-
-    def __init__(self, observer: AttributeObserver) -> None:
-        self._observer = observer
-        self._watched: set[type] = set()
-        self._undo = ExitStack()
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch modules within the block, and what they hold as soon as it is read."""
-        with self._undo:
-            self._watch(nn.Module)
-            self._watch_registries()
-            yield
-
-    def _watch_registries(self) -> None:
-        """Watch buffers that are registered, and what is looked for on modules and not there."""
-        find: Callable[..., Any] = nn.Module.__getattr__
-        register: Callable[..., None] = nn.Module.register_buffer
-        observer = self._observer
-
-        def watched_find(module: nn.Module, name: str) -> Any:
-            try:
-                return find(module, name)
-            except AttributeError:
-                if name not in _OWN and name[:2] != "__":
-                    observer.read_attribute(module, name, Missing)
-                raise
-
-        def watched_register(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
-            observer.wrote_attribute(module, name)
-            register(module, name, *args, **kwargs)
-
-        for name, before, method in (
-            ("__getattr__", find, watched_find),
-            ("register_buffer", register, watched_register),
-        ):
-            self._undo.callback(setattr, nn.Module, name, before)
-            setattr(nn.Module, name, method)
-
-    def _watch(self, kind: type) -> None:
-        if kind in self._watched:
-            return
-        self._watched.add(kind)
-        read: Callable[..., Any] = kind.__getattribute__
-        write: Callable[..., None] = kind.__setattr__
-        observer, finds_more = self._observer, hasattr(kind, "__getattr__")
-
-        def watched_read(holder: Any, name: str) -> Any:
-            try:
-                value = read(holder, name)
-            except AttributeError:
-                if not finds_more and name[:2] != "__":
-                    observer.read_attribute(holder, name, Missing)
-                raise
-            return self._seen(holder, name, value) if name not in _OWN and name[:2] != "__" else value
-
-        def watched_write(holder: Any, name: str, value: Any) -> None:
-            if name not in _OWN:
-                observer.wrote_attribute(holder, name)
-            write(holder, name, value)
-
-        for name, method in (("__getattribute__", watched_read), ("__setattr__", watched_write)):
-            own = name in kind.__dict__
-            before = kind.__dict__.get(name)
-            try:
-                setattr(kind, name, method)
-            except TypeError:  # a class of C code
-                return
-            self._undo.callback(setattr, kind, name, before) if own else self._undo.callback(delattr, kind, name)
-
-    def _seen(self, holder: Any, name: str, value: Any) -> Any:
-        if inspect.isroutine(value) or isinstance(value, nn.Module | type | property) or is_computed(holder, name):
-            return value
-        if _is_object(value):
-            self._observer.read_object(holder, name, value)
-            self._watch(type(value))
-            return value
-        return self._observer.read_attribute(holder, name, value)
-
-
-def is_computed(holder: Any, name: str) -> bool:
-    """Whether an attribute is a property or another descriptor, which reads other attributes."""
-    found = inspect.getattr_static(type(holder), name, None)
-    is_slot = isinstance(found, types.MemberDescriptorType)
-    return not is_slot and hasattr(type(found), "__get__") and hasattr(type(found), "__set__")
-
-
-def _is_object(value: Any) -> bool:
-    """Whether a value is an object of somebody's class, whose attributes are read one by one."""
-    if isinstance(value, (Tensor, torch.Generator, *GENERATORS, *CONTAINERS, *PLAIN)):
-        return False
-    return hasattr(value, "__dict__") and type(value).__module__ not in ("builtins", "types")
 
 
 class RunningRecorder(Owner, Protocol):
@@ -170,6 +60,7 @@ class KnownObjects:
 
     def __init__(self, model: nn.Module) -> None:
         self._paths: dict[int, str] = {}
+        self._holders: dict[int, Reached] = {}
         self._alive: list[Any] = []
         for path, module in model.named_modules():
             self._paths.setdefault(id(module), f"self.{path}" if path else "self")
@@ -181,12 +72,23 @@ class KnownObjects:
     def holds(self, holder: Any, name: str, value: Any) -> None:
         """Note an object that an attribute of a known object holds."""
         if self.knows(holder) and not self.knows(value):
-            self._paths[id(value)] = f"{self._paths[id(holder)]}.{name}"
-            self._alive.append(value)
+            self._note(value, f"{self._paths[id(holder)]}.{name}")
+            if id(holder) in self._holders:
+                self._holders[id(value)] = Reached(self._holders[id(holder)], name)
+
+    def holds_outside(self, at: Read, value: Any) -> None:
+        """Note an object that a variable outside of the model holds."""
+        if not self.knows(value):
+            self._note(value, at.path)
+            self._holders[id(value)] = Reached(at.holder, at.name)
+
+    def _note(self, value: Any, path: str) -> None:
+        self._paths[id(value)] = path
+        self._alive.append(value)
 
     def at(self, holder: Any, name: str) -> Read:
         """Return an attribute of a known object."""
-        return Read(holder, name, f"{self._paths[id(holder)]}.{name}")
+        return Read(self._holders.get(id(holder), holder), name, f"{self._paths[id(holder)]}.{name}")
 
 
 class ModelAttributes:
@@ -207,6 +109,8 @@ class ModelAttributes:
         objects: The objects that were read, which are part of the input kind by their identity.
         contents: The containers that the run filled in place.
         added: Those that forward does not read, with the positions or keys of what it adds.
+        variables: The variables outside of the model that functions name, with what they were when the function began.
+        unwatched: Objects whose attributes are assigned without anything that shows it, with what they held.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, recorder: RunningRecorder) -> None:
@@ -219,6 +123,8 @@ class ModelAttributes:
         self.asked: dict[str, None] = {}
         self.objects: dict[Key, Read] = {}
         self.contents: dict[Key, Read] = {}
+        self.variables: dict[Key, tuple[Read, Any]] = {}
+        self.unwatched: list[tuple[Any, dict[str, Any]]] = []
         self.added: dict[Key, list[Any]] = {}
         self._replaced: dict[Key, Any] = {}
 
@@ -234,8 +140,24 @@ class ModelAttributes:
             return value
         if key in self.numbers:
             return self._replaced[key]
-        at = self.known.at(holder, name)
-        if at.path in self._plan.varying and type(value) in (int, float):
+        return self._read(key, self.known.at(holder, name), value)
+
+    def read_variable(self, at: Read, value: Any, seen: Any) -> None:
+        """Note a variable outside of the model, and let it hold what functions shall see: a symbolic number, if it is an input."""
+        key = id(at.holder), at.name
+        if key in self.variables:
+            return
+        if is_object(value):
+            self.known.holds_outside(at, value)
+            self.objects.setdefault(key, replace(at, seen=value))
+        elif value is not Missing and seen is value:
+            seen = self._read(key, at, value)
+        if seen is not value:
+            setattr(at.holder, at.name, seen)
+        self.variables[key] = at, seen
+
+    def _read(self, key: Key, at: Read, value: Any) -> Any:
+        if self._plan.follows(at.path) and type(value) in (int, float):
             node = self._recorder.writer.placeholder(path_name((("item", at.path),)))
             self.numbers[key] = at, node.name
             self._replaced[key] = symbolic(value, self._recorder, None, (NodeValue(node), None, ""), False)
@@ -285,8 +207,14 @@ class ModelAttributes:
             opened: Identities of the modules whose forward was recorded.
             added: Returns what forward adds to a container that it does not read: then its content is no part of the input kind.
         """
+        for key, (variable, seen) in self.variables.items():
+            if variable.value is not seen:
+                self.written[key] = variable
+        for holder, before in self.unwatched:
+            for name in [name for name, value in vars(holder).items() if value is not before.get(name, Missing)]:
+                self.written[id(holder), name] = self.known.at(holder, name)
         for holder, name in snapshot.changes():
-            key, value = (id(holder), name), inspect.getattr_static(holder, name, Missing)
+            key, value = (id(holder), name), held_at(holder, name)
             at = self.held[key][0] if key in self.held else self.fixed.get(key)
             made = isinstance(value, Tensor) and id(holder) in opened and self._recorder.writer.find(value) is not None
             if at is not None and key not in self.written and isinstance(value, REFILLED):
@@ -341,7 +269,7 @@ class ModelAttributes:
         """
         both = [at for key, at in self.fixed.items() if key in self.written]
         buffers = [at.path for at in self.written.values() if persistence(at.holder, at.name) is not None]
-        return [*buffers, *(at.path for at in both if can_be_input(at.seen))]
+        return [*buffers, *(at.path for at in both if can_be_input(at.seen) and at.path not in self._plan.unfollowed)]
 
 
 def persistence(holder: Any, name: str) -> bool | None:
@@ -359,8 +287,14 @@ class AttributeReads:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.active = True
+        self.unwatched: Callable[[], AbstractContextManager[None]] = nullcontext
         self.found: dict[Key, Read] = {}
         self._known = KnownObjects(model)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Do nothing: nothing but reads is noted."""
+        return nullcontext()
 
     def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
         """Note a read; see ``AttributeObserver``."""
@@ -371,6 +305,15 @@ class AttributeReads:
     def read_object(self, holder: Any, name: str, value: Any) -> None:
         """Note an object; see ``AttributeObserver``."""
         self._known.holds(holder, name, value)
+
+    def read_variable(self, at: Read, value: Any) -> None:
+        """Note a variable outside of the model; see ``VariableObserver``."""
+        self.found.setdefault((id(at.holder), at.name), replace(at, seen=value))
+        if is_object(value):
+            self._known.holds_outside(at, value)
+
+    def left_alone(self, holder: Any) -> None:
+        """Ignore assignments that cannot be seen, too."""
 
     def wrote_attribute(self, holder: Any, name: str) -> None:
         """Ignore an assignment; see ``AttributeObserver``. Verification compares what a run leaves."""
@@ -383,13 +326,18 @@ def reads_of(
     reads = AttributeReads(model)
     own_args, own_kwargs = copied_arguments(args, kwargs)
     with preserved(model) as snapshot, snapshot.watching():
-        with torch.enable_grad(), AttributeWatch(reads).watching():
+        with torch.enable_grad(), watching(model, reads, snapshot):
             model(*own_args, **own_kwargs)
         return tuple(reads.found.values()), changed_in_place(snapshot, ())
 
 
 def changed_in_place(snapshot: Snapshot, writes: Sequence[Write]) -> tuple[str, ...]:
     """Return the attributes that a run changed, beside those that the graph leaves: what modules kept whole do is among it."""
-    found = (f"self.{name}" for names in snapshot.changes().values() for name in names.split(", "))
+    changes = snapshot.changes().items()
+    found = (
+        f"self.{name}" if isinstance(holder, nn.Module) else name
+        for (holder, _), names in changes
+        for name in names.split(", ")
+    )
     left = {each.path for each in writes}
     return tuple(path for path in dict.fromkeys(found) if path not in left)

@@ -26,7 +26,7 @@ class Pair(NamedTuple):
     Attributes:
         before: The value as it was.
         now: The value as it is.
-        module: The module that holds it.
+        module: The module that holds it, or what holds a variable outside of the model.
         name: The attribute that it was reached from.
         text: Its dotted name, or that of the container that holds it.
         is_exact: Whether it is reached by attributes alone.
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
     before: Any
     now: Any
-    module: nn.Module
+    module: Any
     name: str
     text: str
     is_exact: bool = True
@@ -45,7 +45,7 @@ def changes(
     saved: Mapping[int, tuple[Held, ...]],
     modules: Collection[int],
     was_written: Callable[[Tensor], bool],
-) -> dict[tuple[nn.Module, str], str]:
+) -> dict[tuple[Any, str], str]:
     """Return the attributes whose values differ, or hold what differs, with the dotted names of what does.
 
     Args:
@@ -54,7 +54,7 @@ def changes(
         modules: Identities of objects that are only compared by identity.
         was_written: Whether the values of a tensor were changed.
     """
-    found: dict[tuple[nn.Module, str], set[str]] = {}
+    found: dict[tuple[Any, str], set[str]] = {}
     seen: dict[tuple[int, int], Pair] = {}
     todo = [*pairs]
     while todo:

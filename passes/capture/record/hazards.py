@@ -16,7 +16,11 @@ from dnifx.passes.capture.refusals import Refused
 from dnifx.runtime.emitted import ops
 
 _TORCH, _NUMPY, _PYTHON = (str(Path(str(each.__file__)).parent) + os.sep for each in (torch, np, os))
-_NOT_THE_MODELS = (str(Path(__file__).parent.parent) + os.sep, ops.__file__, _TORCH, _NUMPY)
+_NOT_THE_MODELS = (
+    *(str(Path(each).parents[depth]) + os.sep for each, depth in ((__file__, 2), (ops.__file__, 1))),
+    _TORCH,
+    _NUMPY,
+)
 """Where code is that runs during a recording and is not the model's."""
 
 _START = str(Path(__file__).with_name("recording.py"))
@@ -59,7 +63,7 @@ def model_line() -> str:
     fallback = ""
     while frame is not None and frame.f_code.co_filename != _START:
         path = frame.f_code.co_filename
-        if _is_models(path, frame.f_lineno):
+        if is_models(path, frame.f_lineno):
             return describe(path, frame.f_lineno)
         if not fallback and path.startswith(_TORCH) and "modules" in path:
             fallback = describe(path, frame.f_lineno)
@@ -71,7 +75,7 @@ def model_frames() -> Iterator[FrameType]:
     """Yield the frames of the model's own source that are running, innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != _START:
-        if _is_models(frame.f_code.co_filename, frame.f_lineno):
+        if is_models(frame.f_code.co_filename, frame.f_lineno):
             yield frame
         frame = frame.f_back
 
@@ -79,7 +83,7 @@ def model_frames() -> Iterator[FrameType]:
 def error_line(error: BaseException) -> str:
     """Return the innermost line of the model's own source in an error's traceback, as ``file.py:12: source``."""
     lines = traceback.extract_tb(error.__traceback__)
-    own = [line for line in lines if _is_models(line.filename, line.lineno or 0)] or list(lines)
+    own = [line for line in lines if is_models(line.filename, line.lineno or 0)] or list(lines)
     return describe(own[-1].filename, own[-1].lineno or 0) if own else ""
 
 
@@ -89,9 +93,14 @@ def describe(path: str, number: int) -> str:
     return f"{Path(path).name}:{number}: {source}" if source else f"{Path(path).name}:{number}"
 
 
-def _is_models(path: str, number: int) -> bool:
+def is_models(path: str, number: int) -> bool:
     """Whether a line belongs to the model; a line of generated code does so where its source is known."""
     if path.startswith("<"):
         return bool(linecache.getline(path, number))
-    of_python = path.startswith(_PYTHON) and "site-packages" not in path
+    of_python = path.startswith(_PYTHON) and not is_installed(path)
     return not (of_python or path.startswith(_NOT_THE_MODELS))
+
+
+def is_installed(path: str) -> bool:
+    """Whether a source file is of an installed package."""
+    return "site-packages" in path or "dist-packages" in path

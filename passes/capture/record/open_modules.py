@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from dnifx.passes.capture.record.generators import python_draws
 from dnifx.passes.capture.record.hazards import Hazard, model_line
 from dnifx.passes.capture.record.plan import Plan, is_made
-from dnifx.passes.capture.record.state import python_draws
 from dnifx.passes.capture.record.writer import Stack, Writer
 from dnifx.runtime.emitted.ops import Autocast
 

@@ -42,6 +42,7 @@ class Plan:
         large: Modules that hold so much of the model that keeping them whole would leave little to cut.
         around: Modules around a cut that the user named; None where the cuts are not known.
         varying: The attributes, as ``self.gate.alpha``, whose numbers or tensors change from call to call, so that they are inputs.
+        unfollowed: Those of them whose numbers cannot be inputs, since Python takes them in a way that nothing shows.
         functions: Functions of the model's code that draw, each of which is one call.
         seen_through: The codes of such functions that cannot be one call.
     """
@@ -52,6 +53,7 @@ class Plan:
     large: frozenset[str] = frozenset()
     around: frozenset[str] | None = None
     varying: frozenset[str] = frozenset()
+    unfollowed: frozenset[str] = frozenset()
     functions: frozenset[DrawingFunction] = frozenset()
     seen_through: frozenset[CodeType] = frozenset()
 
@@ -63,6 +65,7 @@ class Plan:
         keep_whole: Collection[str],
         varying: Collection[str] = (),
         around: Collection[str] | None = None,
+        unfollowed: Collection[str] = (),
     ) -> "Plan":
         """Return the plan of the first run."""
         opened, cut = (
@@ -71,7 +74,12 @@ class Plan:
         )
         asked = dict.fromkeys(keep_whole, "asked for by keep_whole")
         large = frozenset(large_modules(model))
-        return cls(opened, MappingProxyType(asked), large=large, around=cut, varying=frozenset(varying))
+        changing, fixed = frozenset(varying), frozenset(unfollowed)
+        return cls(opened, MappingProxyType(asked), large=large, around=cut, varying=changing, unfollowed=fixed)
+
+    def follows(self, path: str) -> bool:
+        """Whether an attribute's number is an input."""
+        return path in self.varying and path not in self.unfollowed
 
     def is_leaf(self, path: str, module: nn.Module) -> bool:
         """Whether a module stays one node."""

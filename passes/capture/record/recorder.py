@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from dnifx.passes.capture.model_state import Read
 from dnifx.passes.capture.record import functions
 from dnifx.passes.capture.record.anew import GENERATORS, FollowedGenerator, refuse_iterator
 from dnifx.passes.capture.record.attributes import ModelAttributes
@@ -21,7 +22,7 @@ from dnifx.passes.capture.record.open_modules import OpenModules
 from dnifx.passes.capture.record.plan import Plan, ancestry, is_made, made_path
 from dnifx.passes.capture.record.sizes import Number, SymbolicInt, plain, symbolic
 from dnifx.passes.capture.record.state import Snapshot
-from dnifx.passes.capture.record.structure import tensors_in, walk
+from dnifx.passes.capture.record.structure import contents_of, gives_tensors, tensors_in
 from dnifx.passes.capture.record.unseen import UnseenTensors
 from dnifx.passes.capture.record.writer import Writer
 from dnifx.passes.graph import RAGGED
@@ -49,6 +50,7 @@ class Recorder(TorchFunctionMode):
         notes: How the graph differs from the model, in words.
         attributes: What Python read from the model's attributes and wrote there.
         draws: Records what gives another value in each call.
+        unwatched: Looks at no functions within the block; a watch over variables sets it, since looking takes time.
         read_inside: The modules and parameters that the last function recorded as one call read by itself.
     """
 
@@ -62,6 +64,7 @@ class Recorder(TorchFunctionMode):
         self.imports = imports
         self.interrupted = False
         self.inside_leaf: str | None = None
+        self.unwatched: Callable[[], AbstractContextManager[None]] = nullcontext
         self.leaking: set[str] = set()
         self.notes: dict[str, None] = {}
         self.attributes = ModelAttributes(model, plan, self)
@@ -85,17 +88,17 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a torch function and write it down."""
-        kwargs = kwargs or {}
-        if not self.active:
-            if self._opaque:
-                self._look_into_opaque(args)
-            return func(*args, **kwargs)
-        self.active = False
-        try:
-            result = func(*args, **kwargs)
-        finally:
-            self.active = True
-        return self._record(func, args, kwargs, result)
+        with self.unwatched():
+            if not self.active:
+                if self._opaque:
+                    self._look_into_opaque(args)
+                return func(*args, **kwargs or {})
+            self.active = False
+            try:
+                result = func(*args, **kwargs or {})
+            finally:
+                self.active = True
+            return self._record(func, args, kwargs or {}, result)
 
     def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         name = functions.name_of(function)
@@ -120,7 +123,7 @@ class Recorder(TorchFunctionMode):
             return self.guards.read(name, args, kwargs, result)
         self.draws.indexed(name, args)
         written = functions.writes(name, kwargs)
-        if not written and not _gives_tensors(result):
+        if not written and not gives_tensors(result):
             return self.draws.repeated(function, args, kwargs) if result is None and first is not None else result
         if torch._C._functorch.peek_interpreter_stack() is not None:
             self.modules.hazard("a torch.func transform", hard=True)
@@ -186,21 +189,31 @@ class Recorder(TorchFunctionMode):
         return tensor
 
     def read_attribute(self, holder: Any, name: str, value: Any) -> Any:
-        """Python reads an attribute; see ``attributes.AttributeObserver``."""
+        """Python reads an attribute; see ``attribute_watch.AttributeObserver``."""
         if not self.active:
             return value
         refuse_iterator(self.attributes.known, holder, name, value)
         seen = self.attributes.read(holder, name, value)
         return FollowedGenerator(value, self.draws) if isinstance(value, GENERATORS) else seen
 
+    def read_variable(self, at: Read, value: Any) -> None:
+        """A function names a variable outside of the model; see ``outside.VariableObserver``."""
+        followed = FollowedGenerator(value, self.draws) if isinstance(value, GENERATORS) else value
+        self.attributes.read_variable(at, value, followed)
+
     def read_object(self, holder: Any, name: str, value: Any) -> None:
-        """Python reads an attribute that is an object; see ``attributes.AttributeObserver``."""
+        """Python reads an attribute that is an object; see ``attribute_watch.AttributeObserver``."""
         if self.active:
             refuse_iterator(self.attributes.known, holder, name, value)
             self.attributes.holds(holder, name, value)
 
+    def left_alone(self, holder: Any) -> None:
+        """Assignments to an object cannot be seen; see ``attribute_watch.AttributeObserver``."""
+        if self.active and self.attributes.known.knows(holder) and hasattr(holder, "__dict__"):
+            self.attributes.unwatched.append((holder, dict(vars(holder))))
+
     def wrote_attribute(self, holder: Any, name: str) -> None:
-        """Python assigns an attribute; see ``attributes.AttributeObserver``."""
+        """Python assigns an attribute; see ``attribute_watch.AttributeObserver``."""
         if self.active:
             self.attributes.wrote(holder, name)
 
@@ -249,13 +262,13 @@ class Recorder(TorchFunctionMode):
         whole = path in self._plan.whole
         if whole:
             self.modules.note_draws(model_line)
-        held = _contents((args, kwargs))
+        held = contents_of((args, kwargs))
         self.active, self.inside_leaf = False, path
         try:
             result = call(module, *map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
         finally:
             self.active, self.inside_leaf = True, None
-        if _contents((args, kwargs)) != held:
+        if contents_of((args, kwargs)) != held:
             self.leaking.add(path)
         if whole:
             self.modules.forget_draws()
@@ -379,21 +392,3 @@ class Recorder(TorchFunctionMode):
         """The model closes its innermost autocast region; see ``interpose.Observer``."""
         if self.active and self.modules.calls and self.modules.calls[-1].regions:
             self.modules.calls[-1].regions.pop()
-
-
-def _gives_tensors(result: Any) -> bool:
-    if isinstance(result, Tensor):
-        return True
-    if result is None or isinstance(result, bool | int | float | str | torch.dtype | torch.device):
-        return False
-    return bool(tensors_in(result))
-
-
-def _contents(arguments: Any) -> tuple[int, ...]:
-    """Return the identities of what the objects among a call's arguments hold, to see whether the call changes them."""
-    args, kwargs = arguments
-    objects = [item for item in (*args, *kwargs.values()) if not isinstance(item, _PLAIN)]
-    return tuple(id(leaf) for _, leaf in walk(objects)) if objects else ()
-
-
-_PLAIN = (Tensor, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)

@@ -1,25 +1,28 @@
 """Records a model: runs it, and runs it again where a run finds that other modules have to be opened or kept whole."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Kept
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.record.anew import calls_anew
-from dnifx.passes.capture.record.attributes import AttributeWatch, changed_in_place
+from dnifx.passes.capture.record.attributes import changed_in_place
 from dnifx.passes.capture.record.drawing import shown
 from dnifx.passes.capture.record.hazards import UnsafeForward, error_line
 from dnifx.passes.capture.record.interpose import interposed
+from dnifx.passes.capture.record.node_values import Path
+from dnifx.passes.capture.record.outside import restored, watching
 from dnifx.passes.capture.record.plan import Plan, is_made
 from dnifx.passes.capture.record.recorder import Recorder
 from dnifx.passes.capture.record.state import preserved
-from dnifx.passes.capture.record.structure import copied_arguments
+from dnifx.passes.capture.record.structure import copied_arguments, path_name, walk
 from dnifx.passes.capture.record.unread import added_unread
 from dnifx.passes.capture.refusals import ModelFails, Refused, as_sentence
 from dnifx.passes.capture.signature import CapturedSignature, leaves_of
@@ -51,6 +54,7 @@ def record(
     keep_whole: Collection[str] = (),
     varying: Collection[str] = (),
     around: Collection[str] | None = None,
+    unfollowed: Collection[str] = (),
 ) -> CapturedGraph:
     """Run a model on example inputs and return the graph of what it did; the model is left as it was.
 
@@ -62,6 +66,7 @@ def record(
         keep_whole: Modules that stay one node.
         varying: Attributes whose numbers are inputs, since they change from call to call: ``self.gate.alpha``.
         around: The modules around the cuts, with their ancestors, where these are known.
+        unfollowed: Attributes whose numbers are part of the input kind, though they change from call to call.
 
     Raises:
         CaptureError: The model fails on the example inputs, or a module that has to be opened does something that no
@@ -69,7 +74,7 @@ def record(
         InputError: The model's forward does not take these arguments.
     """
     signature = CapturedSignature.of(model, tuple(args), kwargs)
-    plan = Plan.start(model, open_paths, keep_whole, varying, around)
+    plan = Plan.start(model, open_paths, keep_whole, varying, around, unfollowed)
     imports: set[str] = set()
     for _ in range(_MOST_RUNS):
         recorder, result = _run(model, tuple(args), kwargs, plan, signature, imports)
@@ -104,19 +109,25 @@ def _run(
     """Record one run; return the recorder with the graph, or with what the run raised."""
     own_args, own_kwargs = copied_arguments(args, kwargs)
     with preserved(model) as snapshot:
+        snapshot.reach((own_args, own_kwargs))
+        given = dict(walk(signature.call.named(own_args, own_kwargs)))
         recorder = Recorder(model, plan, snapshot, imports)
         writer = recorder.writer
         inputs = [writer.input(name, tensor) for name, tensor in signature.tensors(own_args, own_kwargs)]
-        watch = AttributeWatch(recorder)
         standins = [*calls_anew(recorder.draws, model), *(shown(recorder.draws, each) for each in plan.functions)]
         try:
-            with torch.enable_grad(), interposed(recorder, standins), watch.watching(), recorder.unseen, recorder:
+            watches = interposed(recorder, standins), watching(model, recorder, snapshot)
+            with torch.enable_grad(), watches[0], watches[1], recorder.unseen, recorder:
                 recorder.active = True
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
+            filled = dict(walk(signature.call.named(own_args, own_kwargs)))
+            refuse_filled_arguments([*given.values(), *map(itemgetter(1), walk(result))], filled)
             outputs = writer.variables(result)
             opened = set(map(id, recorder.modules.opened.values()))
-            recorder.attributes.refilled(snapshot, opened, lambda at: added_unread(model, at, args, kwargs))
+            recorder.attributes.refilled(
+                snapshot, opened, lambda at: added_unread(model, at, args, kwargs, snapshot.outside)
+            )
             writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
             in_place = changed_in_place(snapshot, writes)
             writer.graph.output((*(node for _, node in outputs), *left))
@@ -139,11 +150,28 @@ def _run(
         held=tuple(at for at, *_ in held),
         numbers=tuple(at for at, _ in numbers),
         writes=tuple(writes),
+        outside=snapshot.outside,
         in_place=in_place,
         asked=tuple(attributes.asked),
         learners=tuple(model.parameters()) if "requires_grad" in attributes.asked else (),
     )
     return recorder, _captured(model, recorder, plan, signature)
+
+
+def refuse_filled_arguments(known: Iterable[Any], now: Mapping[Path, Any]) -> None:
+    """Raise UnsafeForward where a run left a tensor in one of its arguments, such as a list that collects features.
+
+    Args:
+        known: What the arguments held before, and what the output holds: a cache that is given, filled and returned.
+        now: The leaves of the arguments, by path.
+    """
+    seen = set(map(id, known))
+    for path, leaf in now.items():
+        if isinstance(leaf, Tensor) and id(leaf) not in seen:
+            raise UnsafeForward(
+                f"forward leaves a tensor in its argument {path_name(path)!r}, and no graph repeats that",
+                "Return the tensor, or assign it to an attribute of the model",
+            )
 
 
 @dataclass(frozen=True)
@@ -200,7 +228,7 @@ def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     """Return the error for a run that raised: the fault is the model's own, or the recorder's."""
     own_args, own_kwargs = copied_arguments(args, kwargs)
     try:
-        with preserved(model):
+        with restored(model):
             model(*own_args, **own_kwargs)
     except Exception as own:  # noqa: BLE001 - the model's own error is what the user has to see
         return ModelFails(

@@ -1,67 +1,20 @@
 """What a run of the model changes: saved before the run, put back after it."""
 
-import random
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import filterfalse
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dnifx.passes.capture.model_state import Missing, Read
 from dnifx.passes.capture.record.changes import GONE, OWN, Pair, changes
 from dnifx.passes.capture.record.contents import ATOMS, ATTRIBUTES, Held, fixed_parts, held_by, identical, is_open
-
-Generators = tuple[Tensor, tuple[Tensor, ...], Any, Any]
-"""States of torch's CPU and CUDA generators, Python's and NumPy's."""
-
-
-def generators() -> Generators:
-    """Return the state of the random number generators."""
-    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
-
-
-def set_generators(states: Generators) -> None:
-    """Put the random number generators back."""
-    torch.set_rng_state(states[0])
-    if states[1]:
-        torch.cuda.set_rng_state_all(list(states[1]))
-    random.setstate(states[2])
-    np.random.set_state(states[3])
-
-
-def seed(number: int) -> None:
-    """Seed every generator."""
-    if torch.accelerator.is_available():
-        torch.manual_seed(number)
-    else:  # where there is no device, torch.manual_seed formats a traceback for each kind that it defers
-        torch.default_generator.manual_seed(number)
-    random.seed(number)
-    np.random.seed(number)
-
-
-@contextmanager
-def seeded(number: int) -> Iterator[None]:
-    """Seed every generator within the block, and put them back after it."""
-    states = generators()
-    seed(number)
-    try:
-        yield
-    finally:
-        set_generators(states)
-
-
-def python_draws() -> tuple[Any, ...]:
-    """Return a value that changes whenever Python or NumPy draws a random number."""
-    _, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    return words[-1], words[:2], gauss, numpy_state["state"]["pos"], numpy_state["state"]["key"][:2].tobytes()
-
+from dnifx.passes.capture.record.generators import generators, set_generators
 
 _REGISTRIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
 _HOOKS = tuple(name for name in _REGISTRIES if name.endswith("hooks"))
@@ -143,9 +96,13 @@ class Snapshot:
     What the model holds is found through attributes, containers, objects, classes of modules, and the variables that hooks
     enclose. It is put back in place: no object is exchanged for another. The values of buffers are copied at once; those of
     other tensors are copied when a ``ParameterWatch`` sees that they are about to be written.
+
+    Args:
+        model: The model.
+        outside: Variables outside of the model that its functions name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, outside: Iterable[Read] = ()) -> None:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._held: dict[int, tuple[Held, ...]] = {}
         self._empty: list[Any] = []
@@ -155,14 +112,39 @@ class Snapshot:
         self._registered: set[int] = set()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
-        todo: list[Any] = [model]
+        self._outside: dict[tuple[int, str], tuple[Read, Any]] = {}
+        self._versions: dict[int, int] = {}
+        self._plain: list[Tensor] = []
+        self.reach(model)
+        for each in outside:
+            self.add(each)
+        self._generators = generators()
+
+    def add(self, variable: Read) -> None:
+        """Save a variable outside of the model too, unless it is saved."""
+        key = id(variable.holder), variable.name
+        if key not in self._outside:
+            self._outside[key] = variable, variable.value
+            self.reach(variable.value)
+
+    @property
+    def outside(self) -> tuple[Read, ...]:
+        """The variables outside of the model that are saved."""
+        return tuple(variable for variable, _ in self._outside.values())
+
+    def reach(self, root: Any) -> None:
+        """Save an object with all that it holds."""
+        todo: list[Any] = [root]
+        before = len(self._tensors)
         while todo:
             item = todo.pop()
-            if id(item) not in self._held and id(item) not in self._tensors:
+            if type(item) not in ATOMS and id(item) not in self._held and id(item) not in self._tensors:
                 todo += [part for part in self._save(item) if type(part) not in ATOMS]
+        if len(self._tensors) == before:
+            return
         self._plain = [each.tensor for identity, each in self._tensors.items() if identity not in self._registered]
-        self._versions = self._versions_now()
-        self._generators = generators()
+        self._versions = self._versions_now() | self._versions
+        self.__dict__.pop("_memories", None)
 
     def _save(self, item: Any) -> Iterable[Any]:
         """Save what an object holds; return its parts."""
@@ -258,11 +240,16 @@ class Snapshot:
             for tensor, value in (*self._buffers.values(), *self._written.values()):
                 _write_back(tensor, value)
         self._written.clear()
+        for variable, value in self._outside.values():
+            if value is Missing and variable.value is not Missing:
+                delattr(variable.holder, variable.name)
+            elif variable.value is not value:
+                setattr(variable.holder, variable.name, value)
         self._versions = self._versions_now()
         set_generators(self._generators)
 
-    def changes(self) -> dict[tuple[nn.Module, str], str]:
-        """Return the attributes of modules that now are or hold something else, with their dotted names.
+    def changes(self) -> dict[tuple[Any, str], str]:
+        """Return the attributes, and variables outside of the model, that now are or hold something else, with their dotted names.
 
         Equal values count as unchanged. A tensor is changed where it is another object or was written. An object that several
         attributes hold is named once. Parameters, buffers, hooks, modes and torch's generators are left out.
@@ -300,6 +287,8 @@ class Snapshot:
             now = vars(held.item)
             if identity in self._deep or not identical(held.content, now):
                 yield from self._pairs(held.item, dict(held.content), now, OWN)
+        for variable, value in self._outside.values():
+            yield Pair(value, variable.value, variable.holder, variable.name, variable.path)
 
     def _pairs(
         self, module: nn.Module, before: dict[str, Any], now: dict[str, Any], ignored: Collection[str]
@@ -363,9 +352,9 @@ class ParameterWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[Snapshot]:
-    """Put the model and the generators back when the block ends, even by an error."""
-    snapshot = Snapshot(model)
+def preserved(model: nn.Module, outside: Iterable[Read] = ()) -> Iterator[Snapshot]:
+    """Put the model, the generators, and these variables back when the block ends, even by an error; see ``outside.restored``."""
+    snapshot = Snapshot(model, outside)
     try:
         yield snapshot
     finally:

@@ -124,3 +124,22 @@ def path_name(path: Path) -> str:
     text = "_".join(part.strip("_") for part in shown)
     text = "".join(letter if letter.isalnum() else "_" for letter in text)
     return text if text[:1].isalpha() else f"input_{text}".rstrip("_")
+
+
+def gives_tensors(result: Any) -> bool:
+    """Whether what a call returned holds a tensor."""
+    if isinstance(result, Tensor):
+        return True
+    if result is None or isinstance(result, bool | int | float | str | torch.dtype | torch.device):
+        return False
+    return bool(tensors_in(result))
+
+
+def contents_of(arguments: Any) -> tuple[int, ...]:
+    """Return the identities of what the objects among a call's arguments hold, to see whether the call changes them."""
+    args, kwargs = arguments
+    objects = [item for item in (*args, *kwargs.values()) if not isinstance(item, _PLAIN)]
+    return tuple(id(leaf) for _, leaf in walk(objects)) if objects else ()
+
+
+_PLAIN = (Tensor, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)

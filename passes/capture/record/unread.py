@@ -1,6 +1,6 @@
 """Containers that forward fills and does not read: what they hold is no part of the input kind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ def _only_filled(kind: type) -> type:
 _FILLED: Mapping[type, type] = {kind: _only_filled(kind) for kind in _WRITES}
 
 
-def added_unread(model: nn.Module, at: Read, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+def added_unread(
+    model: nn.Module, at: Read, args: tuple[Any, ...], kwargs: Mapping[str, Any], outside: Iterable[Read]
+) -> list[Any] | None:
     """Run a model with stand-ins in a container; return what is added, or None where forward reads it, or adds nothing alone.
 
     Args:
@@ -40,6 +42,7 @@ def added_unread(model: nn.Module, at: Read, args: tuple[Any, ...], kwargs: Mapp
         at: The attribute that holds the container.
         args: Positional arguments.
         kwargs: Keyword arguments.
+        outside: The variables outside of the model that its functions name; they are left as they were too.
 
     Returns:
         For a list the positions behind what it held, for a dictionary the keys.
@@ -52,7 +55,7 @@ def added_unread(model: nn.Module, at: Read, args: tuple[Any, ...], kwargs: Mapp
     fill: Callable[[Any, Any], None] = dict.update if kind is dict else list.extend
     filled = _FILLED[kind]()
     fill(filled, dict.fromkeys([*value, _STAND_IN], _STAND_IN) if kind is dict else [_STAND_IN])
-    with preserved(model), torch.enable_grad():
+    with preserved(model, outside), torch.enable_grad():
         setattr(at.holder, at.name, filled)
         try:
             model(*own_args, **own_kwargs)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.errors import CaptureError, DnifxWarning
 from dnifx.passes.capture import methods
-from dnifx.passes.capture.record.state import generators, seed
+from dnifx.passes.capture.record.generators import generators, seed
 
 Step = Callable[["Drawing", Tensor], Tensor]
 EXAMPLE = torch.linspace(-1, 1, 24).reshape(4, 6)

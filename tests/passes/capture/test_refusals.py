@@ -1,5 +1,6 @@
 """What capture refuses, in words: the reason first, then the remedy, then what each method met; short, and no blame."""
 
+import itertools
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ import dnifx
 from dnifx.errors import CaptureError, DnifxError
 from dnifx.passes.capture.refusals import Refused, no_method
 
-CALLS = {"now": 0}
+CALLS = itertools.count()
 """State that no module holds."""
 
 
@@ -46,8 +47,7 @@ class TensorHook(Base):
 
 class OutsideState(Base):
     def forward(self, x: Tensor) -> Any:
-        CALLS["now"] += 1
-        return super().forward(x) * CALLS["now"]
+        return super().forward(x) * next(CALLS)
 
 
 class Transform(Base):

@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 
 from dnifx.passes.capture.comparison import Outcome, compare, same
 from dnifx.passes.capture.record import functions
+from dnifx.passes.capture.record.generators import python_draws, seed
 from dnifx.passes.capture.record.hazards import error_line
 from dnifx.passes.capture.record.plan import Plan, ancestry, large_modules
-from dnifx.passes.capture.record.state import Snapshot, preserved, python_draws, seed
+from dnifx.passes.capture.record.state import Snapshot, preserved
 from dnifx.passes.capture.record.structure import path_name, tensors_in, variables_in, walk
 from dnifx.runtime.emitted import ops
 

@@ -2,6 +2,8 @@
 
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 
 from dnifx.errors import CaptureError
 from dnifx.passes.capture.comparison import Comparison, replay
+from dnifx.passes.capture.record.generators import python_draws, seed
+from dnifx.passes.capture.record.hazards import UnsafeForward
 from dnifx.passes.capture.record.recording import record
-from dnifx.passes.capture.record.state import python_draws, seed
 from tests.passes.capture.record.recorded import SizeBranch, Wrapped, kept, recorded, run
 
 
@@ -145,11 +148,25 @@ def test_a_cache_comes_back_in_its_own_type(open_paths: tuple[str, ...] | None) 
     assert torch.equal(second.keys[2], model(x)[1].keys[2])
 
 
+class GivesBack(Attention):
+    def forward(self, x: Tensor, cache: Cache) -> Any:
+        return super().forward(x, cache), cache
+
+
 def test_a_cache_goes_in() -> None:
     cache = Cache()
     cache.keys.append(torch.randn(2, 4))
-    recording = recorded(Attention(), torch.randn(2, 4), cache)
+    recording = recorded(GivesBack(), torch.randn(2, 4), cache)
     assert recording.signature.inputs == ("x", "cache_keys_0")
+    assert len(cache.keys) == 1
+
+
+def test_a_tensor_that_is_left_in_an_argument_alone_is_refused() -> None:
+    features: list[Tensor] = []
+    for filled in (Cache(), SimpleNamespace(keys=features)):
+        with pytest.raises(UnsafeForward, match="leaves a tensor in its argument 'cache_keys_0'"):
+            recorded(Attention(), torch.randn(2, 4), filled)
+    assert features == []
 
 
 @dataclass
