@@ -86,7 +86,13 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PAPER)
+QUICK = ("single", "sparse", "stale")
+"""Experiments whose interruption is tried in the default suite."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAPER]
+)
 def test_an_experiment_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = brief(name, **SMALL[name])
     whole = run(options)
