@@ -3,13 +3,12 @@
 Whatever imports torch is imported inside the function that needs it, so that a help text does not wait for torch.
 """
 
-import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,7 +18,11 @@ from rich.text import Text
 import dnifx
 from dnifx.errors import CutError, DnifxError, OptionError, nearest
 from dnifx.option_names import in_options
-from dnifx.zoo.recipes import RECIPES, Option, Recipe
+from dnifx.recipe_commands import STYLE, recipe_app
+from dnifx.zoo.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from dnifx.ir import Program
 
 MODEL_HELP = "A model of the zoo (`dnifx zoo` lists them), package.module:factory, or file.py:factory."
 CUTS_HELP = (
@@ -34,7 +37,10 @@ EveryHowMany = Annotated[list[str] | None, typer.Option("--every", "-e", metavar
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", "-i", metavar="SHAPE", help="An example input, as in 32x784, 4x128:int64 or mask=4x128:bool."
+        "--input",
+        "-i",
+        metavar="SHAPE",
+        help="An example input: 32x784, 4x128:int64, a tuple '(1x4x8,1x4x8)', or by its keyword, mask=4x128:bool.",
     ),
 ]
 Settings = Annotated[
@@ -53,6 +59,10 @@ InputModels = Annotated[
     typer.Option("--inputs", help="Synthetic input models, for a forward pass without locks: synthetic."),
 ]
 Classes = Annotated[int | None, typer.Option("--num-classes", help="The number of classes of the label.")]
+Code = Annotated[
+    Path | None,
+    typer.Option("--code", help="For --format svg: a model.py that `dnifx code --out` wrote; boxes link to it."),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file instead of the terminal.")]
 
 
@@ -65,14 +75,9 @@ class Format(StrEnum):
     JSON = "json"
 
 
-STYLE: dict[str, Any] = {
-    "no_args_is_help": True,
-    "add_completion": False,
-    "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
-}
 app = typer.Typer(
-    help="Cut any PyTorch module and put decoupled neural interfaces (synthetic gradients) on the cuts.", **STYLE
+    help="Cut any PyTorch module and put decoupled neural interfaces (synthetic gradients) on the cuts.",
+    **STYLE | {"add_completion": True},
 )
 
 
@@ -114,14 +119,22 @@ def show(
     num_classes: Classes = None,
     every: EveryHowMany = None,
     inputs: InputModels = None,
+    code: Code = None,
     meta: Annotated[bool, typer.Option("--meta", help="Build on the meta device, to look at a huge model.")] = False,
 ) -> None:
-    """Show a model's partitions, boundaries and estimators, and what each costs."""
-    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta)
-    if format is Format.RICH and out is None:
-        Console().print(net)
+    """Show a model's partitions, boundaries and estimators, and what each costs; without cuts, the model as it is."""
+    from dnifx.report.terminal import ProgramReport
+
+    if ":" in model and not (cuts or every):
+        program = _uncut(model, set, input, meta)
     else:
-        _write(_text(net, format), out)
+        program = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta).program
+    if format is Format.RICH and out is None:
+        Console().print(ProgramReport(program))
+        if not program.partitions:
+            Console().print("", "Not cut yet. Try --cuts 4, --cuts each, or the name of a module.", sep="\n")
+    else:
+        _write(_text(program, format, code), out)
 
 
 @app.command(epilog="Example: dnifx code fcn --cuts 2 --out my_fcn")
@@ -226,7 +239,7 @@ def train(context: typer.Context) -> None:
     recipe_app()(args=context.args or ["--help"], prog_name="dnifx train", standalone_mode=True)
 
 
-@app.command()
+@app.command(epilog="Example: dnifx zoo")
 def zoo() -> None:
     """List the models and the recipes of the zoo."""
     from dnifx.zoo import MODELS
@@ -236,66 +249,34 @@ def zoo() -> None:
     Console().print(_listing("model", models, "cuts"), "", _listing("recipe", recipes, "command"), sep="\n")
 
 
-def _text(net: "dnifx.DecoupledModule", format: Format) -> str:
+def _text(program: "Program", format: Format, code: Path | None) -> str:
     """Return what ``show`` writes to a file."""
+    from dnifx.api import picture
     from dnifx.report.dot import to_dot
     from dnifx.report.facts import as_dict
-    from dnifx.report.svg import to_svg
+    from dnifx.report.terminal import render
 
     match format:
         case Format.RICH:
-            return f"{net}\n"
+            return f"{render(program)}\n"
         case Format.JSON:
-            return json.dumps(as_dict(net.program), indent=2) + "\n"
+            return json.dumps(as_dict(program), indent=2) + "\n"
         case Format.DOT:
-            return to_dot(net.program)
+            return to_dot(program)
         case Format.SVG:
-            return to_svg(net.program)
+            return picture(program, code)
 
 
-def recipe_app() -> typer.Typer:
-    """Return a command line with one command for each recipe. Its options are those of the recipe."""
-    recipes = typer.Typer(**STYLE)
-    recipes.callback()(_recipes)
-    for recipe in RECIPES.values():
-        recipes.command(recipe.name, help=recipe.summary)(recipe_command(recipe))
-    return recipes
+def _uncut(name: str, settings: list[str] | None, inputs: list[str] | None, meta: bool) -> "Program":
+    """Capture and measure a model that nothing cuts."""
+    from dnifx.loading import load_model
+    from dnifx.passes.capture.capture import CaptureGraph
+    from dnifx.passes.measure import MeasureNodes
+    from dnifx.passes.pipeline import run_passes
 
-
-def _recipes() -> None:
-    """Train a recipe of the zoo."""
-
-
-def recipe_command(recipe: Recipe[Any]) -> Callable[..., None]:
-    """Return a function that runs a recipe. Its signature tells typer the recipe's options."""
-
-    def command(**values: Any) -> None:
-        given = {name: value for name, value in values.items() if value is not None}
-        recipe.run(recipe.read(given), Console())
-
-    parameters = [
-        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(option))
-        for option in recipe.parameters
-    ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
-
-
-def _annotation(option: Option) -> Any:
-    """Describe one option to typer. The option itself reads the values, so that errors are the same everywhere."""
-    kind: Any = option.kind if option.kind in (bool, int, float, Path) and not option.many else str
-    flag = f"{option.flag}/--no-{option.flag[2:]}" if kind is bool else option.flag
-    words = f"[{'|'.join(option.choices)}]" if option.choices else None
-    return Annotated[kind | None, typer.Option(flag, help=_option_help(option), metavar=words)]
-
-
-def _option_help(option: Option) -> str:
-    """Return what an option is, and its default."""
-    if option.default is None:
-        return option.help
-    default = ",".join(map(str, option.default)) if option.many else str(option.default)
-    return f"{option.help} (default: {default or 'none'})"
+    loaded = load_model(name, settings or (), inputs or (), meta)
+    given = dnifx.ir.Program(loaded.model, loaded.args, dict(loaded.kwargs))
+    return run_passes(given, (CaptureGraph(), MeasureNodes()))
 
 
 def _decoupled(

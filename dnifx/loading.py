@@ -77,24 +77,45 @@ def read_setting(text: str) -> tuple[str, Any]:
     return name, _literal(value)
 
 
-def read_input(text: str, device: torch.device | None = None) -> tuple[str | None, Tensor]:
-    """Make an example input from ``32x784``, ``4x128:int64`` or, for a keyword argument, ``mask=4x128:bool``.
+def read_input(text: str, device: torch.device | None = None) -> tuple[str | None, Any]:
+    """Make an example input from ``32x784``, ``4x128:int64``, a tuple ``(1x4x8,1x4x8)`` or, by its keyword, ``mask=4x128:bool``.
 
     Floating-point inputs are normal random numbers with a fixed seed. Integers are 0, booleans are true.
 
     Returns:
-        The argument's keyword, or None, and the tensor.
+        The argument's keyword, or None, and the tensor or tuple.
     """
-    head, equals, tail = text.rpartition("=")
-    sizes, _, kind = tail.partition(":")
+    head, equals, tail = text.partition("=")
+    value = _read_value(tail if equals else head, text, device)
+    return (head if equals else None), value
+
+
+def _read_value(text: str, whole: str, device: torch.device | None) -> Any:
+    """Make a tensor from its sizes and dtype, or a tuple of what stands in brackets."""
+    text = text.strip()
+    if text.startswith("(") and text.endswith(")"):
+        return tuple(_read_value(each, whole, device) for each in _split(text[1:-1]))
+    sizes, _, kind = text.partition(":")
     dtype = getattr(torch, kind or "float32", None)
     shape = sizes.lower().split("x") if sizes else []
     if not isinstance(dtype, torch.dtype) or not all(size.isdecimal() for size in shape):
         raise OptionError(
-            f"--input {text}: expected sizes separated by x, then a colon and a torch dtype if it is not float32; "
-            "write --input 32x784, --input 4x128:int64 or, for a keyword argument, --input mask=4x128:bool"
+            f"--input {whole}: expected sizes separated by x, then a colon and a torch dtype if it is not float32; write --input 32x784, "
+            "--input 4x128:int64, a tuple --input '(1x4x8,1x4x8)' or, for a keyword argument, --input mask=4x128:bool"
         )
-    return (head if equals else None), _example([int(size) for size in shape], dtype, device)
+    return _example([int(size) for size in shape], dtype, device)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand in no brackets; a comma at the end adds nothing."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts if parts[-1].strip() else parts[:-1]
 
 
 def read_cuts(texts: Iterable[str]) -> Cuts | None:

@@ -25,8 +25,20 @@ LINKS = {"passes": "dnifx.passes", "zoo": "dnifx.zoo"}
 
 LAYERS = {
     "dnifx": (
-        *("errors", "ir", "engines", "runtime", "estimators", "schedules", "report"),
-        *("requests", "passes", "api", "", "adapters", "zoo", "option_names", "loading", "cli", "__main__"),
+        *("errors", "units", "ir", "engines", "runtime", "estimators", "schedules", "report"),
+        *(
+            "requests",
+            "passes",
+            "api",
+            "",
+            "adapters",
+            "zoo",
+            "recipe_commands",
+            "option_names",
+            "loading",
+            "cli",
+            "__main__",
+        ),
     ),
     "dnifx.passes": (
         *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "measure", "cuts", "insert"),

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from dnifx.ir import Partition, Program, count_parameters, module_path
 from dnifx.report.facts import common_path, operations
-from dnifx.report.units import plural, quantity, shorten
+from dnifx.units import plural, quantity, shorten
 
 LONGEST = 40
 """Most characters of a name; the middle of a longer one is left out."""

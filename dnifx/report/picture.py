@@ -9,7 +9,7 @@ from torch import fx
 from dnifx.ir import Partition, Program, Recurrence, count_parameters
 from dnifx.report.boxes import LONGEST, groups_of, is_plain, made, value_name
 from dnifx.report.facts import BoundaryFacts, ProgramFacts, program_facts, value_facts
-from dnifx.report.units import percent, plural, quantity, shorten
+from dnifx.units import percent, plural, quantity, shorten
 
 INPUTS = -1
 """The band of the model's inputs, before the first partition."""

@@ -14,7 +14,7 @@ from dnifx.errors import visible
 from dnifx.ir import BAR as PERIOD_BAR
 from dnifx.ir import Program
 from dnifx.report.facts import BoundaryFacts, PartitionFacts, ProgramFacts, ValueFacts, common_path, program_facts
-from dnifx.report.units import byte_size, percent, plural, quantity, share_bar
+from dnifx.units import byte_size, percent, plural, quantity, share_bar
 
 BAR = 8
 """Width of the bar that shows a partition's share of the cost, in characters."""

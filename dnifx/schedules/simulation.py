@@ -16,6 +16,7 @@ from dnifx.schedules.drawing import device_of, needs_over_ranks
 from dnifx.schedules.language import unplaced
 from dnifx.schedules.locking import Lock
 from dnifx.schedules.validation import validate
+from dnifx.units import quantity
 
 _PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE, Kind.SEND_VALUES, Kind.RECEIVE_VALUES})
 _ARRIVING = frozenset({Kind.TARGET, Kind.FIT})
@@ -103,7 +104,8 @@ class Simulation:
         table = Table("device", Column("idle", justify="right"), Column("peak activations", justify="right"))
         for device, idle in self.bubble.items():
             table.add_row(device, f"{idle:.1%}", decimal(self.peak_bytes[device]))
-        head = f"{self.name}: {self.steps} step{'s' if self.steps > 1 else ''} in {self.makespan:.4g} {self.unit}"
+        time = quantity(self.makespan, "FLOP") if self.unit == "flop" else f"{self.makespan:.4g} {self.unit}"
+        head = f"{self.name}: {self.steps} step{'s' if self.steps > 1 else ''} in {time}"
         total = sum(self.waits.values())
         waits = ", ".join(f"{lock} {self.waits[lock] / total:.0%}" for lock in Lock if self.waits[lock] > 0)
         foot = f"waiting on the critical path, by lock: {waits}" if waits else "no lock holds up the critical path"

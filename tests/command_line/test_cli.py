@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import dnifx.cli
-from dnifx.cli import main, recipe_command
+import dnifx.recipe_commands
+from dnifx.cli import main
 from dnifx.errors import OptionError
 from dnifx.estimators import Synthetic
 from dnifx.ir import Edge, Recurrent
@@ -29,6 +29,7 @@ from dnifx.loading import (
     read_input,
     read_setting,
 )
+from dnifx.recipe_commands import recipe_command
 from dnifx.zoo import MODELS
 from dnifx.zoo.recipes import RECIPES, Recipe, option
 
@@ -122,7 +123,25 @@ def test_wrong_cut_lists_the_nearest_without_a_traceback(capsys: pytest.CaptureF
 
 
 def test_no_cuts_names_some(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'first', 'second', 'head'" in run(["show", f"{model_file}:called"], capsys, 2)
+    assert "'first', 'second', 'head'" in run(["code", f"{model_file}:called"], capsys, 2)
+
+
+def test_a_model_is_shown_before_it_is_cut(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(["show", f"{model_file}:called"], capsys)
+    assert text.startswith("Net  ")
+    assert "--cuts each" in text
+    for kind, begin in (("svg", "<svg"), ("json", "{"), ("dot", "digraph")):
+        assert run(["show", f"{model_file}:called", "-f", kind], capsys).startswith(begin)
+
+
+def test_a_picture_links_to_a_folders_code(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = [f"{model_file}:called", "--cuts", "first"]
+    folder = model_file.parent / "package"
+    for words in ([], ["--overwrite"]):
+        assert "wrote" in run(["code", *base, "--out", str(folder), *words], capsys)
+    assert "--overwrite" in run(["code", *base, "--out", str(folder)], capsys, 2)
+    text = run(["show", *base, "-f", "svg", "--code", str(folder / "model.py")], capsys)
+    assert "model.py#L" in text
 
 
 def test_code_prints_plain_python_and_writes_a_package(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +294,7 @@ def test_train_gives_the_recipe_its_options(
         seen.append(options)
 
     recipe = Recipe("few", "for a test", Few, take, {"fixed": "yes"})
-    monkeypatch.setattr(dnifx.cli, "RECIPES", {"few": recipe})
+    monkeypatch.setattr(dnifx.recipe_commands, "RECIPES", {"few": recipe})
     run(["train", "few", *words], capsys)
     assert seen == [expected]
 
@@ -286,7 +305,9 @@ def test_train_refuses_what_the_recipe_does_not_take(
     def take(options: Few, console: Console) -> None:
         raise AssertionError("it ran")
 
-    monkeypatch.setattr(dnifx.cli, "RECIPES", {"few": Recipe("few", "for a test", Few, take, {"fixed": "yes"})})
+    monkeypatch.setattr(
+        dnifx.recipe_commands, "RECIPES", {"few": Recipe("few", "for a test", Few, take, {"fixed": "yes"})}
+    )
     assert "OptionError" in run(["train", "few", "--variants", "c"], capsys, 2)
     assert "--fixed" in run(["train", "few", "--fixed", "no"], capsys, 2)
     assert "fw" in run(["train", "fw"], capsys, 2)
@@ -344,6 +365,7 @@ def test_meta_model_takes_no_memory(model_file: Path) -> None:
         ("my_model:ready", ["width=3"], ["5x6"], "takes no settings"),
         ("my_model:Net", ["width"], ["5x6"], "expected NAME=VALUE"),
         ("my_model:Net", [], ["5y6"], "--input 5y6: expected sizes"),
+        ("my_model:Net", [], ["(5x6,axb)"], "axb.*: expected sizes"),
         ("my_model:Net", [], ["5x6:int65"], "--input 5x6:int65: expected sizes"),
     ],
 )
@@ -368,6 +390,9 @@ def test_inputs_are_read() -> None:
     assert torch.equal(read_input("3x4")[1], read_input("3X4")[1])
     assert read_input("3:float64")[1].std() > 0
     assert read_input(":int64")[1].shape == ()
+    key, pair = read_input("state=(1x4x8,(2:int64, 3x3),)")
+    assert (key, pair[0].shape, pair[1][0].dtype, pair[1][1].shape) == ("state", (1, 4, 8), torch.int64, (3, 3))
+    assert read_input("(2x3,)")[1][0].shape == (2, 3)
 
 
 @pytest.mark.parametrize(

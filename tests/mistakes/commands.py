@@ -41,7 +41,7 @@ MISTAKES: Mapping[str, Callable[[], object]] = dict(
     command(words)
     for words in (
         "show fnc",
-        "show torch.nn:Identity -i 2x3",
+        "code torch.nn:Identity -i 2x3",
         "show fcn --cuts hiden.*",
         "show fcn --cuts 99",
         "show nowhere:make",

@@ -12,7 +12,7 @@ import dnifx
 from dnifx.ir import Capture, Kept, Program, count_parameters
 from dnifx.report.facts import as_dict, program_facts
 from dnifx.report.terminal import SHOWN, ProgramReport, render
-from dnifx.report.units import byte_size, percent, plural, quantity, share_bar, shorten
+from dnifx.units import byte_size, percent, plural, quantity, share_bar, shorten
 from tests.report.report_programs import Chain, branches, chain, program_of
 
 

@@ -67,6 +67,8 @@ class Option:
 
     def _one(self, value: Any) -> Any:
         try:
+            if self.kind is int and isinstance(value, float) and not value.is_integer():
+                raise ValueError(value)
             read = self._bool(value) if self.kind is bool else self.kind(value)
         except (TypeError, ValueError) as error:
             raise OptionError(
