@@ -28,6 +28,23 @@ class Exact:
     Raises:
         EstimatorError: The boundary is no cut in time, or entries of the state mix; the text names the operation.
 
+    Example:
+        >>> import torch, dnifx
+        >>> from dnifx.zoo.diagonal_cells import MinGRUCell
+        >>> x, zero, cell = torch.randn(9, 5, 2), torch.zeros(5, 4), MinGRUCell(2, 4, 1)
+        >>> net = dnifx.decouple(cell, dnifx.Recurrent("state", "1"), args=(x[0], zero), gradient="exact")
+        >>> state = zero
+        >>> for step in x:
+        ...     y, state = net(step, state)
+        ...     y.square().sum().backward()
+        >>> state, total = zero, 0.0
+        >>> for step in x:
+        ...     y, state = cell(step, state)
+        ...     total = total + y.square().sum()
+        >>> (whole,) = torch.autograd.grad(total, cell.gate.weight)
+        >>> torch.allclose(cell.gate.weight.grad, whole, atol=1e-5)
+        True
+
     References:
         Williams & Zipser 1989, "A Learning Algorithm for Continually Running Fully Recurrent Neural Networks". Zucchet et al. 2023,
         "Online learning of long-range dependencies" (arXiv 2305.15947), for states that change entry by entry.

@@ -263,7 +263,7 @@ def home_of(
     if bool((highest > lowest).any()):
         return None
     found = lowest[plane.labels[1:]]
-    return torch.where(found == count, 0, found).view(parameter.shape)
+    return torch.where(found == count, 0, found).view(parameter.shape).to(parameter.device)
 
 
 def example_dim(program: Program, name: str, value: Any, each: Recurrence, states: Sequence[Tensor]) -> int | None:

@@ -1,4 +1,4 @@
-"""The delayed cue: truncated backpropagation against synthetic gradients."""
+"""The delayed cue: truncated backpropagation against synthetic gradients and, where there is one, the exact gradient."""
 
 import statistics
 from dataclasses import asdict, dataclass
@@ -10,14 +10,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dnifx
-from dnifx.zoo.delayed_cue import DelayedCue, learn
+from dnifx.zoo.delayed_cue import CueCells, CueNetwork, DelayedCue, learn
 from dnifx.zoo.recipes.checks import check_least
 from dnifx.zoo.recipes.machine import versions
 from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import empty_table, report, write_files
-from dnifx.zoo.recipes.sequence_options import Cue
+from dnifx.zoo.recipes.sequence_options import CUE_NAMES, Cue
 
 LAST = 40
 """Number of episodes over which the share of right answers is averaged."""
@@ -33,7 +33,8 @@ class CueResults:
     versions: dict[str, str]
 
     def __rich__(self) -> Table:
-        table = empty_table("Delayed cue, delay of 4 windows", ("variant", "right at the end", "by seed"))
+        delay = self.options["windows"] - 1
+        table = empty_table(f"Delayed cue, delay of {delay} windows", ("variant", "right at the end", "by seed"))
         for name, runs in self.right.items():
             ends = [statistics.fmean(run[-LAST:]) for run in runs]
             table.add_row(name, f"{statistics.fmean(ends):.3f}", ", ".join(f"{end:.3f}" for end in ends))
@@ -48,7 +49,7 @@ class CueResults:
         return write_files(folder, asdict(self), self._draw, indent=None)
 
     def _draw(self, path: Path) -> None:
-        with picture(path, "A cue that is asked for four windows later", (7, 4)) as figure:
+        with picture(path, f"A cue that is asked for {self.options['windows'] - 1} windows later", (7, 4)) as figure:
             axes = figure.subplots()
             for index, (name, runs) in enumerate(self.right.items()):
                 for number, each in enumerate(runs):
@@ -63,7 +64,7 @@ class CueResults:
 
 
 def run(options: Cue, console: Console | None = None) -> CueResults:
-    """Train both variants from every seed.
+    """Train all variants from every seed.
 
     Args:
         options: What to train.
@@ -73,16 +74,18 @@ def run(options: Cue, console: Console | None = None) -> CueResults:
         OptionError: An option is out of its range, or ``options.out`` cannot be written to.
     """
     console = console or Console(quiet=True)
-    check_least(options, dict.fromkeys(("unroll", "batch", "episodes", "seeds"), 1))
+    check_least(options, dict.fromkeys(("unroll", "batch", "episodes", "seeds"), 1) | {"windows": 2})
     prepare(options.out)
-    task = DelayedCue(options.unroll, options.batch)
-    variants = {"truncated BPTT": "zero", "DNI": dnifx.estimators.SyntheticState(hidden=0)}
+    task = DelayedCue(options.unroll, options.batch, options.windows)
+    gradients = {"truncated": "zero", "dni": dnifx.estimators.SyntheticState(hidden=0), "exact": "exact"}
+    network: type[CueNetwork | CueCells] = CueCells if options.network == "mingru" else CueNetwork
     right: dict[str, tuple[list[float], ...]] = {}
     with Progress(console=console) as progress:
-        for name, gradient in variants.items():
+        for variant in options.variants:
+            name, gradient = CUE_NAMES[variant], gradients[variant]
             seeds = range(options.seed, options.seed + options.seeds)
             each = progress.track(seeds, description=name)
-            right[name] = tuple(learn(gradient, seed, options.episodes, task) for seed in each)
+            right[name] = tuple(learn(gradient, seed, options.episodes, task, network, options.lr) for seed in each)
     results = CueResults(RECIPES["delayed-cue"].command(options), asdict(options), right, dict(versions()))
     report(results, options.out, console)
     return results

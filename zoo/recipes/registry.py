@@ -90,7 +90,7 @@ _ALL: tuple[Recipe[Any], ...] = (
     _sequence("charlm", "A character model: bits per character of tiny Shakespeare, or of any text."),
     Recipe(
         "delayed-cue",
-        "A cue that is asked for beyond the window: truncated BPTT against DNI.",
+        "A cue that is asked for beyond the window: truncated BPTT against DNI and exact gradients.",
         Cue,
         _run_of("delayed_cue"),
     ),

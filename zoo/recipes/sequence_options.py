@@ -33,13 +33,23 @@ class Sequences:
     )
 
 
+CUE_NAMES = {"truncated": "truncated BPTT", "dni": "DNI", "exact": "exact"}
+"""The names in tables of the ways to train on the delayed cue."""
+
+
 @dataclass(frozen=True)
 class Cue:
     """Options of the recipe ``delayed-cue``."""
 
-    unroll: int = option(3, "Steps of a window. The question comes four windows after the cue.")
+    variants: tuple[str, ...] = option(
+        ("truncated", "dni"), "Ways to train, one or more; exact is for mingru.", CUE_NAMES
+    )
+    network: str = option("lstm", "Network; the state of mingru changes entry by entry.", ("lstm", "mingru"))
+    windows: int = option(5, "Windows of an episode. The first shows the cue, and the last asks for it.")
+    unroll: int = option(3, "Steps of a window.")
     batch: int = option(64, "Episodes in parallel.")
-    episodes: int = option(3000, "Episodes to train on. Each has five windows.")
+    episodes: int = option(3000, "Episodes to train on.")
+    lr: float = option(3e-3, "Learning rate of Adam at first.")
     seeds: int = option(3, "Runs of each variant.")
     seed: int = option(0, "The first seed. The other runs count up from it.")
     out: Path | None = option(None, "Folder for results and curves.")  # noqa: RUF009

@@ -22,6 +22,7 @@ from torch.func import functional_call, jacrev, vjp, vmap
 from dnifx.errors import InputError
 from dnifx.runtime.emitted.compiling import outside_graphs
 from dnifx.runtime.emitted.derivatives import differentiable_once
+from dnifx.runtime.emitted.ops import held
 from dnifx.runtime.emitted.windows import without_rows
 
 uncompiled = outside_graphs("a trace differentiates the next state")
@@ -69,7 +70,7 @@ class TraceRule:
 
     def weights(self) -> list[Tensor]:
         """Return the parameters as they are now."""
-        return [self.function.get_parameter(path) for path in self.parameters]
+        return [held(self.function, *path.split(".")) for path in self.parameters]
 
     def next_state(
         self, values: Sequence[Tensor], reads: Sequence[Any], weights: dict[str, Tensor] | None = None
