@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dnifx.errors import CaptureError, InputError, LossError, OptionError
 
@@ -14,10 +16,22 @@ def check_request(model: Any, args: Any, kwargs: Any, loss: Any, every: Any, cal
 
     Raises:
         CaptureError: The model is no module.
-        InputError: The example inputs are no tuple and no mapping.
+        InputError: The example inputs are no tuple and no mapping, or nothing can be differentiated here.
         LossError: The loss cannot be called with an output and a target.
         OptionError: ``every`` is no mapping, or ``callback`` cannot be called.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "dnifx.decouple is called under torch.inference_mode(), where nothing can be differentiated: call it outside, or under "
+            "torch.no_grad()"
+        )
+    named = model.named_parameters() if isinstance(model, nn.Module) else ()
+    held = [name for name, each in named if not is_lazy(each) and each.is_inference()]
+    if held:
+        raise CaptureError(
+            f"the parameter {held[0]!r} was made under torch.inference_mode(), and cannot be trained: make the model outside, or put a "
+            "clone in its place"
+        )
     if not isinstance(model, nn.Module):
         hint = f"; make one first: {model.__name__}(...)" if inspect.isclass(model) else ""
         raise CaptureError(f"model= is {described(model)}; decouple takes an nn.Module{hint}")

@@ -17,10 +17,10 @@ from dnifx.ir import Boundary
 from dnifx.runtime.emitted.ends import tell_losses
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
-from dnifx.runtime.net.arguments import model_keywords
+from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.labels import Labels, check_examples
-from dnifx.runtime.net.refused_inputs import explaining
+from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.stand_in import StandIn
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.net.undo import Undo
@@ -98,12 +98,15 @@ class DecoupledModule(StandIn):
             named["context"] = context
         if reset is not None and not self.recurrences:
             named["reset"] = reset
-        if target is not None and not (self.foresees or self.compares):
+        bare = self.straight or not torch.is_grad_enabled()
+        own = self.foresees or self.compares
+        if target is not None and (
+            not own or (bare and "target" not in (kwargs or {}) and takes(self.original, "target"))
+        ):
             named["target"] = target
         kwargs = model_keywords(named, kwargs)
         blind = self.blind()
         refuse_elsewhere(self)
-        bare = self.straight or not torch.is_grad_enabled()
         if bare or ((self.imagines or self.foresees or self.compares or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
@@ -128,7 +131,7 @@ class DecoupledModule(StandIn):
             features = self.program.context.features
             if isinstance(features, Labels) and not torch.compiler.is_compiling():
                 features.check(context)
-                check_examples(context, tuple(pytree.tree_leaves((args, kwargs))))
+                check_examples(context, tuple(pytree.tree_leaves((args, kwargs))), self.program)
             seen = (context if self.program.context.classes is not None else self.program.context.features(context),)
         if self.compares:
             if target is None:
@@ -179,6 +182,8 @@ class DecoupledModule(StandIn):
         """
         for input_kind in self.whole.matching(args, kwargs):
             inputs = (*input_kind.signature.flatten(args, kwargs), *seen)
+            if self.training and not torch.compiler.is_compiling():
+                refuse_inputs(input_kind.program, input_kind.signature.inputs, inputs)
             if not input_kind.guarded and torch.compiler.is_compiling():
                 return self.answer(input_kind, inputs, target)
             if not input_kind.guarded:

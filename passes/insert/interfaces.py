@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
 
 from dnifx.errors import ContextError, DnifxError, EstimatorError, InputError, nearest
 from dnifx.estimators import (
@@ -295,7 +297,7 @@ def build(factory: Callable[[Spec], nn.Module], spec: Spec, option: str = "gradi
     if isinstance(factory, type) and not issubclass(factory, nn.Module):
         remedy = f"give an instance, {shown}(), not the class"
     try:
-        made = factory(spec)
+        made: nn.Module = factory(spec)
     except DnifxError:
         raise
     except Exception as error:
@@ -305,6 +307,11 @@ def build(factory: Callable[[Spec], nn.Module], spec: Spec, option: str = "gradi
     if not isinstance(made, nn.Module):
         raise EstimatorError(
             f"{option}=: the factory {shown} returned {type(made).__name__} for boundary {spec.name!r}; {remedy}"
+        )
+    if any(map(is_lazy, chain(made.parameters(), made.buffers()))):
+        raise EstimatorError(
+            f"{option}=: the factory {shown} returned a lazy module for boundary {spec.name!r}, which has no weights before its first "
+            "call; make its layers with the sizes in spec.values"
         )
     return made.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
 
@@ -344,7 +351,10 @@ def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) 
         for module, flag in flags:
             module.training = flag
     found = "one tensor" if isinstance(answer, Tensor) else type(answer).__name__
-    shapes = [tuple(item.shape) for item in answer] if isinstance(answer, tuple) else found
+    whole = isinstance(answer, tuple) and all(isinstance(item, Tensor) for item in answer)
+    if isinstance(answer, tuple) and not whole:
+        found = f"a tuple of {', '.join(type(item).__name__ for item in answer)}"
+    shapes = [tuple(item.shape) for item in answer] if whole else found
     expected = [value.shape for value in spec.values]
     expected += [expected[0][:1]] if interface.needs_loss else []
     if shapes != expected:

@@ -6,6 +6,8 @@ from typing import Any
 
 def as_written(factory: Any) -> str:
     """Return a factory, or one of its options, as a user would write it: with the first option and all that are not defaults."""
+    if isinstance(factory, type):
+        return factory.__name__
     if not is_dataclass(factory):
         return str(getattr(factory, "__name__", type(factory).__name__)) if callable(factory) else repr(factory)
     options = ", ".join(

@@ -20,6 +20,19 @@ def number(_: Any = None) -> None:
     raise ArithmeticError("no such number")
 
 
+def inside(function: Callable[[], object]) -> object:
+    with torch.inference_mode():
+        return function()
+
+
+class Lazy(nn.Module):
+    """An estimator without weights before its first call."""
+
+    def __init__(self, spec: estimators.BoundarySpec) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(spec.values[0].shape[-1])
+
+
 ZEROS = (X, torch.zeros(1, 8, 4))
 
 MISTAKES: Mapping[str, Callable[[], object]] = {
@@ -80,6 +93,10 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
     "a negative width": lambda: decouple(gradient=estimators.Synthetic(width=-1)),
     "an estimator that answers with a tensor": lambda: decouple(gradient=answering(lambda v, w: v * w)),
     "an estimator that answers with None": lambda: decouple(gradient=answering(lambda v, w: None)),
+    "an estimator that answers with a tuple of None": lambda: decouple(gradient=answering(lambda v, w: (None,))),
+    "an estimator with lazy layers": lambda: decouple(gradient=Lazy),
+    "`dnifx.decouple` under inference mode": lambda: inside(decouple),
+    "a model that was made under inference mode": lambda: decouple(module=inside(model)),
     "an estimator that answers with a list": lambda: decouple(gradient=answering(lambda v, w: [v * w])),
     "an answer of another shape": lambda: decouple(gradient=answering(lambda v, w: (v[:, :2] * w,))),
     "an answer that is a mean": lambda: decouple(gradient=answering(lambda v, w: (v.mean(0, keepdim=True) * w,))),

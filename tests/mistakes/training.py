@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 import dnifx
 from tests.mistakes.nets import X, Y, decouple, four_steps, model, second_step, sgd, step, trainer, windows
@@ -15,6 +15,17 @@ NAN = float("nan")
 def in_inference_mode() -> torch.Tensor:
     with torch.inference_mode():
         return torch.randn(8, 6)
+
+
+def step_in_inference_mode() -> object:
+    made = trainer()
+    with torch.inference_mode():
+        return made.step(X, target=Y)
+
+
+def stepped(scheduler: Callable[[torch.optim.Optimizer], object], metric: object = None) -> object:
+    made = trainer(given={"lr_scheduler": scheduler})
+    return [made.step(X, target=Y, metric=metric) for _ in range(3)]
 
 
 def made_already() -> torch.optim.Optimizer:
@@ -39,6 +50,13 @@ TRAINER: Mapping[str, Callable[[], object]] = {
     "`clip=0`": lambda: trainer(given={"clip": 0}),
     "`accumulate=0`": lambda: trainer(given={"accumulate": 0}),
     "`lag=-1`": lambda: trainer(given={"lag": -1}),
+    "a number as a scaler": lambda: trainer(given={"scaler": 1024.0}),
+    "`autocast=True`": lambda: trainer(given={"autocast": True}),
+    "a scaler of parameters in float16": lambda: trainer(
+        module=model().half(), args=(X.half(),), given={"scaler": torch.amp.GradScaler("cpu")}
+    ),
+    "a scheduler of too few steps": lambda: stepped(lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=1)),
+    "a metric that is no number": lambda: stepped(ReduceLROnPlateau, metric="good"),
     "an unknown word for replicas": lambda: trainer(given={"replicas": "mean"}),
 }
 
@@ -69,6 +87,7 @@ STEPS: Mapping[str, Callable[[], object]] = {
     "an input of another dtype": lambda: step(X.half()),
     "an input on another device": lambda: step(X.to("meta")),
     "an input from inference mode": lambda: step(in_inference_mode()),
+    "a step under inference mode": step_in_inference_mode,
     "an input that is NaN": lambda: step(X * NAN),
     "an empty batch": lambda: second_step(X[:0], Y[:0]),
     "a target of another batch": lambda: step(target=Y[:3]),
@@ -102,6 +121,15 @@ STEPS: Mapping[str, Callable[[], object]] = {
     "a state of another number of examples": lambda: windows().step(X, torch.zeros(1, 3, 4), target=Y),
     "the net without its context": lambda: decouple(context="label", num_classes=3)(X),
     "the net with a label beyond its classes": lambda: decouple(context="label", num_classes=2)(X, context=Y),
+    "one-hot labels as the context": lambda: decouple(context="label", num_classes=3)(X, context=F.one_hot(Y, 3)),
+    "labels as a column": lambda: step(
+        context="label",
+        num_classes=3,
+        loss=lambda output, target: F.cross_entropy(output, target[:, 0]),
+        target=Y[:, None],
+    ),
+    "the net with an empty batch": lambda: decouple()(X[:0]),
+    "the net with an input from inference mode": lambda: decouple()(in_inference_mode()),
     "the net with too many inputs": lambda: decouple()(X, X),
     "the net with an input of another width": lambda: decouple()(X[:, :5]),
     "the net with an input of another dtype": lambda: decouple()(X.double()),

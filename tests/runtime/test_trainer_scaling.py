@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -308,6 +309,18 @@ def test_parameters_in_half_precision_are_refused() -> None:
     )
     with pytest.raises(OptimizerError, match="parameters in float16"):
         net.trainer(sgd, scaler=scaler(4.0))
+
+
+def test_a_trainer_in_half_precision_can_be_pickled_and_copied() -> None:
+    net = net_of("synthetic", reduction="mean")
+    trainer = net.trainer(torch.optim.Adam, autocast=torch.float16, scaler=scaler(4.0))
+    trainer.step(X, target=Y)
+    for other in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer)):
+        fresh = copy.deepcopy(trainer)
+        for each in (other, fresh):
+            torch.manual_seed(0)
+            each.step(X, target=Y)
+        assert same(other.net, fresh.net)
 
 
 def test_a_scaler_that_is_off_scales_nothing() -> None:

@@ -11,7 +11,7 @@ from dnifx.runtime.emitted.loss_scale import Factor
 
 def example_weight(examples: int, mean: bool = True) -> float:
     """Return the weight of one example in the loss: 1/n for a mean over n examples, 1 for a sum."""
-    return 1.0 / examples if mean else 1.0
+    return 1.0 / max(examples, 1) if mean else 1.0
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dnifx.errors import ContextError
+from dnifx.ir import Program
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,15 @@ class Labels:
             )
 
 
-def check_examples(label: Any, inputs: tuple[Any, ...]) -> None:
-    """Raise ContextError where a context has another number of examples than any of the inputs."""
+def check_examples(label: Any, inputs: tuple[Any, ...], program: Program) -> None:
+    """Raise ContextError where a context has another number of examples than any of the inputs, or labels have too many dimensions."""
+    values = [len(spec.shape) for boundary in program.boundaries for spec in boundary.specs]
+    labels = program.context is not None and isinstance(program.context.features, Labels) and isinstance(label, Tensor)
+    if labels and values and label.dim() >= max(values):
+        raise ContextError(
+            f"context='label' got a tensor {list(label.shape)}, and the values at the boundaries have up to {max(values)} dimensions: give "
+            "one class index an example, [batch], or one a token or pixel. One-hot labels become indices by label.argmax(-1)"
+        )
     sizes = {size for value in inputs if isinstance(value, Tensor) for size in value.shape}
     if isinstance(label, Tensor) and label.dim() and sizes and label.size(0) not in sizes:
         raise ContextError(

@@ -177,14 +177,23 @@ def advance(schedulers: Iterable[LRScheduler], metric: Any = None) -> None:
     Args:
         schedulers: The schedulers.
         metric: What a scheduler that follows a measurement is stepped with (``ReduceLROnPlateau``); it waits where there is none.
+
+    Raises:
+        OptimizerError: One fails.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(Detected call of `lr_scheduler.step|Seems like `optimizer.step)")
         for scheduler in schedulers:
-            if not follows_metric(scheduler):
-                scheduler.step()
-            elif metric is not None:
-                scheduler.step(metric)
+            try:
+                if not follows_metric(scheduler):
+                    scheduler.step()
+                elif metric is not None:
+                    scheduler.step(metric)
+            except (TypeError, ValueError) as error:
+                raise OptimizerError(
+                    f"lr_scheduler= failed in the step of {type(scheduler).__name__}: {type(error).__name__}: {error}. The updates of this "
+                    "step are made. Give a scheduler for as many steps as are trained, and a number as metric="
+                ) from error
 
 
 def follows_metric(scheduler: LRScheduler) -> bool:

@@ -197,7 +197,7 @@ class TrainedPart:
             inputs = input_kind.signature.flatten(args, kwargs)
             refuse_inputs(input_kind.program, input_kind.signature.inputs, inputs)
             if self.program.context is not None:
-                check_examples(context, inputs)
+                check_examples(context, inputs, input_kind.program)
             if not input_kind.numbers_hold(inputs):
                 continue
             written = (inputs[position] for position in input_kind.written)

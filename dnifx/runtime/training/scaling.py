@@ -1,6 +1,7 @@
 """Half precision in a trainer: what runs under autocast, and a scaler that keeps small gradients from vanishing."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,6 +75,20 @@ class InAutocast(nn.Module):
         return self.cast(self.module.__call__)(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class UnderAutocast:
+    """A function under autocast; unlike one that torch decorates, it can be pickled."""
+
+    function: Callable[..., Any]
+    dtype: torch.dtype
+    device: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        with torch.autocast(self.device, self.dtype):
+            return self.function(*args, **kwargs)
+
+
 class Autocast:
     """Lets functions run under autocast; backward passes and updates are outside it.
 
@@ -91,7 +106,7 @@ class Autocast:
             return function
         if isinstance(function, nn.Module):
             return InAutocast(function, self)
-        return torch.autocast(self.device.type, self.dtype)(function)
+        return UnderAutocast(function, self.dtype, self.device.type)
 
 
 def device_of(net: nn.Module) -> torch.device:

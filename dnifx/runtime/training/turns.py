@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from dnifx.errors import StateError
+import torch
+
+from dnifx.errors import InputError, StateError
 
 MOST_NAMES = 6
 """How many names a note lists."""
@@ -54,6 +56,7 @@ class Turn:
         Raises:
             StateError: A step is running.
         """
+        refuse_inference()
         with self.taken():
             self.updated, self.under_way = [], None
             try:
@@ -85,6 +88,14 @@ class Turn:
     def __reduce__(self) -> tuple[type["Turn"], tuple[()]]:
         """A copy begins free."""
         return Turn, ()
+
+
+def refuse_inference() -> None:
+    """Raise InputError under ``torch.inference_mode()``, where nothing can be differentiated."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "this is called under torch.inference_mode(), where nothing can be differentiated: call it outside, or under torch.no_grad()"
+        )
 
 
 def listed(names: Iterable[str]) -> str:
