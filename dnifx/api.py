@@ -65,7 +65,8 @@ def decouple(
         args: Example positional inputs; a tensor stands for the only one.
         kwargs: Example keyword inputs.
         gradient: An estimator of ``dnifx.estimators``, its name, a factory (spec -> nn.Module), or a mapping from boundary
-            names or globs to any of these.
+            names or globs to any of these. ``"synthetic"`` predicts by an affine map that costs little; ``"paper"`` is the network
+            of the paper; ``"auto"`` learns from the loss where it is known, and the report says what it chose.
         inputs: Synthetic input models, for training that is unlocked forward too: ``"synthetic"``, a factory (spec -> nn.Module),
             or a mapping from boundary names or globs to these.
         context: What estimators see beside the values: ``"label"``, or a callable from what is passed as context to

@@ -1,5 +1,7 @@
 """Gradient estimators: they answer, at once, with the gradient that the loss will have at a boundary."""
 
+from dnifx.estimators.affine import Affine
+from dnifx.estimators.auto import Auto
 from dnifx.estimators.base import BoundarySpec, Factory, GradientEstimator
 from dnifx.estimators.bplambda import BPLambda
 from dnifx.estimators.critic import Critic
@@ -19,7 +21,9 @@ from dnifx.estimators.synthetic import Synthetic
 from dnifx.estimators.zero import Zero
 
 BY_NAME: dict[str, Factory] = {
-    "synthetic": Synthetic(),
+    "synthetic": Affine(),
+    "auto": Auto(),
+    "paper": Synthetic(),
     "sigmoid_linear": SigmoidLinear(),
     "critic": Critic(),
     "sobolev": Sobolev(),
@@ -40,6 +44,8 @@ IN_TIME: dict[str, Factory] = {"exact": Exact()}
 __all__ = [
     "BY_NAME",
     "IN_TIME",
+    "Affine",
+    "Auto",
     "BPLambda",
     "BoundarySpec",
     "Critic",

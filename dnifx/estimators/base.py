@@ -24,6 +24,7 @@ class BoundarySpec:
         batch: Number of examples in the example inputs. A value whose first size differs has no batch dimension.
         names: Names of the values' graph nodes, for error texts.
         routed: Places of the values whose first size the data decide, as where a router picks rows. Their rows are no examples.
+        flops: FLOPs of the partition that makes the values, for the example inputs, shared among its boundaries; None if unknown.
     """
 
     name: str
@@ -34,6 +35,7 @@ class BoundarySpec:
     batch: int | None = None
     names: tuple[str, ...] = ()
     routed: frozenset[int] = frozenset()
+    flops: int | None = None
 
 
 class GradientEstimator(nn.Module, ABC):

@@ -72,8 +72,7 @@ class Synthetic:
         values, routed = [spec.values[index] for index in group], bool(spec.routed.intersection(group))
         sizes = [feature_size(value) for value in values]
         shape = values[0].shape
-        batched = bool(shape) and not routed and (spec.batch is None or shape[0] == spec.batch)
-        context = (spec.context or 0) if batched else 0
+        context = (spec.context or 0) if sees_context(spec, group[0]) else 0
         ends = sum(sizes) + context, sum(sizes), self.hidden, self.width or sum(sizes)
         norm = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(len(shape)) if self.batch_norm and not routed else None
         if len(shape) == 4:
@@ -102,6 +101,12 @@ def value_groups(spec: BoundarySpec) -> list[list[int]]:
         leading = (value.shape[0], *value.shape[2:]) if channels_first else value.shape[:-1]
         groups.setdefault((index if index in spec.routed else None, len(value.shape), *leading), []).append(index)
     return list(groups.values())
+
+
+def sees_context(spec: BoundarySpec, index: int) -> bool:
+    """Whether the context belongs to a value: its rows are examples."""
+    shape = spec.values[index].shape
+    return bool(shape) and index not in spec.routed and (spec.batch is None or shape[0] == spec.batch)
 
 
 def feature_size(value: TensorSpec) -> int:

@@ -140,6 +140,7 @@ class Interface:
         needs_answer: Whether a suffix compares its output with the target (else the model computes its loss itself).
         fit: What the estimates receive; ``"own"`` where the estimator lowers a loss of its own.
         fit_weight: What an absolute error is multiplied by.
+        flops: FLOPs of one answer for the example inputs; None where they are not known.
     """
 
     boundary: int
@@ -161,6 +162,7 @@ class Interface:
     reads: tuple[str, ...] = ()
     needs_answer: bool = False
     detail: str = ""
+    flops: int | None = None
 
     @property
     def blends(self) -> bool:

@@ -57,6 +57,8 @@ class PartitionFacts:
 class BoundaryFacts:
     """A boundary and what stands on it; the estimator's fields are None where no interface was inserted yet.
 
+    ``estimator_flops`` are those of one answer for the example inputs, None where they are not known. ``reason`` says what was made
+    of the choice of an estimator, and why.
     ``messages`` counts the firings of the producer that the consumers take at once; ``scale`` is what their synthetic
     gradients are multiplied by.
     """
@@ -68,6 +70,8 @@ class BoundaryFacts:
     values: tuple[ValueFacts, ...]
     estimator: str | None
     estimator_parameters: int | None
+    estimator_flops: int | None
+    reason: str | None
     locked: bool | None
     fits: bool | None
     input_model: str | None
@@ -253,6 +257,8 @@ def _boundary_facts(program: Program, boundary: Boundary) -> BoundaryFacts:
         values=tuple(_tensor_facts(name, (spec,)) for name, spec in zip(boundary.values, boundary.specs, strict=True)),
         estimator=interface.description if interface else None,
         estimator_parameters=count_parameters(interface.estimator) if interface else None,
+        estimator_flops=interface.flops if interface else None,
+        reason=(interface.detail or None) if interface else None,
         locked=interface.locked if interface else None,
         fits=interface.fits if interface else None,
         input_model=type(model).__name__ if model else None,

@@ -26,7 +26,7 @@ from dnifx.passes.measure import differentiable, made_of_parameters, node_parame
 from dnifx.runtime.emitted.ops import guard, guard_length, rebuild
 
 KERNEL = 5
-"""Size of the kernels of the default estimator of images."""
+"""Size of the kernels of the paper's estimator of images."""
 
 READS = (operator.getitem, getattr, guard_length)
 """Functions that read parts of a container, wherever they run."""
@@ -39,7 +39,7 @@ class Place:
     Attributes:
         position: Index of the last node before the cut, in the order of execution.
         divided: How many repeated blocks the cut divides.
-        price: What the default estimator costs there: its FLOPs, its weights, and the elements of the values.
+        price: What the paper's estimator costs there: its FLOPs, its weights, and the elements of the values.
     """
 
     position: int
@@ -186,7 +186,7 @@ def estimated_together(spec: TensorSpec) -> tuple[int, tuple[int, ...], int]:
 
 
 def group_price(group: tuple[int, tuple[int, ...], int], features: int) -> int:
-    """Return the FLOPs of the default estimator's two layers, their weights, and the elements of the values."""
+    """Return the FLOPs of the two layers of the paper's estimator, their weights, and the elements of the values."""
     dimensions, leading, rows = group
     side = min(leading[1:]) if dimensions == 4 else 1
     weights = 2 * features**2 * min(KERNEL, side - (side + 1) % 2) ** 2

@@ -5,15 +5,14 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 
 from dnifx.errors import ContextError, DnifxError, EstimatorError, InputError, nearest
 from dnifx.estimators import (
     BY_NAME,
     IN_TIME,
+    Auto,
     BoundarySpec,
     Factory,
     GradientEstimator,
@@ -24,13 +23,14 @@ from dnifx.estimators import (
 from dnifx.ir import Boundary, Context, Interface, Program, TensorSpec
 from dnifx.passes.cuts.resolve import glob_matches
 from dnifx.passes.graph import captured, flat_output, input_names
+from dnifx.passes.insert.answers import check_estimates
 from dnifx.passes.insert.contexts import make_context
 from dnifx.passes.insert.routed import data_rows, refuse_routed, with_other_rows
 from dnifx.passes.insert.suffix import same_suffix, suffix_interface
 from dnifx.passes.insert.unbatched import warn_without_batch
 from dnifx.passes.insert.weight import warn_of_weight
 from dnifx.passes.insert.written import as_written
-from dnifx.passes.measure import NEEDS_VALUES, batch_input, data_inputs
+from dnifx.passes.measure import batch_input, data_inputs
 from dnifx.passes.pipeline import Pass
 from dnifx.runtime.net.losses import Loss
 
@@ -89,19 +89,44 @@ class InsertInterfaces(Pass):
         if not self.existing:
             named = [each for each in interfaces if isinstance(choices[program.boundaries[each.boundary].name], str)]
             warn_of_weight(program, named)
-            program = replace(program, notes=(*program.notes, *(each.detail for each in interfaces if each.detail)))
+            told = (*(each.detail for each in interfaces if each.detail), *hints(choices, self.loss))
+            program = replace(program, notes=(*program.notes, *told))
         return replace(program, interfaces=interfaces)
 
     def interface(self, boundary: Boundary, choice: Choice, program: Program) -> Interface:
         """Return the interface of one boundary: that of an earlier compilation, a suffix, or one with an estimator of its own."""
         factory, known = find_factory(choice, boundary), self.existing.get(boundary.name)
-        if known is not None and isinstance(factory, Suffix):
-            return same_suffix(known, boundary, factory, program)
+        thin = factory.suffix if isinstance(factory, Auto) else factory
+        if known is not None and isinstance(thin, Suffix) and known.suffix:
+            return same_suffix(known, boundary, thin, program)
         if known is not None:
             return replace(known, boundary=boundary.index)
+        if isinstance(factory, Auto):
+            return self.chosen(boundary, factory, program)
         if isinstance(factory, Suffix):
             return suffix_interface(boundary, factory, program, self.loss, self.mean)
         return make_interface(boundary, choice, program.context, program)
+
+    def chosen(self, boundary: Boundary, options: Auto, program: Program) -> Interface:
+        """Return the interface that ``auto`` chooses for a boundary, and say why."""
+        try:
+            made = suffix_interface(boundary, options.suffix, program, self.loss, self.mean)
+        except EstimatorError as error:
+            made = make_interface(boundary, options.otherwise, program.context, program)
+            return replace(made, detail=because(boundary, made, str(error).removeprefix(f"boundary {boundary.name!r}: ")))
+        return replace(made, detail=f"{because(boundary, made, 'the loss is known')}; {made.detail}")
+
+
+def because(boundary: Boundary, interface: Interface, reason: str) -> str:
+    """Say what ``auto`` chose for a boundary, and why."""
+    return f"auto chose {interface.description} for {boundary.name!r}: {reason}"
+
+
+def hints(choices: Mapping[str, Choice], loss: Loss | None) -> tuple[str, ...]:
+    """Return a note where the default stands on a boundary, and ``auto`` could make use of the loss."""
+    if loss is None or "synthetic" not in choices.values():
+        return ()
+    return ("the loss is known: gradient='auto' makes estimators from the model's own remaining layers, which learn from it",)
 
 
 def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:
@@ -236,8 +261,9 @@ def make_interface(
         )
     if interface.blends or not interface.locked:
         try:
-            for each in (spec, with_other_rows(spec)) if spec.routed else (spec,):
-                check_estimates(interface, each, program)
+            interface = replace(interface, flops=check_estimates(interface, spec, program))
+            if spec.routed:
+                check_estimates(interface, with_other_rows(spec), program)
         except EstimatorError as error:
             if spec.routed:
                 raise refuse_routed(spec, interface.description, data_rows(program), error) from error
@@ -248,6 +274,7 @@ def make_interface(
 def boundary_spec(boundary: Boundary, context: Context | None, program: Program, examples: int | None) -> BoundarySpec:
     """Return what the estimator of a boundary is built from; see ``make_interface``."""
     batch = batch_input(program)
+    flops = producer_flops(boundary, program) if examples is None else None
     if examples is None and batch is not None:
         examples = program.measures[batch].tensors[0].shape[program.batch_dim]
     if examples == 0:
@@ -258,7 +285,13 @@ def boundary_spec(boundary: Boundary, context: Context | None, program: Program,
     found = data_rows(program) if program.graph is not None else {}
     routed = frozenset(index for index, name in enumerate(boundary.values) if name in found)
     output = output_spec(program)
-    return BoundarySpec(boundary.name, boundary.specs, width, classes, output, examples, boundary.values, routed)
+    return BoundarySpec(boundary.name, boundary.specs, width, classes, output, examples, boundary.values, routed, flops)
+
+
+def producer_flops(boundary: Boundary, program: Program) -> int | None:
+    """Return a boundary's share of the FLOPs of the partition that makes its values; None without partitions."""
+    sharing = sum(each.producer == boundary.producer for each in program.boundaries)
+    return program.partitions[boundary.producer].flops // max(1, sharing) if program.partitions else None
 
 
 def output_spec(program: Program) -> TensorSpec | None:
@@ -314,74 +347,3 @@ def build(factory: Callable[[Spec], nn.Module], spec: Spec, option: str = "gradi
             "call; make its layers with the sizes in spec.values"
         )
     return made.to(device=spec.values[0].device, dtype=spec.values[0].dtype)
-
-
-def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) -> None:
-    """Call the estimator once, on fake tensors, and compare its answer with the boundary.
-
-    Raises:
-        EstimatorError: The answer is not one gradient of the right shape for each value.
-    """
-    estimator = interface.estimator
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    flags = [(module, module.training) for module in estimator.modules()]
-    state: dict[str, Tensor] = {
-        name: mode.from_tensor(value) for name, value in estimator.state_dict(keep_vars=True).items()
-    }
-    masked = interface.needs_mask and program.mask is not None
-    try:
-        with mode, torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            values = tuple(map(empty, spec.values))
-            batch = values[0].shape[0] if spec.batch is None else spec.batch
-            each = spec.values[0].shape[2:] if interface.by_pixel else ()
-            features = None if spec.context is None else values[0].new_empty(batch, *each, spec.context)
-            if interface.needs_error and spec.output is not None:
-                features = empty(spec.output)
-            mask = tuple(map(empty, program.measures[str(program.mask)].tensors)) if masked else ()
-            answer = torch.func.functional_call(estimator.eval(), state, (values, features, *mask))
-    except NEEDS_VALUES:
-        return
-    except Exception as error:
-        raise EstimatorError(
-            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} cannot be called: {type(error).__name__}: {error}\n"
-            f"its forward takes (values, context): a tuple of {', '.join(map(str, spec.values))} and the context's features"
-            + ("; of a masked model (mask=) the mask too, and so does the head that it asks" if masked else "")
-        ) from error
-    finally:
-        for module, flag in flags:
-            module.training = flag
-    found = "one tensor" if isinstance(answer, Tensor) else type(answer).__name__
-    whole = isinstance(answer, tuple) and all(isinstance(item, Tensor) for item in answer)
-    if isinstance(answer, tuple) and not whole:
-        found = f"a tuple of {', '.join(type(item).__name__ for item in answer)}"
-    shapes = [tuple(item.shape) for item in answer] if whole else found
-    expected = [value.shape for value in spec.values]
-    expected += [expected[0][:1]] if interface.needs_loss else []
-    if shapes != expected:
-        also = ", and the predicted loss of each example" if interface.needs_loss else ""
-        raise EstimatorError(
-            f"the estimator {type(estimator).__name__} of boundary {spec.name!r} answered with {shapes}; expected a tuple with "
-            f"one gradient for each value{also}: {expected}"
-        )
-    check_kinds(interface, spec, answer)
-
-
-def check_kinds(interface: Interface, spec: BoundarySpec, answer: tuple[Tensor, ...]) -> None:
-    """Raise EstimatorError where an answer has another dtype than the values, or leads to no parameter that could learn."""
-    name = f"the estimator {type(interface.estimator).__name__} of boundary {spec.name!r}"
-    for item, value in zip(answer, spec.values, strict=False):
-        wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(value.dtype, value.dtype)
-        if item.dtype not in (value.dtype, wide):
-            raise EstimatorError(
-                f"{name} answered in {item.dtype} for values of {value.dtype}; answer with {value.dtype}"
-            )
-    if interface.fits and not any(item.requires_grad for item in answer):
-        raise EstimatorError(
-            f"{name} has parameters, and its answer carries no gradient to them, so it would never learn: compute the answer from the "
-            "parameters by differentiable operations, or freeze them (requires_grad_(False)) if it shall not learn"
-        )
-
-
-def empty(spec: TensorSpec) -> Tensor:
-    """Return a tensor of a spec, without values."""
-    return torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)

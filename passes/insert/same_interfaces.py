@@ -2,7 +2,8 @@
 
 from dnifx.errors import EstimatorError, InputError
 from dnifx.ir import Boundary, Interface, Program
-from dnifx.passes.insert.interfaces import boundary_spec, check_estimates
+from dnifx.passes.insert.answers import check_estimates
+from dnifx.passes.insert.interfaces import boundary_spec
 from dnifx.passes.measure import examples_of
 from dnifx.passes.torch_logging import quiet_loggers
 from dnifx.runtime.net.input_kinds import owners

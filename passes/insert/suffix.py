@@ -63,6 +63,7 @@ def suffix_interface(boundary: Boundary, options: Suffix, program: Program, loss
         reads=thin.reads,
         suffix=thin.text,
         needs_answer=outside,
+        flops=round(thin.share * suffix_flops(boundary, program)),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dnifx.errors import CutError, EstimatorError, PassError
-from dnifx.estimators import BoundarySpec, Exact, SyntheticState
+from dnifx.estimators import Auto, BoundarySpec, Exact, SyntheticState
 from dnifx.estimators.exact import ExactGradient
 from dnifx.ir import Boundary, Carry, Interface, Program, Recurrence, Recurrent, count_parameters, free_name, identifier
 from dnifx.passes.graph import captured, listed
@@ -96,7 +96,7 @@ class InsertRecurrences(Pass):
     """Put an interface on every boundary in time.
 
     Attributes:
-        gradient: As in ``InsertInterfaces``, but the name ``"synthetic"`` means ``SyntheticState()``.
+        gradient: As in ``InsertInterfaces``, but the names ``"synthetic"`` and ``"auto"`` mean ``SyntheticState()``.
         earlier: Boundaries of an earlier compilation of the same model; their interfaces are used again.
     """
 
@@ -132,7 +132,7 @@ def interface_in_time(each: Recurrence, index: int, choice: Choice, program: Pro
     Raises:
         EstimatorError: It needs what a window does not see.
     """
-    choice = SyntheticState() if choice == "synthetic" else choice
+    choice = SyntheticState() if choice in ("synthetic", "auto") or isinstance(choice, Auto) else choice
     factory = find_factory(choice, as_boundary(each, index))
     if isinstance(factory, Exact):
         refuse_untraced(each)

@@ -120,6 +120,8 @@ def test_machine_readable_form_is_stable() -> None:
         "values": [{"name": "relu", "shapes": [[8, 16]], "dtypes": ["float32"], "bytes": 512, "text": "f32[8, 16]"}],
         "estimator": "Synthetic(hidden=0)",
         "estimator_parameters": 272,
+        "estimator_flops": None,
+        "reason": None,
         "locked": False,
         "fits": True,
         "input_model": None,

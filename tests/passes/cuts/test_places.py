@@ -380,7 +380,7 @@ def test_one_warning_says_that_estimators_outweigh_the_model(more: int) -> None:
         dnifx.errors.CostWarning,
         match=r"the estimators have [\d,]+ weights, \d+\.\d times .* of boundary '1'.*smaller one",
     ):
-        net = dnifx.decouple(model, ["1"], args=(x,))
+        net = dnifx.decouple(model, ["1"], args=(x,), gradient="paper")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         net.eval()(x[:1])

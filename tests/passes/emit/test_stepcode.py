@@ -143,4 +143,4 @@ def test_a_model_whose_values_bear_the_steps_names_trains() -> None:
 def test_each_value_says_its_type_and_each_estimator_its_origin() -> None:
     text = source(compiled(Residual(), ["blocks.0"], X))
     assert "# f32[4, 6], f32[4, 6]" in text
-    assert "S0: cut after blocks.0; estimator Synthetic(" in text
+    assert "S0: cut after blocks.0; estimator Affine(" in text

@@ -11,6 +11,7 @@ import dnifx
 from dnifx import estimators
 from dnifx.errors import ContextError, EstimatorError
 from dnifx.estimators import BoundarySpec
+from dnifx.estimators.affine import AffineGradient
 from dnifx.estimators.synthetic import SyntheticGradient
 from dnifx.estimators.zero import ZeroGradient
 from dnifx.ir import Program
@@ -255,7 +256,7 @@ def test_identity_and_names_survive() -> None:
     after = InsertInterfaces("synthetic").run(before)
     assert (after.graph, after.boundaries, after.partitions) == (before.graph, before.boundaries, before.partitions)
     assert after.model is before.model
-    assert isinstance(after.interfaces[0].estimator, SyntheticGradient)
+    assert isinstance(after.interfaces[0].estimator, AffineGradient)
     assert not isinstance(after.interfaces[0].estimator, ZeroGradient)
 
 
