@@ -35,7 +35,9 @@ def shaped(model: nn.Module, inputs: Tensor) -> Tensor:
     return inputs.flatten(1) if isinstance(model, FCN) else inputs
 
 
-def errors(gradient: str, net: str, data: str, width: int, steps: int, seeds: int, lr: float, label: bool) -> Iterator[float]:
+def errors(
+    gradient: str, net: str, data: str, width: int, steps: int, seeds: int, lr: float, label: bool
+) -> Iterator[float]:
     """Train once for each seed, with Adam at one rate for all, and yield the test errors."""
     train, dataset = load(data), DATASETS[data]
     context: dict[str, Any] = {"context": "label", "num_classes": dataset.classes} if label else {}

@@ -1,8 +1,8 @@
 """The default synthetic gradient: an affine map that costs little beside the partition whose gradient it predicts."""
 
 from collections.abc import Sequence
-from math import sqrt
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor, fx, nn

@@ -113,7 +113,9 @@ class InsertInterfaces(Pass):
             made = suffix_interface(boundary, options.suffix, program, self.loss, self.mean)
         except EstimatorError as error:
             made = make_interface(boundary, options.otherwise, program.context, program)
-            return replace(made, detail=because(boundary, made, str(error).removeprefix(f"boundary {boundary.name!r}: ")))
+            return replace(
+                made, detail=because(boundary, made, str(error).removeprefix(f"boundary {boundary.name!r}: "))
+            )
         return replace(made, detail=f"{because(boundary, made, 'the loss is known')}; {made.detail}")
 
 
@@ -126,7 +128,9 @@ def hints(choices: Mapping[str, Choice], loss: Loss | None) -> tuple[str, ...]:
     """Return a note where the default stands on a boundary, and ``auto`` could make use of the loss."""
     if loss is None or "synthetic" not in choices.values():
         return ()
-    return ("the loss is known: gradient='auto' makes estimators from the model's own remaining layers, which learn from it",)
+    return (
+        "the loss is known: gradient='auto' makes estimators from the model's own remaining layers, which learn from it",
+    )
 
 
 def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:

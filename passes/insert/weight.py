@@ -16,19 +16,19 @@ REMEDY = (
 
 
 def warn_of_weight(program: Program, interfaces: Sequence[Interface]) -> None:
-    """Warn where the estimators have more weights than the model, or need more FLOPs."""
+    """Warn once where the estimators have more weights than the model, or need more FLOPs."""
     weights = {each.boundary: count_parameters(each.estimator) for each in interfaces}
     flops = {each.boundary: each.flops or 0 for each in interfaces}
     model = sum(partition.flops for partition in program.partitions)
-    compare(program, "weight", weights, count_parameters(program.model))
-    compare(program, "FLOP", flops, model)
+    if not outweighs(program, "weight", weights, count_parameters(program.model)):
+        outweighs(program, "FLOP", flops, model)
 
 
-def compare(program: Program, what: str, sizes: Mapping[int, int], own: int) -> None:
-    """Warn where estimators have more of something than the model."""
+def outweighs(program: Program, what: str, sizes: Mapping[int, int], own: int) -> bool:
+    """Warn where estimators have more of something than the model, and return whether they have."""
     total = sum(sizes.values())
     if total <= max(own, SMALL[what]):
-        return
+        return False
     largest = program.boundaries[max(sizes, key=sizes.__getitem__)]
     values = ", ".join(map(str, largest.specs))
     warnings.warn(
@@ -37,3 +37,4 @@ def compare(program: Program, what: str, sizes: Mapping[int, int], own: int) -> 
         CostWarning,
         stacklevel=3,
     )
+    return True

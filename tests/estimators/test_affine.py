@@ -35,7 +35,9 @@ class Tokens(nn.Module):
 
 
 def dense() -> nn.Module:
-    return nn.Sequential(nn.Linear(13, 37), nn.Tanh(), nn.Linear(37, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(
+        nn.Linear(13, 37), nn.Tanh(), nn.Linear(37, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)
+    )
 
 
 def convolutional() -> nn.Module:

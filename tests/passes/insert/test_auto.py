@@ -77,7 +77,9 @@ def test_where_no_loss_is_known_it_says_what_it_lacks() -> None:
     net = dnifx.decouple(dense(), ["1"], args=(X,), gradient="auto")
     assert chosen(net) == {"1": "Affine(budget=0.25)"}
     (note,) = [each for each in net.program.notes if "auto" in each]
-    assert note.startswith("auto chose Affine(budget=0.25) for '1': a suffix gives the gradient of the loss, and none is known")
+    assert note.startswith(
+        "auto chose Affine(budget=0.25) for '1': a suffix gives the gradient of the loss, and none is known"
+    )
     assert "loss=" in note
 
 

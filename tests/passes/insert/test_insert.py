@@ -12,7 +12,6 @@ from dnifx import estimators
 from dnifx.errors import ContextError, EstimatorError
 from dnifx.estimators import BoundarySpec
 from dnifx.estimators.affine import AffineGradient
-from dnifx.estimators.synthetic import SyntheticGradient
 from dnifx.estimators.zero import ZeroGradient
 from dnifx.ir import Program
 from dnifx.passes.insert.contexts import make_context
