@@ -69,7 +69,7 @@ def main(
     for gradient in gradients:
         found = list(errors(gradient, net, data, width, steps, seeds, lr, label))
         each = ", ".join(f"{number:.2f}" for number in found)
-        print(f"{gradient:<12} {sum(found) / len(found):.2f}% of test ({each})", flush=True)
+        typer.echo(f"{gradient:<12} {sum(found) / len(found):.2f}% of test ({each})")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ fx.wrap("spread_context")
 class Affine:
     """Predicts the gradient by an affine map of the value and the context, in blocks as large as a budget of FLOPs allows.
 
-    g = W h + C y + b, where W is block-diagonal: each block maps some neighbouring features to themselves. All start at zero, so the first synthetic gradients are exactly 0. There is no batch
-    norm, so that batches of one example are like any other.
+    g = W h + C y + b, where W is block-diagonal: each block maps some neighbouring features to themselves. All start at zero, so the
+    first synthetic gradients are exactly 0. There is no batch norm, so that batches of one example are like any other.
 
     The features are those of vectors [batch, features] and tokens [batch, ..., features], and the channels of maps
     [batch, channels, height, width, ...]. The map is the same at each position. A number of its own for each example is one

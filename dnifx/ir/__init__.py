@@ -2,7 +2,7 @@
 
 from dnifx.ir.actions import BAR, SENDS, TRANSFERS, Action, Kind, Period, Schedule
 from dnifx.ir.capture import Capture, Kept, Signature, constants_root, free_attribute
-from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier
+from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier, own_parameters
 from dnifx.ir.parts import Message, Part, PartState, Take
 from dnifx.ir.program import Context, Program
 from dnifx.ir.terms import Term, terms
@@ -46,5 +46,6 @@ __all__ = [
     "free_name",
     "identifier",
     "module_path",
+    "own_parameters",
     "terms",
 ]

@@ -1,5 +1,6 @@
 """Cuts, partitions, boundaries and interfaces."""
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain, count
@@ -76,6 +77,12 @@ class Partition:
     def name(self) -> str:
         """Its name in reports and in generated code, as in torch.fx's split_module."""
         return f"submod_{self.index}"
+
+
+def own_parameters(partitions: Sequence[Partition], index: int) -> tuple[str, ...]:
+    """Return the paths of the parameters that a partition reads and no other one does."""
+    others = {name for each in partitions if each.index != index for name in each.uses}
+    return tuple(name for each in partitions if each.index == index for name in each.uses if name not in others)
 
 
 def identifier(name: str) -> str:
@@ -168,6 +175,11 @@ class Interface:
     def blends(self) -> bool:
         """Whether the producer receives both the estimate and the target."""
         return self.mix > 0 or self.prop > 0
+
+    @property
+    def takes_target(self) -> bool:
+        """Whether the producer receives the target alone (Oracle)."""
+        return self.locked and not self.blends
 
     @property
     def needs_end(self) -> bool:

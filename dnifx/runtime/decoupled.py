@@ -17,6 +17,7 @@ from dnifx.ir import Boundary
 from dnifx.runtime.emitted.ends import tell_losses
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.emitted.recording import recording
 from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.labels import Labels, check_examples
@@ -231,9 +232,14 @@ class DecoupledModule(StandIn):
 
     def answer(self, input_kind: InputKind, inputs: tuple[Any, ...], target: Any) -> Any:
         """Run the fused graph; tell estimators that predict the loss what it is."""
+        if self.diagnosing and not torch.compiler.is_compiling():
+            with recording(self.recorder):
+                made = input_kind.fused(*inputs)
+        else:
+            made = input_kind.fused(*inputs)
         if not self.foresees or self.loss is None:
-            return input_kind.finish(input_kind.fused(*inputs))
-        outputs, predictions = input_kind.fused(*inputs)
+            return input_kind.finish(made)
+        outputs, predictions = made
         with torch.no_grad():
             loss = self.loss(input_kind.signature.unflatten(outputs), target)
         losses = losses_of(loss, len(predictions[0]), self.mean)

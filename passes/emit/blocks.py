@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dnifx.ir import Action, Boundary, Interface, Kind, Program, Schedule
+from dnifx.ir import Action, Boundary, Interface, Kind, Program, Schedule, own_parameters
+from dnifx.passes.graph import captured
+from dnifx.runtime.emitted.checkpoints import regions_of
 from dnifx.schedules import Ranks
 from dnifx.schedules.language import unplaced
 
@@ -13,7 +15,7 @@ RESERVED = frozenset(
     "self target context loss losses error output outputs examples features scale factor diagnostics reset again torch "
     "value estimate made advance_trace apply_gradients arrived attach_trace auxiliary_fit backpropagate begin_trace by_example "
     "compare count_only detached_at extend_trace "
-    "fit_by_trace fit_gradient fit_late output_error pass_on per_example propagated summed without_rows "
+    "fit_by_trace fit_gradient fit_late keeping_weights output_error parameter_cosine pass_on per_example propagated summed without_rows "
     "unflatten differentiating scheduled_alone LossScale".split()
 )
 """Names that a step or a folder uses, beside those that begin with one of the ``PREFIXES``."""
@@ -54,6 +56,22 @@ class StepPlan:
     rank: int = 0
     evaluates: bool = False
     scaled: bool = False
+
+    def compares_producer(self, partition: int) -> bool:
+        """Whether the step compares what estimates and targets do to a partition's parameters.
+
+        It needs the partition's graph to the end of the step. One with checkpointed regions would compute them once more.
+        """
+        if not self.diagnose or not own_parameters(self.program.partitions, partition):
+            return False
+        nodes = {node.name: node for node in captured(self.program).nodes}
+        plain = not any(regions_of(nodes[name]) for name in self.program.partitions[partition].nodes if name in nodes)
+        return plain and any(self.has_pair(each.index) for each in self.produced(partition))
+
+    def has_pair(self, boundary: int) -> bool:
+        """Whether a step has the estimate of a boundary and its target; an oracle's estimate is the target."""
+        known = self.runs(Kind.SYNTHESISE, boundary) or self.program.interfaces[boundary].takes_target
+        return known and self.runs(Kind.TARGET, boundary) and not self.comes_late(boundary)
 
     @cached_property
     def actions(self) -> tuple[Action, ...]:

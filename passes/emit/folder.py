@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILES = (
     *("backward", "derivatives", "ends", "fitting", "gradients"),
-    *("interface", "loss_scale", "messages", "ops", "windows"),
+    *("interface", "loss_scale", "messages", "ops", "parameter_gradients", "recording", "windows"),
 )
 """Modules of the runtime that generated code may call. They import torch, each other and the errors; a folder holds copies."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from dnifx.ir import Action, Boundary, Kind
+from dnifx.ir import Action, Boundary, Kind, own_parameters
 from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, leaf, local, tuple_of
 from dnifx.passes.emit.fused import provenance
 from dnifx.passes.measure import data_inputs
@@ -75,12 +75,16 @@ class InterfaceLines(StepPlan):
         boundary = self.program.boundaries[action.index]
         senders = ", ".join(self.program.partitions[index].name for index in boundary.consumers)
         title = f"{action}: the target of {boundary.name} has arrived from {senders}"
-        if not self.runs(Kind.SYNTHESISE, action.index):
+        asked = self.runs(Kind.SYNTHESISE, action.index)
+        if not asked and not (self.diagnose and self.has_pair(action.index)):
             return Block(title, ("pass",))
         items = [f"per_example({self.arrived(boundary, name)}, scale)" for name in boundary.values]
         if self.program.mask is not None:
             items = [f"count_only({item}, {local(self.program.mask)})" for item in items]
-        return Block(title, (f"target_{boundary.key} = {tuple_of(items)}", *self.with_target(action)))
+        line = f"target_{boundary.key} = {tuple_of(items)}"
+        if not asked:
+            return Block(title, (line, *self.compared(boundary, f"target_{boundary.key}, target_{boundary.key}")))
+        return Block(title, (line, *self.with_target(action)))
 
     def arrived(self, boundary: Boundary, name: str) -> str:
         """Return the expression of the gradient that consumers sent to a boundary value, added in their backward order."""
@@ -103,16 +107,24 @@ class InterfaceLines(StepPlan):
     def with_target(self, action: Action) -> list[str]:
         """Write what takes an estimate and its target, after the later of the two."""
         both = [Action(kind, action.index) for kind in (Kind.SYNTHESISE, Kind.TARGET)]
-        if not self.action_set.issuperset(both) or max(both, key=self.actions.index).kind is not action.kind:
-            return []
-        if self.comes_late(action.index):
+        if not self.has_pair(action.index) or max(both, key=self.actions.index).kind is not action.kind:
             return []
         boundary = self.program.boundaries[action.index]
         key, pair = boundary.key, f"estimate_{boundary.key}, target_{boundary.key}"
-        lines = [f"diagnostics[{literal(boundary.name)}] = compare({pair})"] if self.diagnose else []
+        lines = self.compared(boundary, pair) if self.diagnose else []
         if not self.program.interfaces[action.index].prop or self.answers.get(boundary.index) is not Answer.BOTH:
             return lines
         return [*lines, f"propagated_{key} = propagated({pair}, seen_{key}, examples)"]
+
+    def compared(self, boundary: Boundary, pair: str) -> list[str]:
+        """Write the comparison of an estimate with its target, and of what the two do to the producer's parameters."""
+        found = f"compare({pair})"
+        if self.compares_producer(boundary.producer):
+            values = tuple_of(map(local, boundary.values))
+            names = own_parameters(self.program.partitions, boundary.producer)
+            parameters = tuple_of(f"self.parameter({literal(name)})" for name in names)
+            found = f"{found} | parameter_cosine({values}, {parameters}, {pair})"
+        return [f"diagnostics[{literal(boundary.name)}] = {found}"]
 
     @cached_property
     def answers(self) -> Mapping[int, Answer]:

@@ -116,7 +116,8 @@ class StepWriter(StepPlan):
         if action.index == self.last:
             return self.end(title, call, traced)
         names = [local(name) for name in partition.outputs]
-        lines = [*traced, f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call]
+        run = f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call
+        lines = [*traced, *(["with keeping_weights():", f"    {run}"] if self.compares_producer(action.index) else [run])]
         for boundary in self.produced(action.index):
             lines += self.leaves(boundary)
         return Block(title, tuple(lines))
@@ -165,6 +166,7 @@ class StepWriter(StepPlan):
             return Block(title, ("pass",))
         shared = self.shared(action.index)
         asked = [*map(tuple_of, zip(*pairs, strict=True)), *([tuple_of(shared)] if shared else [])]
+        asked += ["retain_graph=True"] if self.compares_producer(action.index) else []
         sure = not shared and not own and self.carries_surely(action.index)
         return Block(
             title,

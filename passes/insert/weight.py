@@ -32,8 +32,8 @@ def outweighs(program: Program, what: str, sizes: Mapping[int, int], own: int) -
     largest = program.boundaries[max(sizes, key=sizes.__getitem__)]
     values = ", ".join(map(str, largest.specs))
     warnings.warn(
-        f"the estimators have {total:,} {what}s, {total / max(own, 1):.1f} times the {own:,} of {type(program.model).__name__}; the largest "
-        f"is that of boundary {largest.name!r}, {sizes[largest.index]:,} {what}s for {values}. {REMEDY}",
+        f"the estimators have {total:,} {what}s, {total / max(own, 1):.1f} times the {own:,} of {type(program.model).__name__}; the "
+        f"largest is that of boundary {largest.name!r}, {sizes[largest.index]:,} {what}s for {values}. {REMEDY}",
         CostWarning,
         stacklevel=3,
     )

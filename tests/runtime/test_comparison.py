@@ -30,6 +30,7 @@ def test_values_of_one_leading_size_are_rows_together(size: int, shapes: list[tu
         "wrong_signs": (left.sign() != right.sign()).float().mean(),
         "estimate_norm": left.norm(dim=1).square().mean().sqrt(),
         "target_norm": right.norm(dim=1).square().mean().sqrt(),
+        "estimator_loss": (left - right).square().sum(1).mean(),
     }
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MEASURES = {"cosine": "cosine", "relative_error": "relative L2 error", "wrong_signs": "share of wrong signs"}
+MEASURES = {
+    "cosine": "cosine",
+    "parameter_cosine": "cosine of parameter gradients",
+    "relative_error": "relative L2 error",
+    "wrong_signs": "share of wrong signs",
+}
 """The measures that are kept of a comparison, and their labels in a picture."""
 
 REMEDIES = {
@@ -40,7 +45,7 @@ class Look:
 
     Attributes:
         step: Training steps done.
-        boundaries: Cosine, relative error and share of wrong signs, by boundary name, without NaN.
+        boundaries: The measures that are known, by boundary name, without NaN.
     """
 
     step: int
@@ -49,7 +54,7 @@ class Look:
     @classmethod
     def at(cls, step: int, numbers: Mapping[str, Mapping[str, float | Tensor]]) -> "Look":
         """Return the look at a comparison, or at a watch's averages, after ``step`` steps."""
-        kept = {name: {key: float(found[key]) for key in MEASURES} for name, found in numbers.items()}
+        kept = {name: {key: float(found[key]) for key in MEASURES if key in found} for name, found in numbers.items()}
         return cls(
             step, {name: {key: each for key, each in one.items() if not math.isnan(each)} for name, one in kept.items()}
         )
@@ -158,7 +163,7 @@ def draw_looks(title: str, rows: Sequence[Row], path: Path) -> None:
     Raises:
         DataError: matplotlib is not installed.
     """
-    with picture(path, title, (14, 0.8 + 3 * len(rows))) as figure:
+    with picture(path, title, (18, 0.8 + 3 * len(rows))) as figure:
         colours = _colours(set().union(*(row.boundaries for row in rows)))
         for row, panels in zip(rows, figure.subplots(len(rows), len(MEASURES), squeeze=False), strict=True):
             for axes, (key, label) in zip(panels, MEASURES.items(), strict=True):
@@ -190,7 +195,7 @@ def _finish(axes: "Axes", key: str, label: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
     # No information: a cosine of 0, half of the signs wrong, an error as large as the gradient.
-    axes.axhline({"cosine": 0.0, "relative_error": 1.0, "wrong_signs": 0.5}[key], color="black", linewidth=0.8)
+    axes.axhline({"relative_error": 1.0, "wrong_signs": 0.5}.get(key, 0.0), color="black", linewidth=0.8)
 
 
 def _colours(names: Iterable[str]) -> Mapping[str, Any]:

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 
-def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], shared: Sequence[Tensor] = ()) -> None:
+def backpropagate(
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    shared: Sequence[Tensor] = (),
+    retain_graph: bool = False,
+) -> None:
     """Backpropagate from the tensors that carry a graph. A detached value that was only passed on carries none.
 
     Several backward passes reach the tensors in ``shared``. Their gradients are added in new memory: autograd may keep the
@@ -20,7 +25,7 @@ def backpropagate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None],
     earlier = [(leaf, leaf.grad) for leaf in shared if leaf.grad is not None]
     for leaf, _ in earlier:
         leaf.grad = None
-    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs], retain_graph)
     for leaf, before in earlier:
         leaf.grad = before if leaf.grad is None else added(before, leaf.grad)
 

@@ -146,7 +146,8 @@ def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str,
     Returns:
         ``cosine``: mean over rows (examples) of the cosine between estimate and target; ``relative_error``: ||estimate - target||
         / ||target||; ``wrong_signs``: share of the target's non-zero entries whose sign the estimate does not have;
-        ``estimate_norm`` and ``target_norm``: root mean square over rows of the norm. Scalars, on the device.
+        ``estimate_norm`` and ``target_norm``: root mean square over rows of the norm; ``estimator_loss``: mean over rows of
+        ||estimate - target||^2. Scalars, on the device.
     """
     groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for estimate, target in zip(estimates, targets, strict=True):
@@ -159,11 +160,12 @@ def compare(estimates: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str,
     cosines = [torch.nn.functional.cosine_similarity(*pair, dim=1) for pair in pairs]
     made, true = (torch.cat([each.flatten() for each in side]) for side in zip(*pairs, strict=True))
     rows, known = sum(groups), true != 0
-    wrong = (made.sign() != true.sign()) & known
+    wrong, error = (made.sign() != true.sign()) & known, (made - true).norm()
     return {
         "cosine": torch.cat(cosines).mean(),
-        "relative_error": (made - true).norm() / true.norm(),
+        "relative_error": error / true.norm(),
         "wrong_signs": wrong.sum() / known.sum(),
         "estimate_norm": made.norm() / rows**0.5,
         "target_norm": true.norm() / rows**0.5,
+        "estimator_loss": error.square() / rows,
     }

@@ -9,6 +9,10 @@ from torch import Tensor
 from dnifx.runtime.emitted.derivatives import differentiable_once
 from dnifx.runtime.emitted.fitting import arriving_fit, example_weight, fit_gradient, magnitude, wide
 from dnifx.runtime.emitted.loss_scale import Factor, Scale, factor_of
+from dnifx.runtime.emitted.recording import Recorder, present_recorder
+
+OPTIONS = 10
+"""How many arguments an interface node takes before its tensors."""
 
 
 class GradientSwap(torch.autograd.Function):
@@ -33,10 +37,12 @@ class GradientSwap(torch.autograd.Function):
         fit_weight: float,
         loss_scale: Scale,
         told: bool,
+        recorder: Recorder | None,
         count: int,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Take ``count`` values, as many estimates, and none or as many synthetic inputs; return what passes forward."""
+        ctx.recorder, ctx.recorded = recorder, () if recorder is None else tensors[:count]
         ctx.boundary, ctx.examples, ctx.mean, ctx.mix, ctx.told, ctx.count = boundary, examples, mean, mix, told, count
         ctx.fit, ctx.fit_weight, ctx.loss_scale = fit, fit_weight, loss_scale
         values, imagined = tensors[:count], tensors[2 * count :]
@@ -57,14 +63,17 @@ class GradientSwap(torch.autograd.Function):
             mixed(scaled(estimate.detach(), weight, scale), gradient, ctx.mix)
             for estimate, gradient in zip(estimates, values or gradients, strict=True)
         ]
-        wanted = ctx.needs_input_grad[9 + count : 9 + 2 * count]
+        if ctx.recorder is not None:
+            ctx.recorder.see(ctx.boundary, ctx.recorded, estimates, gradients, weight, scale)
+            ctx.recorded = ()
+        wanted = ctx.needs_input_grad[OPTIONS + count : OPTIONS + 2 * count]
         fits = [
             arriving_fit(estimate, gradient, ctx.examples, weight, scale, ctx.fit, ctx.fit_weight) if want else None
             for estimate, gradient, want in zip(estimates, gradients, wanted, strict=True)
         ]
         pairs = zip(imagined, values, strict=True)
         guesses = [fit_gradient(guess, value, ctx.examples) * magnitude(scale) for guess, value in pairs]
-        return *(None,) * 9, *synthetic, *fits, *guesses
+        return *(None,) * OPTIONS, *synthetic, *fits, *guesses
 
 
 def passed_on(ctx: Any, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -122,7 +131,7 @@ def swap_gradients(
         loss_scale: What the loss is multiplied by before its backward pass.
         told: Whether one more value is returned, to which that factor comes as its gradient; see ``tell_factor``.
     """
-    given = boundary, examples, mean, mix, fit, fit_weight, loss_scale, told, len(values)
+    given = boundary, examples, mean, mix, fit, fit_weight, loss_scale, told, present_recorder(), len(values)
     swapped: tuple[Tensor, ...] = GradientSwap.apply(*given, *values, *estimates, *imagined)  # type: ignore[no-untyped-call]
     return swapped
 

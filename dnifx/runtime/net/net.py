@@ -11,9 +11,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from dnifx.engines.base import Engine
-from dnifx.errors import InputError, LossError
-from dnifx.ir import Boundary, Partition, Program, Recurrence, Schedule
+from dnifx.errors import InputError, LossError, StateError
+from dnifx.ir import Boundary, Partition, Program, Recurrence, Schedule, own_parameters
 from dnifx.runtime.emitted.loss_scale import Factor, LossScale
+from dnifx.runtime.emitted.recording import Recorder
 from dnifx.runtime.net.captured import CapturedPart, Recompile
 from dnifx.runtime.net.fits import FitWatch, MakeOptimizer, OwnFits
 from dnifx.runtime.net.input_kinds import InputKind, share_state
@@ -113,6 +114,12 @@ class Net(nn.Module):
         scale = LossScale(begins=watch.begins if fits is None else fits.begins)
         self.__dict__.update(_scale=scale, _fits=fits, _watch=watch, make_estimator_optimizer=estimator_optimizer)
         whole = CapturedPart(parts[0].part, program, self, mean, recompile) if program.parts else parts[0]
+        trained = dict(program.model.named_parameters(remove_duplicate=False))
+        producers = {
+            each.name: [trained[name] for name in own_parameters(program.partitions, each.producer)]
+            for each in program.boundaries
+        }
+        self.__dict__.update(recorder=Recorder(producers))
         self.__dict__.update(parts=tuple(parts), whole=whole, imagines=bool(imagined), uncut=set())
 
     original: nn.Module
@@ -127,7 +134,11 @@ class Net(nn.Module):
     elsewhere: str = ""
     """Where the present weights of some partitions are, if not here: in other processes."""
 
+    diagnosing: bool = False
+    """Whether backward passes of a loop of your own compare synthetic gradients with what arrives; see ``diagnostics``."""
+
     recurrences: tuple[Recurrence, ...]
+    recorder: Recorder
     _scale: LossScale
     _fits: OwnFits | None
     _watch: FitWatch
@@ -224,6 +235,32 @@ class Net(nn.Module):
             The norm of the model's gradients before, a scalar.
         """
         return nn.utils.clip_grad_norm_(self.model_parameters(), max_norm, norm_type, error_if_nonfinite, foreach)
+
+    def diagnostics(self, prefix: str = "") -> dict[str, float]:
+        """Return how synthetic gradients compared with what arrived, the last time that this was looked at.
+
+        That is the last backward pass of a loop of your own after ``net.diagnosing = True``, or the last step of a trainer with
+        ``diagnose=True``. The dictionary is flat, for TensorBoard, a logger or a data frame. Its keys are ``prefix``, the boundary's
+        name, a slash, and one of
+
+        - ``cosine``: between estimate and target, a mean over examples;
+        - ``parameter_cosine``: between the gradients that the two give to the parameters of the partition that makes the values, those
+          that other partitions read too left out; where it is known;
+        - ``relative_error``, ``wrong_signs``, ``estimate_norm``, ``target_norm`` and ``estimator_loss``, the mean over examples of
+          ||estimate - target||^2.
+
+        Targets are those that estimators are fitted to: they may contain synthetic gradients of later boundaries.
+
+        Raises:
+            StateError: Nothing was looked at, and nothing will be.
+        """
+        if not self.diagnosing and not self.recorder.found:
+            raise StateError(
+                "nothing was compared yet: set net.diagnosing = True before the forward passes of a loop of your own, or call "
+                "trainer.step(..., diagnose=True)"
+            )
+        found = self.recorder.found.items()
+        return {f"{prefix}{name}/{key}": float(number) for name, numbers in found for key, number in numbers.items()}
 
     def interface_keys(self) -> list[str]:
         """Return the keys of all estimators and input models."""

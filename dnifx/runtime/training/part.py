@@ -163,6 +163,7 @@ class TrainedPart:
             if self.scaling is not None:
                 self.scaling.break_off()
             raise
+        self.net.recorder.found.update({name: dict(found) for name, found in diagnostics.items()})
         refused: dict[str, Flag] = {name: each.refused for name, each in updates.items() if each.refused is not False}
         bad, back = either(refused.values()), refused
         if self.scaling is not None:

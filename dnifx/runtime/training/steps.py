@@ -21,6 +21,7 @@ from dnifx.runtime.emitted.fitting import (
     per_example,
     propagated,
 )
+from dnifx.runtime.emitted.parameter_gradients import keeping_weights, parameter_cosine
 from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_gradients, window_targets, without_rows
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.input_kinds import InputKind
@@ -49,7 +50,9 @@ STEP_GLOBALS = {
     "fit_by_trace": fit_by_trace,
     "fit_gradient": fit_gradient,
     "fit_late": fit_late,
+    "keeping_weights": keeping_weights,
     "output_error": output_error,
+    "parameter_cosine": parameter_cosine,
     "pass_on": pass_on,
     "per_example": per_example,
     "propagated": propagated,

@@ -22,12 +22,18 @@ REMEDIES = {
 """What helps against each harm."""
 
 
+def judged(averages: Mapping[str, float]) -> str:
+    """Return the cosine that says best what an estimate does to its producer: that of the parameters' gradients, where it is known."""
+    return "parameter_cosine" if "parameter_cosine" in averages else "cosine"
+
+
 @dataclass
 class Watch:
     """Follows the diagnostics of training steps, and warns once for each boundary where a synthetic gradient does harm.
 
-    Harm is a cosine with the target that stays below ``cosine``, or estimates whose norm stays above ``growth`` times the
-    targets', for ``patience`` looks on end. Both are judged by running averages, so that one batch decides nothing.
+    Harm is a cosine that stays below ``cosine``: that of the gradients of the producer's parameters, where it is known, else that of
+    the estimate and its target. Harm is, too, a norm of the estimates that stays above ``growth`` times the targets'. Either has to last
+    for ``patience`` looks on end. Both are judged by running averages, so that one batch decides nothing.
 
     Args:
         patience: Looks in a row before it warns.
@@ -96,13 +102,14 @@ class Watch:
     def harms(self, averages: Mapping[str, float]) -> dict[str, bool]:
         """Say which harms a boundary's averages show."""
         runaway = averages["estimate_norm"] > self.growth * averages["target_norm"]
-        return {"direction": averages["cosine"] < self.cosine, "norm": runaway}
+        return {"direction": averages[judged(averages)] < self.cosine, "norm": runaway}
 
     def fault(self, name: str, harm: str) -> str:
         """Say what the synthetic gradient of a boundary does wrong."""
         found = self.averages[name]
         if harm == "direction":
-            text = f"points away from its target: an average cosine of {found['cosine']:.2f}"
+            of = " of parameter gradients" if judged(found) == "parameter_cosine" else ""
+            text = f"points away from its target: an average cosine{of} of {found[judged(found)]:.2f}"
         else:
             ratio = found["estimate_norm"] / max(found["target_norm"], 1e-30)
             text = f"has run away: its norm is {ratio:.3g} times its target's"
@@ -133,5 +140,6 @@ class Watch:
         lines = []
         for name, found in self.averages.items():
             cosine, error, wrong = (found[key] for key in SHOWN)
-            lines.append(f"{name}: cosine {cosine:.2f}, relative error {error:.2f}, wrong signs {wrong:.0%}")
+            producer = f", parameter cosine {found['parameter_cosine']:.2f}" if "parameter_cosine" in found else ""
+            lines.append(f"{name}: cosine {cosine:.2f}{producer}, relative error {error:.2f}, wrong signs {wrong:.0%}")
         return "\n".join(lines)
