@@ -117,7 +117,10 @@ class StepWriter(StepPlan):
             return self.end(title, call, traced)
         names = [local(name) for name in partition.outputs]
         run = f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call
-        lines = [*traced, *(["with keeping_weights():", f"    {run}"] if self.compares_producer(action.index) else [run])]
+        lines = [
+            *traced,
+            *(["with keeping_weights():", f"    {run}"] if self.compares_producer(action.index) else [run]),
+        ]
         for boundary in self.produced(action.index):
             lines += self.leaves(boundary)
         return Block(title, tuple(lines))
