@@ -41,10 +41,10 @@ def parameter_cosine(
         return {}
     made, *sides = zip(*carrying, strict=True)
     try:
-        found = [parameter_gradient(made, learned, side) for side in sides]
+        estimated, true = (parameter_gradient(made, learned, side) for side in sides)
     except RuntimeError:
         return {}
-    return {"parameter_cosine": torch.nn.functional.cosine_similarity(*found, dim=0)}
+    return {"parameter_cosine": torch.nn.functional.cosine_similarity(estimated, true, dim=0)}
 
 
 def parameter_gradient(values: Sequence[Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

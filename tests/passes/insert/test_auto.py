@@ -96,7 +96,7 @@ def test_a_suffix_that_cannot_be_made_gives_way_with_its_reason(monkeypatch: pyt
 
 def test_a_model_that_is_cut_in_time_has_synthetic_gradients() -> None:
     model, state = Stepped(), torch.zeros(6, 4)
-    cuts = [dnifx.Recurrent("state", "1"), "first"]
+    cuts: list[Any] = [dnifx.Recurrent("state", "1"), "first"]
     net = dnifx.decouple(
         model, cuts, args=(X, state), gradient="auto", loss=lambda output, y: cross_entropy(output[0], y)
     )
@@ -107,7 +107,7 @@ def test_a_model_that_is_cut_in_time_has_synthetic_gradients() -> None:
 
 
 def test_each_boundary_is_chosen_for_by_itself_and_options_are_passed_on() -> None:
-    gradient = {"1": Auto(Suffix(blocks=0)), "3": "zero"}
+    gradient: dict[str, Any] = {"1": Auto(Suffix(blocks=0)), "3": "zero"}
     net = dnifx.decouple(dense(), ["1", "3"], args=(X,), gradient=gradient, loss=cross_entropy)
     assert chosen(net) == {"1": "Suffix(blocks=0)", "3": "Zero()"}
     plain = dnifx.decouple(dense(), ["1"], args=(X,), gradient=Auto(otherwise=Synthetic(hidden=0)))
