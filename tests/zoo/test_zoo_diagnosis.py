@@ -208,7 +208,7 @@ def test_looks_are_json_a_line_and_a_picture(tmp_path: Path) -> None:
     assert [look.step for look in looks] == [10, 20, 30]
     read = json.loads(json.dumps([asdict(look) for look in looks]))
     assert set(read[0]["boundaries"]) == {"hidden.0", "hidden.1"}
-    assert set(read[0]["boundaries"]["hidden.0"]) == {"cosine", "relative_error", "wrong_signs"}
+    assert set(read[0]["boundaries"]["hidden.0"]) == {"cosine", "parameter_cosine", "relative_error", "wrong_signs"}
     worst = min(looks[0].boundaries.items(), key=lambda item: item[1]["cosine"])
     assert str(looks[0]) == f"cosine {worst[1]['cosine']:.2f} at {worst[0]}"
     draw_looks("a run", [Row("one", [looks])], tmp_path / "one.png")
