@@ -32,9 +32,9 @@ class Own(nn.Module):
 CHOICES: dict[str, Any] = {**BY_NAME, "own": Own}
 FORESEEING = {"critic", "sobolev"}
 """Those that predict the loss, so that a forward has to know the target."""
-TOLD = {*FORESEEING, "suffix"}
+TOLD = {*FORESEEING, "suffix", "auto"}
 """Those whose forward has to know the target."""
-IN_FOLDERS = sorted(set(CHOICES) - {"suffix"})
+IN_FOLDERS = sorted(set(CHOICES) - {"suffix", "auto"})
 """Those that a folder can hold."""
 STEPS = 4
 
