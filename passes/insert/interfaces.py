@@ -128,9 +128,7 @@ def hints(choices: Mapping[str, Choice], loss: Loss | None) -> tuple[str, ...]:
     """Return a note where the default stands on a boundary, and ``auto`` could make use of the loss."""
     if loss is None or "synthetic" not in choices.values():
         return ()
-    return (
-        "the loss is known: gradient='auto' makes estimators from the model's own remaining layers, which learn from it",
-    )
+    return ("the loss is known: gradient='auto' would make estimators that learn from it",)
 
 
 def assign(gradient: Choices, boundaries: tuple[Boundary, ...]) -> dict[str, Choice]:

@@ -82,7 +82,7 @@ def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str], code: int 
 
 def test_show_prints_partitions_boundaries_and_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     text = run(["show", "fcn", "--cuts", "hidden.*"], capsys)
-    for word in ("FCN", "4 partitions", "3 boundaries", "submod_3", "classifier", "hidden.2", "Synthetic("):
+    for word in ("FCN", "4 partitions", "3 boundaries", "submod_3", "classifier", "hidden.2", "Affine("):
         assert word in text
 
 
