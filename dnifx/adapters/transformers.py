@@ -1,13 +1,14 @@
 """transformers.Trainer: it divides the loss for accumulation, and Accelerate scales it in half precision.
 
 A model that returns its loss needs no adapter for that. ``tell_loss_scale`` is for a loss that the trainer computes itself, such as
-one with label smoothing. ``ClipModel`` is for all of them.
+one with label smoothing. ``ClipModel`` and ``SavesTied`` are for all of them.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import transformers
+from torch import Tensor
 
 from dnifx.adapters.nets import factor, nets_of
 from dnifx.errors import InputError, LossError
@@ -71,3 +72,38 @@ class ClipModel(transformers.TrainerCallback):
         """Clip; the trainer has unscaled the gradients."""
         for net in nets_of(given["model"]):
             net.clip_grad_norm_(self.max_norm)
+
+
+class SavesTied(transformers.Trainer):
+    """A ``transformers.Trainer`` that saves a net whose model ties weights: each tensor once, under its first name.
+
+    The file format of its checkpoints refuses a tensor that has two names, and the net is no ``PreTrainedModel``, of which the
+    trainer knows what is tied. When the checkpoint is loaded, the second names are reached through the first.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save the weights."""
+        super()._save(output_dir, once(state_dict if state_dict is not None else self.weights()))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of what a checkpoint lacks, second names aside."""
+        whole = self.weights()
+        tied = whole.keys() - once(whole).keys()
+        load_result.missing_keys[:] = [each for each in load_result.missing_keys if each not in tied]
+        super()._issue_warnings_after_load(load_result)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the state of the model."""
+        return {} if self.model is None else self.model.state_dict()
+
+
+def once(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state in which each tensor stands under its first name alone."""
+    seen: set[tuple[Any, ...]] = set()
+    kept = {}
+    for name, each in state.items():
+        place = (each.device, each.data_ptr(), each.dtype, each.shape, each.stride())
+        if each.numel() == 0 or place not in seen:
+            kept[name] = each
+        seen.add(place)
+    return kept

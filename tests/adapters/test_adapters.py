@@ -144,6 +144,54 @@ def test_transformers(labelled: bool, tmp_path: Path) -> None:
     check(net, whole(labelled))
 
 
+class Tied(nn.Module):
+    """A language model whose readout is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.out = nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 10, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.out(torch.tanh(self.mix(self.embed(ids))))
+        return {"loss": cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def test_tied_weights_are_saved_once_and_resumed(tmp_path: Path) -> None:
+    import transformers
+
+    from dnifx.adapters.transformers import SavesTied
+
+    ids = torch.randint(0, 10, (8, 6), generator=torch.Generator().manual_seed(0))
+
+    def run(folder: str, steps: int, resume: bool = False) -> DecoupledModule:
+        torch.manual_seed(0)
+        net = dnifx.decouple(Tied(), ["mix"], kwargs={"ids": ids, "labels": ids}, gradient=Synthetic(hidden=0))
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path / folder),
+            max_steps=steps,
+            save_steps=steps,
+            max_grad_norm=0,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            lr_scheduler_type="constant",
+        )
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        data = [{"ids": row, "labels": row} for row in ids]
+        SavesTied(net, arguments, train_dataset=data, optimizers=(optimizer, None)).train(
+            resume_from_checkpoint=resume or None
+        )
+        return net
+
+    whole = run("whole", 4)
+    run("halves", 2)
+    halves = run("halves", 4, resume=True)
+    assert halves.get_submodule("out").weight is halves.get_submodule("embed").weight
+    for name, value in whole.state_dict().items():
+        assert torch.equal(halves.state_dict()[name], value), name
+
+
 def test_a_scaler_and_accumulation_make_a_product() -> None:
     assert factor(None, 4) == 0.25
     assert factor(torch.amp.GradScaler("cpu", enabled=False), 4) == 0.25
