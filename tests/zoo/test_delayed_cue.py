@@ -16,7 +16,7 @@ from dnifx.zoo.recipes import RECIPES
 from dnifx.zoo.recipes.delayed_cue import CueResults
 
 EPISODES = 3000
-LONG = 80
+LONG = 60
 
 
 def test_an_episode_asks_four_windows_after_the_cue() -> None:
