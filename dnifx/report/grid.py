@@ -13,7 +13,7 @@ from dnifx.report.picture import INPUTS, Box, Line, Picture
 
 Point = tuple[float, float]
 
-LANE = 12.0
+LANE = 16.0
 """Distance between lines that run side by side."""
 
 ROW, ROW_GAP = 42.0, 14.0
