@@ -96,18 +96,20 @@ class Trials:
 
     def _run(self, trial: Trial, drawn: random.Random, out: Path, disk: Path | None) -> None:
         whole = self.whole(trial.name)
-        for _ in range(drawn.randint(1, KILLS)):
+        for _ in range(KILLS):
             death = draw(drawn, whole, disk)
             status, errors = ended(lambda: self._jobs[trial.name](out), death)
             death.relieve()
             if not status:
+                errors = ""  # it ended before its death; Python tells of a Ctrl-C where it cannot be raised
                 break
             trial.deaths.append(str(death))
             trial.kinds[death.kind] += 1
             trial.wrong += unlike(death, status, errors)
             if status == ERROR:
                 trial.wrong += [f"{name} is left by an error" for name in sorted(files(out)) if name.endswith(PART)]
-        status, errors = ended(lambda: self._jobs[trial.name](out))
+        else:
+            status, errors = ended(lambda: self._jobs[trial.name](out))
         if status or errors:
             trial.wrong.append(f"the last run ended with {status}: {errors}")
         trial.wrong += differences(out, whole.out)

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.mutants.faults import Fault, faults
-from tests.mutants.tests_of import Coverage, measure, read
-from tests.mutants.trial import Outcome, attempt, copied
+from tests.mutants.tests_of import Coverage, areas, measure, measured, read
+from tests.mutants.trial import Outcome, attempt, check_whole, copied
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("passes", "dnifx/ir", "dnifx/runtime", "dnifx/schedules")
@@ -34,14 +34,18 @@ def main(
     budget: Annotated[float, typer.Option(help="Seconds of tests for each fault.")] = 60.0,
     processes: Annotated[int, typer.Option(help="How many faults are tried at the same time.")] = 2,
     kept: Annotated[Path, typer.Option(help="Where the coverage of the suite is kept.")] = ROOT / ".mutants",
+    area: Annotated[
+        list[str] | None, typer.Option(help="Measure only tests of these folders: tests/passes/cuts.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Measure the coverage anew.")] = False,
     goal: Annotated[float, typer.Option(help="Exit with 1 where a smaller share is found.")] = 0.95,
 ) -> None:
     """Put faults into the code and tell which the tests do not find."""
     console = Console()
-    if fresh or not (kept / "times.xml").exists():
-        console.print("running the suite once under coverage, which takes some minutes")
-        measure(ROOT, kept, ("dnifx", "passes"), processes)
+    for each in area or areas(ROOT):
+        if fresh or not measured(kept, each)[0].exists():
+            console.print(f"running {each} once under coverage")
+            measure(ROOT, kept, ("dnifx", "passes"), each)
     coverage = read(kept)
     drawn = draw(count, seed, tuple(below or SOURCES))
     outcomes = try_all(drawn, coverage, budget, processes, console)
@@ -81,9 +85,12 @@ def try_all(drawn: list[Fault], coverage: Coverage, budget: float, processes: in
         finally:
             copies.put(copy)
 
+    first = next((tests for fault in drawn if (tests := coverage.tests(fault, 0.0))), [])
     with ExitStack() as stack, ThreadPoolExecutor(processes) as pool:
         for _ in range(processes):
-            copies.put(stack.enter_context(copied(ROOT)))
+            copy = stack.enter_context(copied(ROOT))
+            check_whole(copy, first)
+            copies.put(copy)
         outcomes = []
         for outcome in track(pool.map(one, drawn), "faults", len(drawn), console=console):
             outcomes.append(outcome)

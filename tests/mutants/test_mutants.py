@@ -6,7 +6,7 @@ import pytest
 
 from tests.mutants.faults import Fault, broken, faults
 from tests.mutants.tests_of import Coverage, nearness
-from tests.mutants.trial import attempt
+from tests.mutants.trial import attempt, check_whole
 
 SOURCE = '''"""A module."""
 
@@ -60,6 +60,12 @@ def test_a_test_without_teeth_lets_a_fault_live(checkout: Path, expected: str, r
     fault = next(each for each in faults(checkout, "clamp.py") if each.before == "3")
     assert attempt(checkout, fault, ["test_clamp.py::test_clamp"], 1.0).result == result
     assert (checkout / "clamp.py").read_text() == SOURCE
+
+
+def test_tests_that_fail_without_a_fault_are_told(checkout: Path) -> None:
+    (checkout / "test_clamp.py").write_text("def test_clamp():\n    assert False\n")
+    with pytest.raises(RuntimeError, match="test_clamp fails without any fault"):
+        check_whole(checkout, ["test_clamp.py::test_clamp"])
 
 
 def test_a_line_that_no_test_runs_is_unmet(checkout: Path) -> None:

@@ -1,5 +1,6 @@
-"""Which tests run which line, and how long each takes: from one run of the suite under coverage."""
+"""Which tests run which line, and how long each takes: from one run of the tests of each folder under coverage."""
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
@@ -13,10 +14,13 @@ from coverage import CoverageData
 
 from tests.mutants.faults import Fault
 
+NO_TESTS = 5
+"""How pytest ends where all tests are left out, as those that need a GPU."""
+
 
 @dataclass
 class Coverage:
-    """What one run of the suite told.
+    """What one run of the tests told.
 
     Attributes:
         by_line: By file and line, the tests that run it.
@@ -56,34 +60,53 @@ def nearness(test: str, path: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(of_test, of_file, strict=False)))
 
 
-def measure(root: Path, kept: Path, sources: Iterable[str], processes: int) -> None:
-    """Run the suite once under coverage in a checkout, and keep what it tells in a folder.
+def areas(root: Path) -> list[str]:
+    """Return the folders of a checkout that hold tests."""
+    return sorted({str(path.parent.relative_to(root)) for path in (root / "tests").rglob("test_*.py")})
+
+
+def measured(kept: Path, area: str) -> tuple[Path, Path]:
+    """Return the two files that tell of the tests of a folder: which lines they run, and how long they take."""
+    name = area.replace("/", ".")
+    return kept / f"{name}.coverage", kept / f"{name}.xml"
+
+
+def measure(root: Path, kept: Path, sources: Iterable[str], area: str) -> None:
+    """Run the tests of a folder once under coverage in a checkout, and keep what they tell.
 
     Raises:
         RuntimeError: A test fails without any fault.
     """
     kept.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes), "-p", "no:cacheprovider", "--cov-report="]
+    lines, times = measured(kept, area)
+    files = sorted(str(path.relative_to(root)) for path in (root / area).glob("test_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--cov-report=", "--cov-context=test"]
     command += [f"--cov={source}" for source in sources]
-    command += ["--cov-context=test", f"--junitxml={kept / 'times.xml'}"]
-    ran = subprocess.run(command, cwd=root, check=False)
-    if ran.returncode:
-        raise RuntimeError("the suite fails without any fault: mend it first")
-    (root / ".coverage").replace(kept / "coverage")
+    running = lines.with_suffix(".running")
+    ran = subprocess.run(
+        [*command, f"--junitxml={times}", *files],
+        cwd=root,
+        env={**os.environ, "COVERAGE_FILE": str(running)},
+        check=False,
+    )
+    if ran.returncode not in (0, NO_TESTS):
+        raise RuntimeError(f"{area} fails without any fault: mend it first")
+    running.replace(lines)
 
 
 def read(kept: Path) -> Coverage:
-    """Return what a run of the suite told."""
+    """Return what the tests that were measured told."""
     found = Coverage()
-    data = CoverageData(str(kept / "coverage"))
-    data.read()
-    for name in data.measured_files():
-        path = name.removeprefix("dnifx/") if name.startswith("dnifx/passes/") else name
-        for line, contexts in data.contexts_by_lineno(name).items():
-            tests = {context.split("|")[0] for context in contexts if context}
-            found.by_line[path, line] |= tests
-            found.by_file[path] |= tests
-    for case in xml.parse(kept / "times.xml").iter("testcase"):
-        module = case.get("classname", "").replace(".", "/") + ".py"
-        found.seconds[f"{module}::{case.get('name')}"] = float(case.get("time", 1))
+    for lines in kept.glob("*.coverage"):
+        data = CoverageData(str(lines))
+        data.read()
+        for name in data.measured_files():
+            path = name.removeprefix("dnifx/") if name.startswith("dnifx/passes/") else name
+            for line, contexts in data.contexts_by_lineno(name).items():
+                tests = {context.split("|")[0] for context in contexts if context}
+                found.by_line[path, line] |= tests
+                found.by_file[path] |= tests
+        for case in xml.parse(lines.with_suffix(".xml")).iter("testcase"):
+            module = case.get("classname", "").replace(".", "/") + ".py"
+            found.seconds[f"{module}::{case.get('name')}"] = float(case.get("time", 1))
     return found

@@ -2,23 +2,36 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from tests.mutants.faults import Fault, broken
 
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "__pycache__", "build", "results", "*.egg-info", ".hypothesis", ".*_cache"
+    ".git", ".venv", "__pycache__", "build", "results", ".mutants", "runs", "*.egg-info", ".hypothesis", ".*_cache"
 )
 USAGE = 4
 """How pytest ends where it is called in a wrong way."""
 STARTING = 90.0
-"""How many seconds a process may take beside its tests: it imports torch and collects."""
+"""How many seconds a process may take beside its tests: it imports dnifx and collects."""
+ROOT = Path(__file__).parents[2]
+FORKS = get_context("forkserver")
+"""Makes the processes that run tests: copies of one that has imported what takes long and is never broken."""
+PRELOADED = [
+    *(
+        "torch",
+        "torch.export",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch._subclasses.fake_tensor",
+        "torch.testing",
+    ),
+    *("pytest", "hypothesis", "_pytest.assertion.rewrite", "networkx", "rich.console", "typer"),
+]
 
 
 @dataclass(frozen=True)
@@ -62,32 +75,62 @@ def attempt(copy: Path, fault: Fault, tests: list[str], seconds: float) -> Outco
         return Outcome(fault, "unmet", "no test")
     path = copy / fault.path
     before = path.read_text(encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        *tests,
-    ]
-    around = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         path.write_text(broken(copy, fault), encoding="utf-8")
-        ran = subprocess.run(
-            command, cwd=copy, env=around, capture_output=True, text=True, timeout=STARTING + 4 * seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Outcome(fault, "late", "the time limit")
+        code, text = called(copy, tests, STARTING + 4 * seconds)
     finally:
         path.write_text(before, encoding="utf-8")
-    if ran.returncode == 0:
+    if code is None:
+        return Outcome(fault, "late", "the time limit")
+    if code == 0:
         return Outcome(fault, "survived", f"{len(tests)} tests")
-    failed = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if ran.returncode == USAGE and "not found" in ran.stdout + ran.stderr:
-        raise RuntimeError(f"pytest does not find the tests; measure again with --fresh: {ran.stderr[-500:]}")
+    failed = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if code == USAGE and "not found" in text:
+        raise RuntimeError(f"pytest does not find the tests; measure again with --fresh: {text[-500:]}")
     return Outcome(fault, "killed", failed[0].split(" - ")[0] if failed else "a fault while the tests were collected")
+
+
+def check_whole(copy: Path, tests: list[str]) -> None:
+    """Call pytest without a fault.
+
+    Raises:
+        RuntimeError: A test fails.
+    """
+    code, text = called(copy, tests, STARTING)
+    if code:
+        raise RuntimeError(f"{', '.join(tests)} fails without any fault: {text[-2000:]}")
+
+
+def called(copy: Path, tests: list[str], limit: float) -> tuple[int | None, str]:
+    """Call pytest in a process that has imported torch already.
+
+    Returns:
+        Its exit code, None where it took longer than the limit, and what it printed.
+    """
+    FORKS.set_forkserver_preload(PRELOADED)
+    with tempfile.NamedTemporaryFile("r", errors="replace") as printed:
+        process = FORKS.Process(target=call_pytest, args=(str(copy), tests, printed.name))
+        process.start()
+        process.join(limit)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        return code, printed.read()
+
+
+def call_pytest(copy: str, tests: list[str], printed: str) -> None:
+    """Call pytest in this process, on the modules of a copy of the checkout."""
+    with open(printed, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = copy
+    sys.path[:] = [copy, *(each for each in sys.path if each not in ("", str(ROOT)))]
+    sys.dont_write_bytecode = True
+    import pytest
+
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported already
+    sys.exit(int(pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", *quiet, *tests])))

@@ -42,6 +42,8 @@ def resolved(cuts: Any, model: nn.Module | None = None) -> dict[str, tuple[str, 
     [
         ("stages.0", ["stages.0"]),
         (["stages.0.1", "again"], ["stages.0.1", "again"]),
+        ("stages", ["stages"]),
+        (["stages", "again"], ["stages", "again"]),
         ("stages.*", ["stages.0", "stages.1"]),
         ("stages.*.*", ["stages.0.0", "stages.0.1", "stages.1.0"]),
         ("stages.?.0", ["stages.0.0", "stages.1.0"]),
@@ -64,6 +66,14 @@ def test_names_and_globs(cuts: Any, names: list[str]) -> None:
 
 def test_a_module_is_cut_after_the_values_that_leave_it() -> None:
     assert resolved(["stages.0", "again@1"]) == {"stages.0": ("relu_1",), "again@1": ("relu_4",)}
+
+
+def test_a_container_that_is_not_called_itself_is_cut_after_all_that_it_holds() -> None:
+    assert resolved("stages") == {"stages": ("relu_2",)}
+    assert [str(edge) for edge in compiled(Nested(), ["stages->again"], X, until="cuts").cuts[0].edges] == [
+        "relu_2 -> again_linear"
+    ]
+    assert resolved(["s*"]) == {"stages": ("relu_2",)}
 
 
 def test_a_tuple_is_cut_after_its_items() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,77 @@ def test_a_model_whose_values_bear_the_steps_names_trains() -> None:
         optimizer.step()
     for one, other in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def backwards(program: Program) -> list[str]:
+    """Return what each backward pass of a step calls, in the order of the partitions."""
+    found = re.findall(r"^    # B(\d+):.*\n(?:    self\.terms.*\n)*    ([\w.]+)\(", source(program), flags=re.M)
+    return [called for _, called in sorted(found)]
+
+
+SURE, ASKED = "torch.autograd.backward", "backpropagate"
+
+
+class PassesOn(nn.Module):
+    """A value that is computed from another partition's alone goes on beside one that a layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed = torch.tanh(self.first(x))
+        result: Tensor = self.last(self.second(passed) * passed)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("gradient", "frozen", "expected"),
+    [
+        ("zero", False, [SURE, ASKED, SURE]),
+        ("synthetic", False, [SURE, SURE, SURE]),
+        ({"first": "zero", "second": "synthetic"}, False, [SURE, ASKED, SURE]),
+        ({"first": "synthetic", "second": "zero"}, False, [SURE, SURE, SURE]),
+        ("synthetic", True, [SURE, SURE]),
+    ],
+)
+def test_what_may_carry_no_graph_is_asked_before_it_is_differentiated(
+    gradient: Any, frozen: bool, expected: list[str]
+) -> None:
+    model = PassesOn()
+    model.first.requires_grad_(not frozen)
+    assert backwards(compiled(model, ["first", "second"], X, gradient=gradient)) == expected
+    train(dnifx.decouple(model, ["first", "second"], args=(X,), gradient=gradient, loss=F.cross_entropy))
+
+
+class MayReturnItsInput(nn.Module):
+    """A layer that branches on values, and is kept whole."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.inner(x)
+        return h if h.sum() > 1e9 else x
+
+
+@pytest.mark.parametrize("gradient", ["zero", "synthetic"])
+def test_a_module_that_is_kept_whole_may_return_what_it_was_given(gradient: str) -> None:
+    inside = nn.Sequential(nn.Linear(6, 6), MayReturnItsInput(6), nn.Linear(6, 2))
+    net = dnifx.decouple(inside, ["0", "1"], args=(X,), gradient=gradient, loss=F.cross_entropy)
+    assert backwards(net.program) == [SURE, ASKED, SURE]
+    train(net)
+    at_the_end = nn.Sequential(nn.Linear(6, 2), MayReturnItsInput(2))
+    net = dnifx.decouple(at_the_end, ["0"], args=(X,), gradient=gradient, loss=F.cross_entropy)
+    assert backwards(net.program) == [SURE, ASKED if gradient == "zero" else SURE]
+
+
+def train(net: dnifx.DecoupledModule) -> None:
+    """Make a step."""
+    trainer = net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    assert trainer.step(X, target=Y).loss is not None
 
 
 def test_each_value_says_its_type_and_each_estimator_its_origin() -> None:

@@ -71,6 +71,47 @@ def test_a_factory_is_given_the_boundary() -> None:
     assert program.interfaces[0].fits
 
 
+class Transposed(nn.Module):
+    """A value whose first size is not the batch: ``[features, batch]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(torch.transpose(self.first(x), 0, 1).contiguous().transpose(0, 1))
+        return result
+
+
+def test_an_estimator_is_told_the_batch_of_the_inputs_and_not_the_first_size_of_a_value() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    class Listens(Scale):
+        def forward(self, values: tuple[Tensor, ...], context: Tensor | None = None) -> tuple[Tensor, ...]:
+            assert context is not None
+            shapes.append(tuple(context.shape))
+            return super().forward(values, context)
+
+    options: dict[str, Any] = {"gradient": Listens, "context": "label", "num_classes": 2}
+    program = compiled(Transposed(), ["contiguous"], X, until="insert", **options)
+    (made,) = (item.estimator for item in program.interfaces)
+    assert isinstance(made, Listens)
+    assert made.spec.values[0].shape == (5, 3)
+    assert made.spec.batch == 3
+    assert shapes == [(3, 2)]
+    (first,) = (item.estimator for item in compiled(mlp(6, 6, 2), ["0"], X, until="insert", **options).interfaces)
+    assert isinstance(first, Listens)
+    assert first.spec.batch == 3
+
+
+def test_a_default_estimator_of_a_value_without_a_batch_dimension_sees_no_label() -> None:
+    options: dict[str, Any] = {"gradient": estimators.Synthetic(hidden=0), "context": "label", "num_classes": 2}
+    (apart,) = compiled(Transposed(), ["contiguous"], X, until="insert", **options).interfaces
+    (batched,) = compiled(Transposed(), ["first"], X, until="insert", **options).interfaces
+    assert [tuple(each.shape) for each in apart.estimator.parameters()] == [(3, 3), (3,)]
+    assert [tuple(each.shape) for each in batched.estimator.parameters()] == [(5, 5 + 2), (5,)]
+
+
 def test_an_estimator_for_each_boundary_by_name_and_glob_the_first_that_matches() -> None:
     program = inserted({"0": "zero", "**": estimators.Synthetic(hidden=0)})
     assert kinds(program) == {"0": "ZeroGradient", "2": "SyntheticGradient"}
