@@ -31,7 +31,8 @@ def main(
     count: Annotated[int, typer.Option(help="How many faults, drawn at random.")] = 100,
     seed: Annotated[int, typer.Option(help="Which.")] = 0,
     below: Annotated[list[str] | None, typer.Option(help="Only in files that begin so, such as passes/cuts.")] = None,
-    budget: Annotated[float, typer.Option(help="Seconds of tests for each fault.")] = 60.0,
+    budget: Annotated[float, typer.Option(help="Seconds of tests for each fault.")] = 30.0,
+    again: Annotated[float, typer.Option(help="Seconds of tests in all for one that those do not find.")] = 300.0,
     processes: Annotated[int, typer.Option(help="How many faults are tried at the same time.")] = 2,
     kept: Annotated[Path, typer.Option(help="Where the coverage of the suite is kept.")] = ROOT / ".mutants",
     area: Annotated[
@@ -48,7 +49,7 @@ def main(
             measure(ROOT, kept, ("dnifx", "passes"), each)
     coverage = read(kept)
     drawn = draw(count, seed, tuple(below or SOURCES))
-    outcomes = try_all(drawn, coverage, budget, processes, console)
+    outcomes = try_all(drawn, coverage, (budget, again), processes, console)
     excused = equivalents()
     survivors = [each for each in outcomes if each.result in ("survived", "unmet")]
     for each in survivors:
@@ -73,15 +74,27 @@ def draw(count: int, seed: int, below: tuple[str, ...]) -> list[Fault]:
     return random.Random(seed).sample(every, min(count, len(every)))
 
 
-def try_all(drawn: list[Fault], coverage: Coverage, budget: float, processes: int, console: Console) -> list[Outcome]:
-    """Try faults, several at the same time, each in a copy of the checkout of its own."""
+def try_all(
+    drawn: list[Fault], coverage: Coverage, budgets: tuple[float, float], processes: int, console: Console
+) -> list[Outcome]:
+    """Try faults, several at the same time, each in a copy of the checkout of its own.
+
+    Args:
+        drawn: The faults.
+        coverage: Which tests run which line.
+        budgets: Seconds of tests for each fault, and in all for one that those do not find.
+        processes: How many faults are tried at the same time.
+        console: Tells what becomes of each.
+    """
     copies: SimpleQueue[Path] = SimpleQueue()
 
     def one(fault: Fault) -> Outcome:
-        tests = coverage.tests(fault, budget)
+        first, more = (coverage.tests(fault, budget) for budget in budgets)
         copy = copies.get()
         try:
-            return attempt(copy, fault, tests, sum(coverage.seconds.get(test, 1.0) for test in tests))
+            outcome = attempt(copy, fault, first, coverage.time(first))
+            rest = [test for test in more if test not in first]
+            return attempt(copy, fault, rest, coverage.time(rest)) if outcome.result == "survived" and rest else outcome
         finally:
             copies.put(copy)
 

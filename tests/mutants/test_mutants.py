@@ -62,6 +62,15 @@ def test_a_test_without_teeth_lets_a_fault_live(checkout: Path, expected: str, r
     assert (checkout / "clamp.py").read_text() == SOURCE
 
 
+def test_a_test_that_is_gone_is_left_out(checkout: Path) -> None:
+    (checkout / "test_clamp.py").write_text(
+        "from clamp import clamp\n\n\ndef test_clamp():\n    assert clamp(5) == 3\n"
+    )
+    fault = next(each for each in faults(checkout, "clamp.py") if each.before == "3")
+    assert attempt(checkout, fault, ["test_clamp.py::test_gone", "test_clamp.py::test_clamp"], 1.0).result == "killed"
+    assert attempt(checkout, fault, ["test_clamp.py::test_gone"], 1.0).result == "unmet"
+
+
 def test_tests_that_fail_without_a_fault_are_told(checkout: Path) -> None:
     (checkout / "test_clamp.py").write_text("def test_clamp():\n    assert False\n")
     with pytest.raises(RuntimeError, match="test_clamp fails without any fault"):

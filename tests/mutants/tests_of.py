@@ -53,6 +53,10 @@ class Coverage:
             spent += self.seconds.get(test, 1.0)
         return chosen
 
+    def time(self, tests: Iterable[str]) -> float:
+        """Return how many seconds tests take."""
+        return sum(self.seconds.get(test, 1.0) for test in tests)
+
 
 def nearness(test: str, path: str) -> int:
     """Return how many folders a test shares with a file: tests/runtime/ has the tests of dnifx/runtime/net/."""

@@ -13,12 +13,13 @@ from torch import nn
 
 from dnifx import schedules
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.ir import TRANSFERS, Action, Kind, Program, Schedule
 from dnifx.report.trace import chrome_trace, write_chrome_trace
 from dnifx.schedules import Lock, Simulation
 from dnifx.schedules.costs import measured_costs
-from dnifx.schedules.dependencies import answers_by_order, links, needs
+from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
 from dnifx.schedules.language import unplaced
+from dnifx.schedules.simulation import Span, sent_bytes
 from tests.schedules.schedule_programs import Gate, Plan, chain, programs
 
 UNIT = {"F": 1.0, "B": 2.0}
@@ -86,6 +87,81 @@ def test_actions_wait_for_what_they_need_and_for_their_stream(program: Program, 
     assert path[0].start == 0
     assert path[-1].end == found.makespan
     assert all(before.end == after.start for before, after in pairwise(path))
+
+
+def needed_of_last_step(action: Action, wiring: Links) -> list[Action]:
+    """Return what an action needs of the step before: its parameters updated, its estimator or input model fitted."""
+    match action.kind:
+        case Kind.FORWARD:
+            return [Action(Kind.UPDATE, owner) for owner in wiring.owners[action.index]]
+        case Kind.SYNTHESISE:
+            return [Action(Kind.FIT, action.index)]
+        case Kind.INPUT:
+            return [Action(Kind.FIT, boundary) for boundary in wiring.consumed[action.index]]
+        case _:
+            return []
+
+
+@given(programs(), st.booleans(), st.integers(1, 3), st.integers(0, 2**20))
+def test_an_action_begins_as_soon_as_it_can(program: Program, apart: bool, steps: int, seed: int) -> None:
+    schedule = schedules.random_order(0.7, seed).at(0, program)
+    schedule = spread(schedule, program) if apart else schedule
+    bare, wiring = tuple(map(unplaced, schedule.actions)), links(program)
+    answered = answers_by_order(bare, wiring)
+    costs = {str(action): float(1 + (3 * index + seed) % 5) for index, action in enumerate(bare)}
+    found = schedules.simulate(schedule, program, costs, steps=steps)
+    ends: dict[tuple[int, Action], float] = {}
+    free: dict[tuple[str, int], float] = {}
+    for span in found.spans:
+        action = unplaced(span.action)
+        earlier = [(span.step, need) for need in needs(action, frozenset(bare), wiring, answered)]
+        earlier += [(span.step - 1, need) for need in needed_of_last_step(action, wiring)]
+        assert span.ready == max((ends[each] for each in earlier if each in ends), default=0.0)
+        assert span.free == free.get((span.device, span.stream), 0.0)
+        assert span.end == max(span.ready, span.free) + costs[str(action)]
+        assert span.partition == wiring.place(action)
+        ends[span.step, action] = free[span.device, span.stream] = span.end
+        causes = [place for place, other in enumerate(found.spans) if other.end == span.start and other is not span]
+        assert span.cause in causes if span.start else span.cause is None
+    assert (found.steps, found.unit) == (steps, "s")
+    assert found.makespan == max(ends.values())
+    times = range(int(found.makespan))
+    for device in found.bubble:
+        here = [span for span in found.spans if span.device == device]
+        busy = sum(any(span.start <= time < span.end for span in here) for time in times)
+        assert found.bubble[device] == pytest.approx(1 - busy / found.makespan)
+        held = [sum(bytes_held(program, span, found, time) for span in here) for time in times]
+        assert found.peak_bytes[device] == max(held)
+
+
+def bytes_held(program: Program, span: Span, found: Simulation, time: int) -> int:
+    """Return what a forward holds at a time: the activations of its partition, until the partition's backward has ended."""
+    if span.action.kind is not Kind.FORWARD:
+        return 0
+    back = [each.end for each in found.spans if each.step == span.step and unplaced(each.action) == backward(span)]
+    return program.partitions[span.partition].activation_bytes * (span.start <= time < max([span.end, *back]))
+
+
+def backward(span: Span) -> Action:
+    return Action(Kind.BACKWARD, span.partition)
+
+
+def test_a_message_travels_once_the_link_is_free() -> None:
+    program = chain(2)
+    late = schedules.lagged(schedules.sequential(program), program, 2)
+    sent = schedules.transferred(late, program, (0, 1))
+    costs = {str(unplaced(action)): 1.0 for action in sent.actions if action.kind not in TRANSFERS}
+    assert program.boundaries[0].specs[0].bytes == 128
+    assert sent_bytes(Action(Kind.SEND_TARGET, 0), program) == sent_bytes(Action(Kind.SEND_VALUES, 0), program) == 128
+    link = schedules.Link(latency=2.0, bandwidth=128 / 16)
+    spans = schedules.simulate(sent, program, costs, steps=4, link=link).spans
+    times = {(span.step, str(span.action).partition("@")[0]): span for span in spans}
+    assert [times[step, "SEND_F0"].end for step in (0, 1)] == [1, 7]
+    assert [times[step, "RECV_F0"].end for step in (0, 1)] == [1 + 16 + 2, 1 + 16 + 16 + 2]
+    assert times[0, "F1"].ready == times[0, "RECV_F0"].end
+    assert times[0, "SEND_T0"].end == 21
+    assert [times[step, "RECV_T0-2"].ready for step in (0, 1, 2)] == [0, 0, 21 + 16 + 2]
+    assert [times[step, "M0-2"].start for step in (0, 1, 2)] == [5, 11, 39]
 
 
 def test_backpropagation_over_devices_takes_turns() -> None:

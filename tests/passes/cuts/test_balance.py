@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import dnifx
 from dnifx.errors import CutError
 from dnifx.ir import Measure, Program, TensorSpec
-from dnifx.passes.cuts.balance import balanced_cuts, capped
+from dnifx.passes.cuts.balance import balanced_cuts, capped, undivided
 from dnifx.passes.cuts.places import Place, find_places
 from dnifx.passes.graph import captured, computing
 from tests.passes.programs import compiled, mlp
@@ -81,6 +81,22 @@ def test_what_costs_more_than_its_share_counts_as_its_share(units: list[int], pa
     assert share == max(units) or (share - 1) * parts <= sum(found) <= share * parts
     if max(units) * parts <= sum(units):
         assert found == units
+
+
+@pytest.mark.parametrize(
+    ("ends", "divided", "chosen"),
+    [
+        ([1, 2, 4, 6], [0, 0, 1], [0, 1]),  # the costliest partition is just twice what it could be
+        ([1, 2, 3, 6, 9], [0, 0, 1, 1], [0, 1, 2, 3]),  # it would be more
+        ([1, 2, 4, 8, 12], [0, 0, 1, 2], [0, 1, 2]),  # one block in each is divided rather than two
+        ([2, 4, 6], [0, 1], [0, 1]),  # too few places
+    ],
+)
+def test_blocks_stay_whole_where_that_at_most_doubles_the_costliest_partition(
+    ends: list[int], divided: list[int], chosen: list[int]
+) -> None:
+    places = [Place(position, each, 1) for position, each in enumerate(divided)]
+    assert undivided(places, ends, 3) == chosen
 
 
 def test_equal_layers_are_shared_out_evenly() -> None:

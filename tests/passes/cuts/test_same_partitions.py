@@ -50,6 +50,29 @@ def test_where_a_node_before_it_is_gone_its_number_decides() -> None:
     assert found == {"sin": "sin", "tanh": "tanh", "add": "add", "cos": "cos"}
 
 
+def test_each_has_its_own_number() -> None:
+    def dropped(x: Tensor) -> Tensor:
+        return torch.tanh(torch.dropout(torch.sin(x), 0.5, True)) + torch.tanh(torch.dropout(torch.cos(x), 0.5, True))
+
+    def whole(x: Tensor) -> Tensor:
+        return torch.tanh(torch.sin(x)) + torch.tanh(torch.cos(x))
+
+    found = matching_nodes(graph_of(dropped), graph_of(whole))
+    assert (found["tanh"], found["tanh_1"]) == ("tanh", "tanh_1")
+
+
+def test_a_number_gives_no_node_that_is_taken() -> None:
+    def dropped(x: Tensor) -> Tensor:
+        return torch.tanh(torch.dropout(x, 0.5, True)) + torch.tanh(x)
+
+    def otherwise(x: Tensor) -> Tensor:
+        return torch.tanh(x) + torch.tanh(torch.cos(x))
+
+    found = matching_nodes(graph_of(dropped), graph_of(otherwise))
+    assert found["tanh"] == "tanh_1"
+    assert "tanh_1" not in found
+
+
 def test_a_number_decides_only_among_equally_many() -> None:
     def once_more(x: Tensor) -> Tensor:
         return torch.tanh(torch.tanh(torch.sin(x)) + 1)
