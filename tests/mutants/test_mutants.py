@@ -46,6 +46,13 @@ def test_a_fault_changes_one_thing_that_a_test_could_find(checkout: Path) -> Non
     }
 
 
+def test_what_no_test_could_find_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "pairs.py").write_text(
+        "def pairs(one: list[int], other: list[int]) -> object:\n    return zip(one, other, strict=True)\n"
+    )
+    assert [each.before for each in faults(tmp_path, "pairs.py")] == ["return zip(one, other, strict=True)"]
+
+
 def test_every_fault_of_the_package_can_be_compiled_and_is_a_change() -> None:
     root = Path(__file__).parents[2]
     for path in ("passes/cuts/resolve.py", "dnifx/schedules/chance.py", "dnifx/runtime/net/states.py"):

@@ -19,6 +19,7 @@ import dnifx
 from dnifx.errors import DnifxError
 from dnifx.estimators import BoundarySpec
 from dnifx.passes.emit import folder as folders
+from dnifx.passes.emit.folder_text import features_text
 from dnifx.runtime.decoupled import DecoupledModule
 from tests.passes.programs import Tied, mlp
 
@@ -252,3 +253,11 @@ def test_a_module_that_is_kept_whole_and_cannot_be_saved_is_named(place: Path) -
     with pytest.raises(DnifxError, match=r"modules of the folder cannot be saved: .*define the class of .*Local"):
         net.to_folder(place)
     assert not place.exists()
+
+
+def test_a_folder_computes_the_features_that_its_estimators_see() -> None:
+    plain, labelled = make_net().program, make_net(context="label", num_classes=3).program
+    free = make_net(context=lambda target: target, num_classes=3).program
+    assert features_text(plain) == "None"
+    assert features_text(labelled) == "torch.nn.functional.one_hot(context, 3).to(torch.float32)"
+    assert features_text(free) == "context.to(torch.float32)"

@@ -164,6 +164,24 @@ class PassesOn(nn.Module):
         return result
 
 
+class PassesOnDetached(PassesOn):
+    """The same, times what carries no gradient though a layer makes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed = torch.tanh(self.first(x))
+        made = self.second(passed)
+        result: Tensor = self.last(made + torch.mul(passed, made.detach()))
+        return result
+
+
+@pytest.mark.parametrize(("gradient", "expected"), [("zero", [SURE, ASKED, SURE]), ("synthetic", [SURE, SURE, SURE])])
+def test_what_carries_no_gradient_makes_nothing_sure(gradient: str, expected: list[str]) -> None:
+    program = compiled(PassesOnDetached(), ["first", "mul"], X, gradient=gradient)
+    assert {name for boundary in program.boundaries[1:] for name in boundary.values} == {"second", "mul"}
+    assert backwards(program) == expected
+    train(dnifx.decouple(PassesOnDetached(), ["first", "mul"], args=(X,), gradient=gradient, loss=F.cross_entropy))
+
+
 @pytest.mark.parametrize(
     ("gradient", "frozen", "expected"),
     [
