@@ -16,8 +16,8 @@ WRITING = ((os, "mkdir"), (fcntl, "flock"), (os, "fsync"), (os, "replace"), (os,
 
 ENDED = 0
 ERROR = 2
-ABORTED = (1, 130)
-"""How a command ends: by itself, with an error that is told in one line, and after Ctrl-C."""
+ABORTED = (1, 130, -signal.SIGABRT)
+"""How a command ends: by itself, with an error that is told in one line, and after Ctrl-C, which may meet torch's own code."""
 
 
 def nothing(*_: Any) -> None:

@@ -29,6 +29,7 @@ BRIEF: Mapping[str, str] = {
     "delayed-cue": "--batch 4 --episodes 20 --seeds 1",
     "two-clocks": "--data digits --width 6 --estimator-width 6 --batch 4 --ticks 2 --windows 12 --evaluate-every 4 "
     "--test-periods 1 --variants joint,cdni",
+    "table": "--model fcn --layers 2 --width 6 --batch 8 --steps 4 --evaluate-every 2 --variants synthetic,mirrors",
 }
 """The options of each recipe. ``{text}`` is a text to read."""
 
