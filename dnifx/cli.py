@@ -249,6 +249,16 @@ def zoo() -> None:
     Console().print(_listing("model", models, "cuts"), "", _listing("recipe", recipes, "command"), sep="\n")
 
 
+@app.command(epilog="Example: dnifx compare runs/backprop runs/dni")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that recipes wrote to by --out.")],
+) -> None:
+    """Put runs of recipes into one table, and say in which options they differ."""
+    from dnifx.zoo.recipes.comparison import compare
+
+    Console().print(compare(runs))
+
+
 def _text(program: "Program", format: Format, code: Path | None) -> str:
     """Return what ``show`` writes to a file."""
     from dnifx.api import picture
