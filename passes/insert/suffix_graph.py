@@ -67,7 +67,7 @@ def thin_suffix(boundary: Boundary, options: Suffix, program: Program) -> Thin:
     """
     graph, values = captured(program), set(boundary.values)
     behind = dependent(graph, values)
-    needed = behind_or_unavailable(program, boundary, behind)
+    needed = unavailable(program, boundary)
     units = removable(program, behind, needed)
     kept, removed = units[: options.blocks], units[options.blocks :]
     thin, copies = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -81,7 +81,11 @@ def thin_suffix(boundary: Boundary, options: Suffix, program: Program) -> Thin:
         copies[node] = thin.create_node("placeholder", node.name, name=node.name)
     for node in graph.nodes:
         if node in needed and node in live:
-            copies[node] = thin.node_copy(node, lambda source: copies[stand_in_for(source, stand_in)])
+            given = {source: copies[stand_in_for(source, stand_in)] for source in node.all_input_nodes}
+            for source in given.keys() & stand_in.keys():  # what stands in for a value may be read elsewhere
+                if source.name in program.measures[node.name].writes:
+                    given[source] = thin.call_method("clone", (given[source],))
+            copies[node] = thin.node_copy(node, given.__getitem__)
     left = left_positions(program)
     outputs = tuple(
         None if place in left else fx.node.map_arg(value, lambda source: copies[stand_in_for(source, stand_in)])
@@ -141,15 +145,17 @@ def live_nodes(
     return found
 
 
-def behind_or_unavailable(program: Program, boundary: Boundary, behind: AbstractSet[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that a suffix computes: what depends on the boundary, and what no partition up to its producer makes."""
+def unavailable(program: Program, boundary: Boundary) -> set[fx.Node]:
+    """Return the nodes that a suffix computes: what no partition up to the boundary's producer makes.
+
+    What the producer makes of the boundary's values and gives on without a gradient, such as indices, is read from there.
+    """
     return {
         node
         for node in captured(program).nodes
         if node.name not in boundary.values
         and (
-            node in behind
-            or node.op == "get_attr"
+            node.op == "get_attr"
             or (node.op.startswith("call") and program.partition_of.get(node.name, 0) > boundary.producer)
         )
         and node.op != "output"
