@@ -212,6 +212,7 @@ def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, ti
     first = schedules.period_of(spec, program)
     named = schedules.ranks_of(first, program) if isinstance(first, Schedule) else None
     ranks = placed_ranks(named if named is not None and places == "ranks" else places, program, world())
+    lag = max([lag, *(each.late for each in program.interfaces)])
     return Ranks(
         ranks, lag, traffic(program, ranks)[own_rank()], program.partitions[ranks.index(own_rank())].device, timeout
     )
@@ -230,6 +231,8 @@ def trained_schedule(
     source = schedules.resolve(spec, program)
     if lag:
         source = schedules.resolve(schedules.Lagged(lag, source), program)
+    if schedules.is_delayed(program):
+        source = schedules.resolve(schedules.Delayed(source), program)
     schedules.refuse_other_places(schedules.period_of(source, program), program, ranks)
     return source
 
@@ -243,6 +246,11 @@ def probe_source(program: Program, mean: bool, true: bool) -> str:
 def write_package(net: Net, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write a decoupled module as a package; see ``write_folder``."""
     refuse_folder(net.program)
+    if schedules.is_delayed(net.program):
+        raise DnifxError(
+            "a net with Late(k) cannot be written to a folder: a package runs one step, and steps under way are kept over several. Train "
+            "it here, and write the trained original with its own tools"
+        )
     write_folder(net, path, overwrite)
 
 

@@ -29,4 +29,5 @@ class ScheduleActions(Pass):
         Raises:
             ScheduleError: There is no such schedule, or it is not valid for the program.
         """
-        return replace(program, schedule=schedules.resolve(self.order, program).at(0, program))
+        first = schedules.resolve(self.order, program).at(0, program)
+        return replace(program, schedule=schedules.delayed(first, program))

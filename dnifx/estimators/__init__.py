@@ -9,6 +9,7 @@ from dnifx.estimators.direct_feedback import DirectFeedback
 from dnifx.estimators.exact import Exact
 from dnifx.estimators.head import Head
 from dnifx.estimators.inputs import InputSpec, SyntheticInput
+from dnifx.estimators.late import Late
 from dnifx.estimators.local_loss import LocalLoss
 from dnifx.estimators.oracle import Oracle
 from dnifx.estimators.prop import Prop
@@ -55,6 +56,7 @@ __all__ = [
     "GradientEstimator",
     "Head",
     "InputSpec",
+    "Late",
     "LocalLoss",
     "Oracle",
     "Prop",

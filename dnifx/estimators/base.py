@@ -48,6 +48,9 @@ class GradientEstimator(nn.Module, ABC):
     locked: bool = False
     """Whether the producer waits for the target and uses it instead of the estimate."""
 
+    late: int = 0
+    """Steps by which the true gradient comes late, for a backward pass of the step that it belongs to; needs ``locked``."""
+
     mix: float = 0.0
     """Share of the target in what the producer receives; above 0 the producer waits for it."""
 

@@ -43,7 +43,7 @@ class Action:
         stream: The stream that it runs on.
         rank: The process that it runs in.
         lag: Steps between a target and the fit that uses it. ``T0-4``: the target of this step is used 4 steps later.
-            ``M0-4``: fit with the target of 4 steps ago.
+            ``M0-4``: fit with the target of 4 steps ago. ``B0-4``: the backward pass of the step 4 ago.
         peer: The rank at the other end of a transfer.
     """
 

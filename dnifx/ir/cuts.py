@@ -139,6 +139,7 @@ class Interface:
         description: The estimator in a few words, for reports: ``Synthetic(hidden=1)``.
         locked: Whether the producer waits for the target (Oracle, BPLambda, Prop).
         fits: Whether the estimator learns.
+        late: Steps by which the true gradient comes late (Late); 0 for all others.
         input_model: The synthetic input model, if any.
         suffix: What the thin suffix computes, as text, where the estimator is one; else empty. It is asked with the target, the
             number of examples and ``reads`` in place of the context.
@@ -156,6 +157,7 @@ class Interface:
     locked: bool = False
     fits: bool = True
     input_model: nn.Module | None = None
+    late: int = 0
     mix: float = 0.0
     prop: float = 0.0
     fit: str = "squared"
@@ -193,4 +195,4 @@ class Interface:
         single backward pass.
         """
         late = self.blends or self.needs_mask or self.input_model is not None
-        return (self.needs_end and windows) or (self.needs_error and late)
+        return bool(self.late) or (self.needs_end and windows) or (self.needs_error and late)

@@ -6,6 +6,7 @@ and ``M`` fit. ``F1`` is the forward pass of partition 1; ``T1`` is the target o
 
 from dnifx.ir import Period, Schedule
 from dnifx.schedules.chance import random_order, unlocked
+from dnifx.schedules.delays import Delayed, delayed, is_delayed
 from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.lags import Lagged, lagged
@@ -22,6 +23,7 @@ from dnifx.schedules.validation import validate
 
 __all__ = [
     "Answer",
+    "Delayed",
     "Grid",
     "Lagged",
     "Link",
@@ -36,10 +38,12 @@ __all__ = [
     "alternate",
     "answers",
     "backprop",
+    "delayed",
     "diagnosed",
     "fit_every",
     "fixed",
     "grid",
+    "is_delayed",
     "lagged",
     "locks",
     "on_partition",

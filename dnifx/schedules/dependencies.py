@@ -35,6 +35,7 @@ class Gate:
         in_time: Whether it stands between a window and the next.
         fit_reaches_core: Whether the fit also gives gradients to the partition, so that the update has to wait for it.
         reads: Partitions whose values the estimator reads beside those of the boundary.
+        late: Steps by which the producer gets the target late.
     """
 
     producer: int
@@ -49,6 +50,7 @@ class Gate:
     in_time: bool = False
     fit_reaches_core: bool = False
     reads: frozenset[int] = frozenset()
+    late: int = 0
 
     @property
     def mixes(self) -> bool:
@@ -155,6 +157,7 @@ def _gate(boundary: Boundary, interface: Interface, program: Program) -> Gate:
         needs_loss=interface.needs_loss,
         needs_error=interface.needs_error,
         reads=frozenset(homes - {boundary.producer}),
+        late=interface.late,
     )
 
 

@@ -71,6 +71,10 @@ def refuse_lag(wiring: Links, program: Program, lag: int) -> None:
         raise ScheduleError(
             f"lag={lag} does not go with every=: a target of several firings already comes late, once in a period. Leave lag= out"
         )
+    if any(gate.late for gate in wiring.gates):
+        raise ScheduleError(
+            f"lag={lag} does not go with Late(k), which says itself how late gradients are. Leave lag= out"
+        )
     for index, gate in enumerate(wiring.gates):
         reason = why_not_late(gate) if gate.fits and (gate.needs_target or gate.needs_loss) else ""
         if reason:
@@ -100,6 +104,10 @@ def lag_faults(schedule: Schedule, wiring: Links) -> Iterator[Fault]:
         if action.kind not in (Kind.TARGET, Kind.FIT):
             continue
         gate = wiring.gates[action.index]
+        if gate.late:
+            if action.lag not in (0, gate.late):
+                yield place, f"its lag can only be {gate.late}, as Late({gate.late}) says. Remove -{action.lag}."
+            continue
         reason = why_not_late(gate) if action.lag else ""
         if action.lag and answered.get(action.index, Answer.ESTIMATE) is not Answer.ESTIMATE:
             reason = reason or why_not_late(replace(gate, locked=True))

@@ -30,7 +30,7 @@ _MEANINGS = {
 _ON_PARTITIONS = frozenset(
     {Kind.FORWARD, Kind.BACKWARD, Kind.UPDATE, Kind.INPUT, Kind.SEND_VALUES, Kind.RECEIVE_VALUES}
 )
-_LATE = frozenset({Kind.TARGET, Kind.FIT, Kind.RECEIVE_TARGET})
+_LATE = frozenset({Kind.TARGET, Kind.FIT, Kind.BACKWARD, Kind.RECEIVE_TARGET})
 
 
 def on_partition(kind: Kind) -> bool:
@@ -118,7 +118,7 @@ def _refuse_misplaced(action: Action, way: str | None, word: str) -> None:
     if action.lag and action.kind not in _LATE:
         kinds = ", ".join(sorted(kind.value for kind in _LATE))
         raise ScheduleError(
-            f"{word!r} has a lag, but only targets and fits are used late ({kinds}). Remove -{action.lag}."
+            f"{word!r} has a lag, but only targets, fits and backward passes are late ({kinds}). Remove -{action.lag}."
         )
     wanted = (">" if action.kind in SENDS else "<") if action.kind in TRANSFERS else None
     if way != wanted or (wanted is not None and action.rank in (None, action.peer)):

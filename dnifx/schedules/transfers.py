@@ -105,10 +105,15 @@ class _Ranked:
                 receive = Action(Kind.RECEIVE_VALUES, source, rank=here, peer=self.ranks[source])
                 if receive.peer != here and receive not in done:
                     yield receive
-        takes = Kind.FIT if action.lag else Kind.TARGET
-        if action.kind is takes and action.kind in (Kind.TARGET, Kind.FIT):
+        if action.kind is self.takes(action):
             for sender in self.senders(action.index):
                 yield Action(Kind.RECEIVE_TARGET, action.index, rank=here, lag=action.lag, peer=sender)
+
+    def takes(self, action: Action) -> Kind | None:
+        """The action before which the target of a boundary is received: its fit where that is late, else the target itself."""
+        if action.kind not in (Kind.TARGET, Kind.FIT):
+            return None
+        return Kind.FIT if action.lag and not self.wiring.gates[action.index].late else Kind.TARGET
 
     def sent_after(self, action: Action) -> Iterator[Action]:
         """The sends that can follow an action."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import lcm
 
 from dnifx.errors import ScheduleError
 from dnifx.ir import BAR, TRANSFERS, Action, Kind, Period, Program, Schedule
+from dnifx.schedules.delays import delay_faults
 from dnifx.schedules.dependencies import Answer, Links, answers_by_order, links, mentions, needs_in_order
 from dnifx.schedules.drawing import exists, marked_grid
 from dnifx.schedules.lags import lag_faults
@@ -47,7 +49,8 @@ def validate(schedule: Schedule | Period, program: Program, *, partial: bool = F
     if fault is not None:
         place = None if fault.place is None else list(within)[fault.place]
         raise ScheduleError(_report(replace(fault, place=place), schedule, program))
-    unfit = next(lag_faults(schedule, wiring), None) or next(transfer_faults(schedule, program), None)
+    checks = lag_faults(schedule, wiring), delay_faults(schedule, wiring), transfer_faults(schedule, program)
+    unfit = next(chain(*checks), None)
     if unfit is not None:
         raise ScheduleError(_report(_Fault(schedule.actions[unfit[0]], *unfit), schedule, program))
 

@@ -99,8 +99,10 @@ class StepPlan:
         return sorted(boundary.consumers, key=lambda index: order.index(index) if index in order else len(order))
 
     def spread(self, boundary: Boundary) -> bool:
-        """Whether a boundary has consumers on other ranks than its producer's; each consumer then has leaves of its own."""
-        return any(self.rank_of(index) != self.rank_of(boundary.producer) for index in boundary.consumers)
+        """Whether each consumer of a boundary has leaves of its own: some are on other ranks, or gradients are late."""
+        return bool(self.program.interfaces[boundary.index].late) or any(
+            self.rank_of(index) != self.rank_of(boundary.producer) for index in boundary.consumers
+        )
 
     def own_leaf(self, boundary: Boundary, name: str, partition: int) -> str:
         """Return the leaf of a boundary value that a partition reads."""

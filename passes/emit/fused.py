@@ -195,7 +195,7 @@ class FusedWriter(GraphWriter):
     def interface(self, boundary: Boundary, values: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """Add one boundary's estimator and interface node; return what its consumers read."""
         interface, count = self.program.interfaces[boundary.index], len(values)
-        if interface.locked and not interface.blends:
+        if interface.locked and not interface.blends and not interface.late:
             return values
         for message in self.program.messages:
             if message.boundary.index == boundary.index:

@@ -8,6 +8,7 @@ from typing import Any
 from dnifx.errors import PassError
 from dnifx.ir import Action, Kind, Partition, Term, terms
 from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, leaf, local, tuple_of
+from dnifx.passes.emit.delayed_lines import DelayedLines
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
 from dnifx.passes.emit.late_lines import LateLines
@@ -61,6 +62,11 @@ class StepWriter(StepPlan):
         return LateLines(**vars_of(self))
 
     @cached_property
+    def delayed(self) -> DelayedLines:
+        """What writes backward passes of earlier steps."""
+        return DelayedLines(**vars_of(self))
+
+    @cached_property
     def transfers(self) -> TransferLines:
         """What writes sends and receives."""
         return TransferLines(**vars_of(self))
@@ -90,6 +96,9 @@ class StepWriter(StepPlan):
         boundary = self.windows.boundary_of(action)
         if boundary is not None:
             return self.windows.block(action, boundary)
+        delayed = self.delayed_writer(action)
+        if delayed is not None:
+            return delayed(action)
         if action.lag and action.kind in (Kind.TARGET, Kind.FIT):
             return self.late.keep(action) if action.kind is Kind.TARGET else self.late.fit(action)
         writers: Mapping[Kind, Callable[[Action], Block]] = {
@@ -107,10 +116,23 @@ class StepWriter(StepPlan):
         }
         return writers[action.kind](action)
 
+    def delayed_writer(self, action: Action) -> Callable[[Action], Block] | None:
+        """Return what writes an action whose true gradient comes late; None for any other."""
+        late = self.delayed
+        writers = {Kind.TARGET: late.arrive, Kind.SEND_TARGET: late.send, Kind.RECEIVE_TARGET: late.receive}
+        if action.kind in writers and self.program.interfaces[action.index].late:
+            return writers[action.kind]
+        if action.kind is Kind.BACKWARD and action.lag:
+            return self.delayed.backward
+        return self.delayed.update if action.kind is Kind.UPDATE and self.delayed.delay(action.index) else None
+
     def forward(self, action: Action) -> Block:
         """Run a partition on detached values of earlier ones; give its boundary values leaves for their consumers."""
         partition = self.program.partitions[action.index]
-        call = f"self.{partition.name}({', '.join(self.reads(name, action.index) for name in partition.inputs)})"
+        reads = [self.reads(name, action.index) for name in partition.inputs]
+        call = f"self.{partition.name}({', '.join(reads)})"
+        if self.delayed.delay(action.index):
+            call = self.delayed.call(action.index, reads)
         title = f"{action}: forward of {partition.name} ({span(partition)})"
         traced = self.windows.advance(action.index, lambda name: self.reads(name, action.index))
         if action.index == self.last:

@@ -251,6 +251,7 @@ def make_interface(
             interface,
             locked=waits,
             fits=fits and not estimator.locked,
+            late=estimator.late,
             mix=estimator.mix,
             prop=estimator.prop,
             fit=estimator.fit if estimator.needs_target or estimator.needs_loss else "own",

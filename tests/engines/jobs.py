@@ -210,3 +210,38 @@ def refused(places: Any, lag: int) -> str:
     except dnifx.DnifxError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def late_chain(k: int) -> DecoupledModule:
+    torch.manual_seed(0)
+    x = torch.randn(8, WIDTH)
+    cuts = ["tanh", "tanh_1", "tanh_2"]
+    return dnifx.decouple(Chain(3), cuts, args=(x,), gradient=estimators.Late(k), loss=cross_entropy)
+
+
+def late(k: int, stop: int, places: Any, path: str) -> str:
+    """Train with true gradients that come late, over ranks and in one process; save in the middle, and go on from there."""
+    net, one, data = late_chain(k), late_chain(k), batches(12)
+    train(one.trainer(sgd, replicas="apart"), data)
+    trainer = net.trainer(sgd, places=places)
+    train(trainer, data[:stop])
+    state = trainer.state_dict()
+    train(trainer, data[stop:])
+    trainer.collect()
+    trainer.close()
+    if found := differences(net, one):
+        return f"over ranks: {found}"
+    again = late_chain(k)
+    resumed = again.trainer(sgd, places=[*reversed(places)] if path == "other ranks" else places)
+    train(resumed, data[:2])
+    resumed.load_state_dict(state)
+    train(resumed, data[stop:])
+    resumed.collect()
+    resumed.close()
+    if found := differences(again, one):
+        return f"resumed over ranks: {found}"
+    alone = late_chain(k)
+    trainer = alone.trainer(sgd, replicas="apart")
+    trainer.load_state_dict(state)
+    train(trainer, data[stop:])
+    return f"resumed in one process: {found}" if (found := differences(alone, one)) else ""

@@ -83,3 +83,19 @@ def test_ranks_need_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlaceError, match="torchrun"):
         jobs.chain().trainer(jobs.sgd, places=["cuda:0", "cuda:1"])
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("k", "stop", "places", "then"),
+    [
+        (1, 1, [0, 0, 1, 1], "same"),
+        (2, 7, [0, 1, 0, 1], "other ranks"),
+        (3, 4, [0, 1, 2, 2], "same"),
+        (2, 5, [1, 0, 2, 1], "other ranks"),
+    ],
+)
+def test_late_true_gradients_are_those_of_one_process(
+    pool: Pool, k: int, stop: int, places: list[int], then: str
+) -> None:
+    count = len(set(places))
+    assert pool.run(jobs.late, k, stop, places, then, count=count) == [""] * count

@@ -114,7 +114,7 @@ def scheduled_alone(values: Sequence[Tensor], boundary: str) -> tuple[Tensor, ..
     """
     if torch.is_grad_enabled():
         raise RuntimeError(
-            f"the estimator of boundary {boundary!r} needs the loss or the output's error, which this forward does not see; train "
-            "with Trainer.step, and evaluate under torch.no_grad()"
+            f"the estimator of boundary {boundary!r} needs what this forward does not see: the loss, the output's error, or gradients "
+            "of earlier steps; train with Trainer.step, and evaluate under torch.no_grad()"
         )
     return tuple(values)

@@ -109,6 +109,7 @@ def receive_late(trainer: OverRanks) -> None:
         for key, kept in part.late.lacking():
             for rank in dict.fromkeys(kept.missing):
                 kept.arrive(rank, trainer.engine.receive_target(indices[key], rank, part.steps - kept.step))
+        part.flight.complete(part.steps, trainer.engine.receive_target)
 
 
 def own_state(trainer: OverRanks) -> dict[str, Any]:
@@ -122,9 +123,10 @@ def own_state(trainer: OverRanks) -> dict[str, Any]:
         group: {name: each.state_dict() for name, each in items.items() if name in names}
         for group, items in trainer.groups.items()
     }
+    flight = part.flight.state_dict({each.name for each in net.partitions if ranks[each.index] == rank}, boundaries)
     late = {key: kept for key, kept in part.late.state_dict().items() if key in boundaries}
     updates = {name: each.state_dict() for name, each in trainer.updates.items() if name in names and each.count}
-    return {"tensors": tensors, "groups": groups, "late": late, "updates": updates}
+    return {"tensors": tensors, "groups": groups, "late": late, "flight": flight, "updates": updates}
 
 
 def take_state(trainer: OverRanks, state: Mapping[str, Any]) -> None:
@@ -138,6 +140,7 @@ def take_state(trainer: OverRanks, state: Mapping[str, Any]) -> None:
         for name, own in state["groups"][group].items():
             items[name].load_state_dict(own)
     part.late.take(state["late"])
+    part.flight.take(state["flight"])
     for name, own in state["updates"].items():
         trainer.updates[name].load_state_dict(own)
 

@@ -22,11 +22,13 @@ from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import Flag, Statistics, either, not_finite, running, written_buffers
+from dnifx.runtime.training.flight import Flight
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.ownership import Ownership
+from dnifx.runtime.training.refusals import refuse_scaled_late
 from dnifx.runtime.training.scaling import Autocast, device_of
 from dnifx.runtime.training.steps import Steps
 from dnifx.runtime.training.updates import Update, UpdateOptions
@@ -86,6 +88,7 @@ class TrainedPart:
         raises = options.on_nonfinite == "raise"
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
         self.program: Program = captured.program
+        refuse_scaled_late(self.program, options.autocast is not None or options.scaling is not None)
         self.own_loss: PartLoss | None = net.losses.get(self.part.index)
         self.terms: dict[str, Tensor] = {}
         self.beside: Callable[[Any], Tensor] | None = None
@@ -96,6 +99,7 @@ class TrainedPart:
         steered = {*names.values(), *self.estimator_optimizers}
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
         self.window, self.late = Window(self.program), Late()
+        self.flight = Flight(self.program.model, {each.name: each.parameters for each in self.program.partitions})
         known = dict(self.program.model.named_parameters(remove_duplicate=False))
         here = {known[name] for name in self.program.partitions[-1].uses}
         own = self.program.partitions[-1]
@@ -113,6 +117,7 @@ class TrainedPart:
             "factor": self.scaling.factor if self.scaling is not None else None,
             "window": self.window,
             "late": self.late,
+            "flight": self.flight,
             "ranks": engine,
             "parameter": self.parameter,
             "own_losses": own_losses,
@@ -151,6 +156,7 @@ class TrainedPart:
         """
         args, kwargs = self.window.filled(args, kwargs)
         self.late.begin(self.steps)
+        self.flight.begin(self.steps)
         self.terms.clear()
         updates = {**self.optimizers, **self.estimator_optimizers}
         for each in updates.values():
@@ -305,6 +311,7 @@ class TrainedPart:
             "window": self.window.state_dict(),
             "attributes": self.captured.attributes.state_dict(),
             "late": self.late.state_dict(),
+            "flight": self.flight.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -315,6 +322,7 @@ class TrainedPart:
         """
         self.window.load_state_dict(state["window"])
         self.late.load_state_dict(state["late"], [each.key for each in self.program.boundaries])
+        self.flight.load_state_dict(state.get("flight", {"passages": {}, "gradients": {}}))
         self.ownership.load_state_dict(state["adopted"])
         self.captured.attributes.load_state_dict(state["attributes"])
         self.steps = state["steps"]

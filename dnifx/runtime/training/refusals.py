@@ -1,6 +1,6 @@
 """What a trainer refuses before its first step."""
 
-from dnifx.errors import StateError, nearest
+from dnifx.errors import InputError, ScheduleError, StateError, nearest
 from dnifx.ir import Program
 
 
@@ -28,4 +28,21 @@ def refuse_idle(program: Program) -> None:
         raise StateError(
             f"the estimators of {nearest('', idle, 3)} were frozen after dnifx.decouple. To keep them as they are, give the trainer a "
             "schedule without their fits (M0, M1, ...), or a learning rate of 0 (estimator_optimizer=), and put requires_grad back"
+        )
+
+
+def refuse_late(program: Program) -> None:
+    """Raise InputError where a probe has no estimates to compare: gradients are true ones that come late."""
+    if any(interface.late for interface in program.interfaces):
+        raise InputError(
+            "Late(k) gives true gradients and makes no estimates, so there is nothing to compare. Take another estimator for a probe"
+        )
+
+
+def refuse_scaled_late(program: Program, scaled: bool) -> None:
+    """Raise ScheduleError where late true gradients would have the scale or the precision of another step."""
+    if scaled and any(interface.late for interface in program.interfaces):
+        raise ScheduleError(
+            "Late(k) does not go with autocast= or a scale of the loss: a gradient of an earlier step would have that step's scale. Train "
+            "in full precision, or take a synthetic gradient"
         )

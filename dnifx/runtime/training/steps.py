@@ -176,8 +176,10 @@ def called_by_name(
 ) -> SimpleNamespace:
     """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
     names = SimpleNamespace(**shared, unflatten=input_kind.finish)
+    names.modules = {}
     for partition, module in zip(input_kind.program.partitions, input_kind.submodules, strict=True):
         setattr(names, partition.name, cast(module.forward))
+        names.modules[partition.name] = module
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
         setattr(names, f"estimate_{boundary.key}", cast(interface.estimator))
         setattr(names, f"imagine_{boundary.key}", cast(interface.input_model))

@@ -29,7 +29,7 @@ from dnifx.runtime.training.over_ranks import OverRanks, elsewhere, refuse_elsew
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
-from dnifx.runtime.training.refusals import refuse_refrozen
+from dnifx.runtime.training.refusals import refuse_late, refuse_refrozen
 from dnifx.runtime.training.replicas import Replicas, averaged
 from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.saving import saved, take_up
@@ -323,6 +323,7 @@ class Trainer(OverRanks):
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
         refuse_elsewhere(self.net)
+        refuse_late(self.net.program)
         context, given = self.divided(context, model_keywords(named, kwargs))
         with self.turn.taken():
             return probe(self.parts[0], args, given, target, target if context is None else context)
