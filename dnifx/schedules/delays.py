@@ -112,8 +112,8 @@ class Delayed(Resumable):
     def __post_init__(self) -> None:
         if isinstance(self.then, RandomOrder | Unlocked):
             raise ScheduleError(
-                f"Late brings the gradient of every step, and the schedule {self.then.name!r} leaves partitions out. Use a schedule in which "
-                "every partition runs, such as sequential."
+                f"Late brings the gradient of every step, and the schedule {self.then.name!r} leaves partitions out. Use a schedule in "
+                "which every partition runs, such as sequential."
             )
 
     @property

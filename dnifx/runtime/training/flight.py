@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.func import functional_call
 from dnifx.errors import StateError
 from dnifx.runtime.emitted.backward import added, backpropagate
 from dnifx.runtime.training.late import summed
+
+T = TypeVar("T")
 
 Gradients = tuple[Tensor | None, ...]
 """What a consumer gave to the values of a boundary; None where it used one not at all."""
@@ -68,6 +70,11 @@ def restored(state: Mapping[str, Any]) -> Passage:
     return Passage(inputs, tuple(state["outputs"]), weights, state["random"], known=False)
 
 
+def still(kept: dict[int, T], step: int) -> dict[int, T]:
+    """Return what is used in a step or later."""
+    return {due: each for due, each in kept.items() if due >= step}
+
+
 def bare(value: Any) -> Any:
     """Return a value without its graph."""
     return value.detach() if isinstance(value, Tensor) else value
@@ -97,9 +104,8 @@ class Flight:
         self.step = step
         self._done.clear()
         self._others.clear()
-        for kept in (*self._passages.values(), *self._gradients.values()):
-            for due in [each for each in kept if each < step]:
-                del kept[due]  # type: ignore[attr-defined]
+        self._passages = {name: still(kept, step) for name, kept in self._passages.items()}
+        self._gradients = {key: still(kept, step) for key, kept in self._gradients.items()}
 
     def forward(self, name: str, delay: int, module: nn.Module, *inputs: Any) -> tuple[Any, ...]:
         """Run a partition on copies of its weights, and keep what its backward pass needs ``delay`` steps later."""
@@ -252,11 +258,10 @@ class Flight:
             for key, kept in self._gradients.items()
             if partitions is None or key in keys
         }
-        own = {"passages": passages, "gradients": gradients}
         for other in self._others if partitions is None else ():
-            for group, found in own.items():
-                found.update(other[group])
-        return own
+            passages.update(other["passages"])
+            gradients.update(other["gradients"])
+        return {"passages": passages, "gradients": gradients}
 
     def take(self, state: Mapping[str, Any]) -> None:
         """Take what another rank has under way, to be saved."""
