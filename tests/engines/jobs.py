@@ -1,5 +1,6 @@
 """What each rank of a test runs."""
 
+import io
 import os
 import signal
 from collections.abc import Iterable, Sequence
@@ -225,7 +226,8 @@ def late(k: int, stop: int, places: Any, path: str) -> str:
     train(one.trainer(sgd, replicas="apart"), data)
     trainer = net.trainer(sgd, places=places)
     train(trainer, data[:stop])
-    state = trainer.state_dict()
+    file = io.BytesIO()
+    torch.save(trainer.state_dict(), file)
     train(trainer, data[stop:])
     trainer.collect()
     trainer.close()
@@ -234,7 +236,7 @@ def late(k: int, stop: int, places: Any, path: str) -> str:
     again = late_chain(k)
     resumed = again.trainer(sgd, places=[*reversed(places)] if path == "other ranks" else places)
     train(resumed, data[:2])
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     train(resumed, data[stop:])
     resumed.collect()
     resumed.close()
@@ -242,6 +244,36 @@ def late(k: int, stop: int, places: Any, path: str) -> str:
         return f"resumed over ranks: {found}"
     alone = late_chain(k)
     trainer = alone.trainer(sgd, replicas="apart")
-    trainer.load_state_dict(state)
+    trainer.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     train(trainer, data[stop:])
     return f"resumed in one process: {found}" if (found := differences(alone, one)) else ""
+
+
+def saved_in_a_folder(folder: str, stop: int, part: str, places: Any, gradient: str) -> str:
+    """Save to a folder in the middle of a run on some ranks; go on from there on others, and compare with one process."""
+
+    def fresh(where: Any) -> tuple[DecoupledModule, Trainer]:
+        net = late_chain(2) if gradient == "late" else chain()
+        lag = 0 if gradient == "late" else 3
+        return net, net.trainer(adam, places=where, lag=lag, replicas=None if where else "apart")
+
+    data = batches(10)
+    net, trainer = fresh(places)
+    if part == "first":
+        train(trainer, data[:stop])
+        trainer.save(folder)
+        train(trainer, data[stop : stop + 1])
+        trainer.close()
+        return ""
+    train(trainer, data[:2])
+    trainer.load(folder)
+    train(trainer, data[stop:])
+    trainer.collect()
+    trainer.close()
+    one, alone = fresh(None)
+    train(alone, data)
+    return f"weights: {found}" if (found := differences(net, one)) else ""
+
+
+def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01)

@@ -184,7 +184,7 @@ def test_what_does_not_go_with_late_gradients_is_refused() -> None:
         net.trainer(sgd, "F0 F1 F2 B2 T1-3 B1-3 T0-3 B0-6 U0 U1 U2")
     with pytest.raises(InputError, match="no estimates"):
         net.trainer(sgd).probe(x, target=y)
-    with pytest.raises(RuntimeError, match="earlier steps"):
+    with pytest.raises(EstimatorError, match="earlier steps"):
         net(x)
     with pytest.raises(DnifxError, match="folder"):
         net.to_folder("never")

@@ -13,6 +13,7 @@ from dnifx.errors import StateError
 from dnifx.ir import Program
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.updates import Update
@@ -31,6 +32,8 @@ class OverRanks(ABC):
     steps: int
     parts: tuple[TrainedPart, ...]
     updates: dict[str, Update]
+    source: Any
+    exchange: Exchange | None
 
     @property
     @abstractmethod
@@ -114,7 +117,8 @@ def receive_late(trainer: OverRanks) -> None:
 
 def own_state(trainer: OverRanks) -> dict[str, Any]:
     """Return what this rank alone keeps up to date: weights, buffers, states of optimizers, late targets."""
-    net, rank, ranks = trainer.net, trainer.engine.rank, trainer.engine.ranks or ()
+    net, rank = trainer.net, trainer.engine.rank
+    ranks = trainer.engine.ranks or (rank,) * len(net.partitions)
     (part,) = trainer.parts
     boundaries = {each.key for each in net.boundaries if ranks[each.producer] == rank}
     names = {each.name for each in net.partitions if ranks[each.index] == rank} | boundaries

@@ -25,6 +25,7 @@ from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.messages import BATCH, message_features
 from dnifx.runtime.training.part import TrainedPart
+from dnifx.runtime.training.refusals import refuse_late
 
 Diagnostics = Mapping[str, Mapping[str, Tensor]]
 """By boundary name, how an estimate compares with a target, as ``dnifx.runtime.emitted.fitting.compare`` says."""
@@ -61,6 +62,7 @@ class PeriodProbe:
 
 def probe(part: TrainedPart, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, context: Any) -> Probe:
     """Compare every estimate with its target, true and bootstrapped; weights, buffers, gradients and random state stay."""
+    refuse_late(part.program)
     args, kwargs = part.window.filled(args, kwargs)
     for input_kind in part.captured.matching(args, kwargs):
         inputs = input_kind.signature.flatten(args, kwargs)

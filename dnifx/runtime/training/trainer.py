@@ -14,6 +14,7 @@ from dnifx.runtime.emitted.fitting import compare, fit_gradient
 from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange, local_schedule
+from dnifx.runtime.training.folders import InFolders
 from dnifx.runtime.training.optimizers import (
     OptimizerSpec,
     SchedulerSpec,
@@ -25,11 +26,11 @@ from dnifx.runtime.training.optimizers import (
     shared_callable,
     with_names,
 )
-from dnifx.runtime.training.over_ranks import OverRanks, elsewhere, refuse_elsewhere, told
+from dnifx.runtime.training.over_ranks import elsewhere, refuse_elsewhere, told
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
-from dnifx.runtime.training.refusals import refuse_late, refuse_refrozen
+from dnifx.runtime.training.refusals import refuse_refrozen
 from dnifx.runtime.training.replicas import Replicas, averaged
 from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.saving import saved, take_up
@@ -37,7 +38,7 @@ from dnifx.runtime.training.turns import Turn
 from dnifx.runtime.training.updates import UpdateOptions, make_updates
 
 
-class Trainer(OverRanks):
+class Trainer(InFolders):
     """Runs training steps of a decoupled module after a schedule; made by ``net.trainer(...)``.
 
     A step is one window. A net without rates is one part that fires in every window; with rates, each part fires when its
@@ -121,8 +122,7 @@ class Trainer(OverRanks):
                 those of the parts that fire.
             context: What estimators see; the target by default. Where they see none, the model's argument of that name.
             diagnose: Compare every synthetic gradient with its target, where that arrives in this step.
-            gather: Over ranks, tell every rank the loss and the diagnostics, for which all wait. Else each rank knows its own: the
-                loss the last partition's, diagnostics the producer's.
+            gather: Over ranks, tell every rank the loss and the diagnostics, for which all wait. Else each rank knows its own.
             metric: What learning-rate schedulers that follow a measurement are stepped with (``ReduceLROnPlateau``); by default the
                 loss of this step. Where there is none, the model's argument of that name.
             kwargs: Keyword inputs of the model, by name. One that is called ``target``, ``context``, ``diagnose``, ``metric``,
@@ -323,7 +323,6 @@ class Trainer(OverRanks):
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
         refuse_elsewhere(self.net)
-        refuse_late(self.net.program)
         context, given = self.divided(context, model_keywords(named, kwargs))
         with self.turn.taken():
             return probe(self.parts[0], args, given, target, target if context is None else context)

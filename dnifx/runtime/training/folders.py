@@ -1,0 +1,203 @@
+"""A trainer's state in a folder, by torch.distributed.checkpoint: each rank writes what it alone keeps up to date.
+
+A save goes to a folder of its own, ``step-12``, which counts once it is whole; the one before stays until then.
+"""
+
+import io
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnifx.errors import StateError
+from dnifx.runtime.training.over_ranks import OverRanks, named_tensors, own_state, own_tensors, receive_late, take_state
+from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
+from dnifx.runtime.training.turns import Turn
+
+WHOLE = ".metadata"
+"""What torch.distributed.checkpoint writes last."""
+
+KEPT = 2
+"""How many saves stay in a folder."""
+
+
+class InFolders(OverRanks):
+    """What a trainer saves to a folder, and how it goes on from there."""
+
+    turn: Turn
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Save the run to a folder, by torch.distributed.checkpoint. Over ranks every rank calls it, and writes its own part.
+
+        Two saves stay there. ``load`` takes the last whole one, on any number of ranks, if all see the folder.
+
+        Raises:
+            StateError: The net has several rates.
+        """
+        with self.turn.taken():
+            return save(self, Path(folder))
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Go on from the last whole save in a folder. Over ranks, every rank calls it.
+
+        Raises:
+            StateError: There is none, or it belongs to another trainer; this one is as it was.
+        """
+        with self.turn.taken():
+            load(self, Path(folder))
+        self.engine.restart()
+        self.net.elsewhere = ""
+
+
+def save(trainer: OverRanks, folder: Path) -> Path:
+    """Save a trainer, and return where. Over ranks, every rank calls it; targets that are under way are waited for.
+
+    Raises:
+        StateError: The net has several rates.
+    """
+    from torch.distributed import checkpoint
+
+    if trainer.exchange is not None:
+        raise StateError(
+            "a net with several rates is not saved to a folder: use torch.save(trainer.state_dict(), path)"
+        )
+    ranks = trainer.engine.ranks
+    if ranks is not None:
+        receive_late(trainer)
+    own = own_state(trainer)
+    (part,) = trainer.parts
+    carried = {name: each for name, each in part.state_dict().items() if name not in ("late", "flight")}
+    own["common"] = {"steps": trainer.steps, "schedule": trainer.source.state_dict(), "part": carried}
+    weights = own.pop("tensors")
+    content: dict[str, Tensor] = {f"net.{name}": value for name, value in weights.items()}
+    content[f"rank.{trainer.engine.rank}"] = packed(own)
+    target = folder / f"step-{trainer.steps}"
+    if trainer.engine.rank == 0:
+        shutil.rmtree(target, ignore_errors=True)
+    trainer.engine.collected(None)
+    with quiet():
+        checkpoint.save(content, checkpoint_id=target, no_dist=ranks is None)
+    if trainer.engine.rank == 0:
+        for old in saves(folder)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load(trainer: OverRanks, folder: Path) -> None:
+    """Go on from the last whole save in a folder, made on any number of ranks.
+
+    Raises:
+        StateError: There is none, or it belongs to another trainer; this one is as it was.
+    """
+    found = saves(folder)
+    if not found:
+        raise StateError(f"{folder} holds no whole save; give the folder that trainer.save was given")
+    weights, parts = read(found[-1])
+    try:
+        before = copied(saved(trainer), ["net", *trainer.groups])  # type: ignore[arg-type]
+    except StateError:  # weights of other ranks, which this rank does not use
+        before = None
+    try:
+        check(trainer, weights, parts, found[-1])
+        take(trainer, weights, parts)
+    except BaseException as error:
+        if before is not None:
+            write(trainer, before)  # type: ignore[arg-type]
+        if isinstance(error, DAMAGED):
+            raise StateError(
+                f"{found[-1]} does not fit this trainer: {type(error).__name__}: {error}. Make the trainer with the same model, cuts and "
+                "optimizers"
+            ) from error
+        raise
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out the warning that there is one process, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def saves(folder: Path) -> list[Path]:
+    """Return the whole saves in a folder, the last one last."""
+    whole = [each for each in folder.glob("step-*") if re.fullmatch(r"step-\d+", each.name) and (each / WHOLE).exists()]
+    return sorted(whole, key=lambda each: int(each.name.removeprefix("step-")))
+
+
+def packed(state: Any) -> Tensor:
+    """Return a state as bytes."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return all weights of a save by name, and what each rank saved beside them.
+
+    Raises:
+        StateError: It is damaged.
+    """
+    from torch.distributed import checkpoint
+
+    try:
+        known = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+        content: dict[str, Any] = {
+            name: torch.empty(each.size, dtype=each.properties.dtype)
+            for name, each in known.items()  # type: ignore[union-attr]
+        }
+        with quiet():
+            checkpoint.load(content, checkpoint_id=path, no_dist=True)
+        parts = [
+            torch.load(io.BytesIO(bytes(value.numpy())), weights_only=True)
+            for name, value in content.items()
+            if name.startswith("rank.")
+        ]
+    except Exception as error:
+        raise StateError(
+            f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}; remove it, to go on from the save before"
+        ) from error
+    return {name.removeprefix("net."): value for name, value in content.items() if name.startswith("net.")}, parts
+
+
+def check(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str, Any]], path: Path) -> None:
+    """Raise StateError where a save is of another trainer."""
+    own = {name: value.shape for name, value in own_tensors(trainer.net, (0,) * len(trainer.net.partitions), 0)}
+    other = sorted(name for name in {*own, *weights} if name not in weights or own.get(name) != weights[name].shape)
+    groups = {group: {name for each in parts for name in each["groups"][group]} for group in trainer.groups}
+    lacking = [group for group, items in trainer.groups.items() if {*items} != groups[group]]
+    if other or lacking:
+        what = f"the weights {', '.join(other[:3])}" if other else f"the {lacking[0]}"
+        raise StateError(
+            f"{path} differs from this trainer in {what}; make it with the same model, cuts and optimizers"
+        )
+
+
+def take(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str, Any]]) -> None:
+    """Take up what all ranks saved."""
+    (part,) = trainer.parts
+    common = parts[0]["common"]
+    flight: dict[str, dict[str, Any]] = {"passages": {}, "gradients": {}}
+    late: dict[str, Any] = {}
+    for each in parts:
+        for group, found in flight.items():
+            found.update(each["flight"][group])
+        late.update(each["late"])
+    part.load_state_dict({**common["part"], "late": late, "flight": flight})
+    for each in trainer.updates.values():
+        each.load_state_dict({"count": 0, "sums": {}})
+    for each in parts:
+        take_state(trainer, {**each, "tensors": {}, "late": {}, "flight": {"passages": {}, "gradients": {}}})
+    tensors = dict(named_tensors(trainer.net))
+    with torch.no_grad():
+        for name, value in weights.items():
+            tensors[name].copy_(value)
+    trainer.source.load_state_dict(common["schedule"])
+    trainer.steps = common["steps"]

@@ -1,0 +1,64 @@
+"""Runs that are saved to folders: whole saves alone count, and a run goes on bit for bit, on another number of ranks too."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnifx.errors import StateError
+from tests.engines import jobs
+from tests.engines.pool import Pool, started
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with started(2) as made:
+        yield made
+
+
+@pytest.mark.parametrize("gradient", ["synthetic", "late"])
+@pytest.mark.parametrize(
+    ("stop", "first", "second"), [(6, [0, 0, 1, 1], None), (4, None, [0, 1, 1, 0]), (5, None, None)]
+)
+def test_a_run_goes_on_from_a_folder(
+    pool: Pool, tmp_path: Path, gradient: str, stop: int, first: list[int] | None, second: list[int] | None
+) -> None:
+    for part, places in (("first", first), ("second", second)):
+        count = 1 if places is None else 2
+        found = pool.run(jobs.saved_in_a_folder, str(tmp_path), stop, part, places, gradient, count=count)
+        assert found == [""] * count
+
+
+def test_only_whole_saves_count(tmp_path: Path) -> None:
+    data, trainer = jobs.batches(8), jobs.chain().trainer(jobs.adam, lag=2)
+    with pytest.raises(StateError, match="no whole save"):
+        trainer.load(tmp_path)
+    for x, y in data[:5]:
+        trainer.step(x, target=y)
+        trainer.save(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["step-4", "step-5"]
+    (tmp_path / "step-5" / ".metadata").unlink()
+    other = jobs.chain().trainer(jobs.adam, lag=2)
+    other.load(tmp_path)
+    assert other.steps == 4
+    for x, y in data[4:]:
+        other.step(x, target=y)
+    for x, y in data[5:]:
+        trainer.step(x, target=y)
+    assert jobs.differences(other.net, trainer.net) == []
+
+
+def test_a_save_of_another_trainer_changes_nothing(tmp_path: Path) -> None:
+    data, trainer = jobs.batches(3), jobs.chain().trainer(jobs.adam, lag=2)
+    jobs.train(trainer, data)
+    trainer.save(tmp_path)
+    other = jobs.chain(layers=2).trainer(jobs.adam)
+    before = {name: value.clone() for name, value in other.net.state_dict().items()}
+    with pytest.raises(StateError, match="same model, cuts and optimizers"):
+        other.load(tmp_path)
+    (next((tmp_path / "step-3").glob("*.distcp"))).write_bytes(b"damaged")
+    with pytest.raises(StateError, match="cannot be read"):
+        trainer.load(tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in other.net.state_dict().items())
+    other.step(*data[0][:1], target=data[0][1])
