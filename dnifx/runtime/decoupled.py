@@ -114,7 +114,8 @@ class DecoupledModule(StandIn):
         if blind is not None:
             raise EstimatorError(
                 f"the estimator of boundary {blind.name!r} needs what this forward does not see: the loss, the output's error, or "
-                "gradients of earlier steps. Train with net.trainer(...).step(x, target=y), and evaluate in eval mode or under torch.no_grad()"
+                "gradients of earlier steps. Train with net.trainer(...).step(x, target=y), and evaluate in eval mode or under "
+                "torch.no_grad()"
             )
         if self.foresees and (target is None or self.loss is None):
             raise EstimatorError(
