@@ -160,9 +160,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             for name, value in content.items()
             if name.startswith("rank.")
         ]
-    except Exception as error:
+    except (Exception, checkpoint.CheckpointException) as error:
+        reason = (str(error).strip().splitlines() or [""])[-1][:200]
         raise StateError(
-            f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}; remove it, to go on from the save before"
+            f"{path} cannot be read: {type(error).__name__}: {reason}; remove it, to go on from the save before"
         ) from error
     return {name.removeprefix("net."): value for name, value in content.items() if name.startswith("net.")}, parts
 
