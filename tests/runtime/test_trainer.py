@@ -408,7 +408,7 @@ def test_a_value_without_features_is_diagnosed_too() -> None:
         ("F0 F1 X2", "X2"),
         ("F0 S0 B0 U0", "."),
         (3, "int is not a schedule"),
-        ("random_order{q=0.5}", "The options of 'random_order{q=0.5}' are not those of random_order"),
+        ("random_order{q=0.5}", "The schedule 'random_order{q=0.5}': missing a required argument: 'p'"),
     ],
 )
 def test_a_schedule_that_cannot_be_run_is_refused_before_anything_runs(schedule: Any, text: str) -> None:

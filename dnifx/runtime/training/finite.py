@@ -18,7 +18,7 @@ Flag = bool | Tensor
 def not_finite(gradients: Sequence[Tensor]) -> Flag:
     """Whether a gradient is not finite: at once on the CPU, and as a tensor elsewhere."""
     sums = [each.sum(dtype=torch.float32) if each.itemsize < 4 else each.sum() for each in gradients]
-    if all([each.is_cpu for each in sums]):
+    if all(each.is_cpu for each in sums):
         return not math.isfinite(abs(sum([each.item() for each in sums])))
     device = next(each.device for each in sums if each.device.type != "cpu")
     return ~torch.stack([each.isfinite().to(device) for each in sums]).all()
