@@ -43,10 +43,10 @@ def main(
 ) -> None:
     """Put faults into the code and tell which the tests do not find."""
     console = Console()
-    for each in area or areas(ROOT):
-        if fresh or not measured(kept, each)[0].exists():
-            console.print(f"running {each} once under coverage")
-            measure(ROOT, kept, ("dnifx", "passes"), each)
+    for tests in area or areas(ROOT):
+        if fresh or not measured(kept, tests)[0].exists():
+            console.print(f"running {tests} once under coverage")
+            measure(ROOT, kept, ("dnifx", "passes"), tests)
     coverage = read(kept)
     drawn = draw(count, seed, tuple(below or SOURCES))
     outcomes = try_all(drawn, coverage, (budget, again), processes, console)

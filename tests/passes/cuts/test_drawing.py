@@ -51,6 +51,11 @@ def test_of_several_cut_edges_the_one_of_the_same_level_behind_the_fork_is_drawn
     assert drawn(graph, "ad", ["bc", "cd"], b=1, c=1) == ["cut:    a -> b ==X==> c -> d", "round:  a -----> d"]
 
 
+def test_where_none_has_the_same_level_the_first_behind_the_fork_is_drawn() -> None:
+    graph = graph_of("ab", "bc", "cd", "ad", "ef")
+    assert drawn(graph, "ad", ["ef", "bc"], b=1) == ["cut:    a -> b ==X==> c -> d", "round:  a -----> d"]
+
+
 def test_ways_that_meet_only_in_the_output_are_drawn_to_it() -> None:
     graph = graph_of("ab", "bc", "ad")
     assert drawn(graph, "ad", ["bc"]) == ["cut:    a -> b ==X==> c -> output", "round:  a -----> d -> output"]
