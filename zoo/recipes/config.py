@@ -8,7 +8,7 @@ from typing import Any
 
 from dnifx.errors import OptionError, nearest
 from dnifx.zoo.recipes.base import Recipe
-from dnifx.zoo.recipes.outputs import write_whole
+from dnifx.zoo.recipes.outputs import prepare, write_whole
 
 FILE = "config.toml"
 """The file in a run's output folder that repeats the run."""
@@ -53,9 +53,14 @@ def config_text(recipe: Recipe[Any], options: Any) -> str:
 
 
 def keep_config(recipe: Recipe[Any], options: Any) -> None:
-    """Write the config file into the run's output folder, if it has one."""
+    """Write the config file into the run's output folder, if it has one.
+
+    Raises:
+        OptionError: The folder cannot be written to.
+    """
     out: Path | None = getattr(options, "out", None)
-    if out is not None and not out.is_file():
+    if out is not None:
+        prepare(out)
         text = config_text(recipe, options)
         write_whole(out / FILE, lambda part: part.write_text(text, encoding="utf-8"))
 
