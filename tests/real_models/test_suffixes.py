@@ -18,12 +18,8 @@ SHARE = 0.9
 FAST = (
     ("recurrent", "lstm"),
     ("sharing and freezing", "tied"),
-    ("containers", "dataclasses"),
-    ("control flow", "stochastic depth"),
     ("generative", "u-net"),
-    ("torch", "encoder"),
     ("transformers text", "gpt2"),
-    ("transformers vision", "resnet-hf"),
     ("torch-geometric", "gcn"),
 )
 """Family and model of what the default suite runs."""
