@@ -133,6 +133,8 @@ def measure_for_real(program: Program) -> Mapping[str, Measure]:
     """
     args, kwargs = copied_arguments(program.args, program.kwargs)
     with preserved(program.model, outside_of(program)) as kept, kept.watching():
+        if program.capture is not None and program.capture.seed is not None:
+            seed(program.capture.seed)
         return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
 
 

@@ -96,6 +96,7 @@ class Capture:
         tried: Capture methods that failed before it, each with its reason.
         guards: Number of guards in the graph. When one fires, the model is captured again.
         steered: The lines at which a draw decides what the model does. Each outcome is an input kind.
+        seed: The seed under which it was recorded; None for the random state of the call.
     """
 
     method: str
@@ -104,3 +105,4 @@ class Capture:
     tried: tuple[tuple[str, str], ...] = ()
     guards: int = 0
     steered: tuple[str, ...] = ()
+    seed: int | None = None

@@ -78,8 +78,10 @@ class CaptureGraph(Pass):
         for number in range(self.outcomes):
             with seeded(number):
                 sizes[number] = len(self.found(program, verify=False)[0].graph.nodes)
-        with seeded(max(sizes, key=lambda number: sizes[number])):
-            return self.found(program)
+        best = max(sizes, key=lambda number: sizes[number])
+        with seeded(best):
+            found, capture = self.found(program)
+        return found, replace(capture, seed=best)
 
     def check(self, program: Program) -> None:
         """The graph is well formed and returns a flat tuple."""

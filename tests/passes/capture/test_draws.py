@@ -432,6 +432,50 @@ def test_every_outcome_of_layer_drop_trains_and_one_without_the_cut_trains_by_ba
     assert_same(model, plain, net, 3, 4, 6)
 
 
+class Sometimes(nn.Module):
+    """Runs each of its layers in about half of the calls, and is followed by plain ones; the first layer is drawn, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 2)
+        self.drawn = Layers()
+        self.plain = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if torch.rand([]) < 0.9:
+            x = torch.tanh(x)
+        x = self.drawn(x)
+        for layer in self.plain:
+            x = torch.tanh(layer(x))
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+class Layers(nn.Module):
+    """Layers, each of which runs in about half of the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if torch.rand([]) < 0.5:
+                x = layer(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:estimators")
+def test_a_number_of_cuts_gives_the_same_cuts_whatever_the_random_state() -> None:
+    """Else a saved state would not fit the net of another process."""
+    found = set()
+    for number in range(6):
+        torch.manual_seed(number)
+        net = dnifx.decouple(Sometimes(), 3, args=(torch.zeros(4, 3),), verify=False)
+        found.add(tuple(each.name for each in net.boundaries))
+    assert len(found) == 1
+
+
 def test_a_float_taken_unseen_is_refused_where_every_outcome_is_rare() -> None:
     class Rare(Blocks):
         def forward(self, x: Tensor) -> Tensor:
