@@ -149,6 +149,21 @@ def test_a_state_that_is_refused_changes_nothing(kind: str, data: st.DataObject)
         assert torch.equal(step(trainer), step(twin)), "it goes on as if nothing had been loaded"
 
 
+def test_a_state_stays_as_it_is_when_a_trainer_goes_on_from_it() -> None:
+    first = plain()
+    for _ in range(3):
+        first.step(X, target=Y)
+    state = first.state_dict()
+    ends = []
+    for _ in range(2):
+        other = plain()
+        other.load_state_dict(state)
+        for _ in range(3):
+            other.step(X, target=Y)
+        ends.append(tuple(other.net.model_parameters()))
+    assert all(map(torch.equal, *ends))
+
+
 @pytest.mark.parametrize("state", [None, [], 3, {}, {"steps": 1}])
 def test_what_is_no_state_is_refused(state: Any) -> None:
     with pytest.raises(StateError, match=r"saved state"):

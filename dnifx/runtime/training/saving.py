@@ -57,7 +57,7 @@ def take_up(trainer: Saved, state: Mapping[str, Any]) -> None:
         before = None
     try:
         refuse_others(trainer, state)
-        write(trainer, state)
+        write(trainer, deepcopy(dict(state)))  # optimizers keep the tensors that they are given, and write to them
     except BaseException as error:
         if before is not None:
             for part, kept in zip(trainer.parts, before["parts"], strict=True):
