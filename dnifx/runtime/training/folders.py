@@ -62,7 +62,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     Raises:
         StateError: The net has several rates.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     if trainer.exchange is not None:
         raise StateError(
@@ -83,7 +83,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
         shutil.rmtree(target, ignore_errors=True)
     trainer.engine.collected(None)
     with quiet():
-        checkpoint.save(content, checkpoint_id=target, no_dist=ranks is None)
+        save(content, checkpoint_id=target, no_dist=ranks is None)
     if trainer.engine.rank == 0:
         for old in saves(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -145,22 +145,26 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     Raises:
         StateError: It is damaged.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        known = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+        known = FileSystemReader(path).read_metadata().state_dict_metadata
         content: dict[str, Any] = {
             name: torch.empty(each.size, dtype=each.properties.dtype)
-            for name, each in known.items()  # type: ignore[union-attr]
+            for name, each in known.items()
+            if isinstance(each, TensorStorageMetadata)
         }
         with quiet():
-            checkpoint.load(content, checkpoint_id=path, no_dist=True)
+            load(content, checkpoint_id=path, no_dist=True)
         parts = [
             torch.load(io.BytesIO(bytes(value.numpy())), weights_only=True)
             for name, value in content.items()
             if name.startswith("rank.")
         ]
-    except (Exception, checkpoint.CheckpointException) as error:
+    except (Exception, CheckpointException) as error:
         reason = (str(error).strip().splitlines() or [""])[-1][:200]
         raise StateError(
             f"{path} cannot be read: {type(error).__name__}: {reason}; remove it, to go on from the save before"
@@ -192,8 +196,8 @@ def take(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str
             found.update(each["flight"][group])
         late.update(each["late"])
     part.load_state_dict({**common["part"], "late": late, "flight": flight})
-    for each in trainer.updates.values():
-        each.load_state_dict({"count": 0, "sums": {}})
+    for update in trainer.updates.values():
+        update.load_state_dict({"count": 0, "sums": {}})
     for each in parts:
         take_state(trainer, {**each, "tensors": {}, "late": {}, "flight": {"passages": {}, "gradients": {}}})
     tensors = dict(named_tensors(trainer.net))
