@@ -334,7 +334,7 @@ class AnyWidth(nn.Module):
 def test_values_of_sizes_that_an_estimator_does_not_take_are_refused() -> None:
     net = dnifx.decouple(AnyWidth(), "scale", args=(torch.randn(3, 5),))
     net(torch.randn(7, 5))
-    with pytest.raises(InputError, match=r"\[3, 6\].*'scale'.*\[3, 5\]: Synthetic.*torch.no_grad"):
+    with pytest.raises(InputError, match=r"\[3, 6\].*'scale'.*\[3, 5\]: Affine.*torch.no_grad"):
         net(torch.randn(3, 6))
     x, oracle = torch.randn(3, 6), dnifx.decouple(AnyWidth(), "scale", args=(torch.randn(3, 5),), gradient="oracle")
     assert torch.equal(oracle(x), oracle.original(x))
