@@ -21,7 +21,8 @@ from dnifx.zoo.recipes.live import Line
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.table import run
 from dnifx.zoo.recipes.table_costs import costs_of
-from dnifx.zoo.recipes.table_learners import Backprop, Variant, candidates, learner
+from dnifx.zoo.recipes.table_gradients import parameter_cosines
+from dnifx.zoo.recipes.table_learners import Backprop, Cut, Variant, candidates, learner
 from dnifx.zoo.recipes.table_options import NAMES, Table, complete
 from dnifx.zoo.recipes.table_tasks import task_of
 from dnifx.zoo.transformer import Block
@@ -210,6 +211,20 @@ def test_results_tell_gaps_costs_and_locks(tmp_path: Path) -> None:
     assert saved["command"].startswith("dnifx train table --model fcn")
     assert (tmp_path / "curves.png").exists()
     assert RECIPES["table"].read({"model": "lm", "head_lr": "1e-3,1e-4"}).head_lr == (1e-3, 1e-4)
+
+
+@pytest.mark.parametrize("key", ["linear", "suffix"])
+def test_the_cosine_is_that_of_a_probe(key: str) -> None:
+    options = complete(brief(layers=4))
+    task = task_of(options)
+    torch.manual_seed(0)
+    cut = learner(options, candidates(key, options)[0], task)
+    assert isinstance(cut, Cut)
+    inputs, targets = task.held_out()
+    cut.step(inputs, targets)
+    probed = cut.trainer.probe(inputs, target=targets).true
+    expected = {name: float(found["parameter_cosine"]) for name, found in probed.items()}
+    assert parameter_cosines(cut, inputs, targets) == pytest.approx(expected, abs=1e-4)
 
 
 def test_validation_chooses_rates_from_the_first_seed() -> None:

@@ -13,7 +13,8 @@ def parameter_cosines(learner: TableLearner, inputs: Tensor, targets: Tensor) ->
     """Return, by the name of each cut, the cosine between two gradients of the partition before it.
 
     One is what the partition learns from, the other the gradient of backpropagation through the whole network, both with
-    respect to all parameters of the partition. It is 0 where one of them is. The network's running averages move.
+    respect to all parameters of the partition. It is 0 where one of them is. Of a cut network it is the ``parameter_cosine``
+    that ``Trainer.probe`` finds; this function knows networks that are not cut, too. The network's running averages move.
 
     Args:
         learner: The network and the way it learns.
