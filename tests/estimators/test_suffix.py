@@ -336,3 +336,12 @@ def test_the_cost_of_a_suffix_that_reads_sizes_is_told() -> None:
     (note,) = [note for note in net.program.notes if "the suffix of" in note]
     kept, behind = 2 * 5 * (2 * 36 + 18), 2 * 5 * (6 * 36 + 18)
     assert f": {kept / behind:.0%} of the FLOPs" in note
+
+
+def test_parameters_stand_in_one_order_in_all_processes() -> None:
+    """Optimizers number them: in the order of a set of names, a run that resumed in another process mixed their states up."""
+    net, *_ = make(Suffix(blocks=4))
+    names = [name for name, _ in net.program.interfaces[0].estimator.named_parameters() if name.startswith("thin.")]
+    kept = [name.removeprefix("thin.").rpartition(".")[0] for name in names if name.endswith(".weight")]
+    assert len(kept) > 6
+    assert kept == sorted(kept, key=lambda path: (path.count("."), path))

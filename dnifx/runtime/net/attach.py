@@ -49,6 +49,8 @@ def attach(graph: fx.Graph, owner: nn.Module, name: str) -> AttachedGraph:
 def attach_values(graph: fx.Graph, values: Mapping[str, Any], name: str) -> AttachedGraph:
     """Return a GraphModule that holds values at the paths that the graph names.
 
+    Its parameters stand in the order of depth and path. So optimizers that number them can be loaded in another process.
+
     Args:
         graph: Its targets are keys of ``values``.
         values: Modules, parameters, buffers and other values by path.
@@ -56,7 +58,7 @@ def attach_values(graph: fx.Graph, values: Mapping[str, Any], name: str) -> Atta
     """
     root = nn.Module()
     targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    for path in sorted(targets, key=lambda target: target.count(".")):
+    for path in sorted(targets, key=lambda target: (target.count("."), target)):  # one order in all processes
         *parents, last = path.split(".")
         holder, value = root, values[path]
         for parent in parents:
