@@ -211,7 +211,7 @@ def test_what_cannot_clip_is_refused(clip: Any) -> None:
 
 def test_a_step_runs_under_autocast() -> None:
     torch.manual_seed(0)
-    net = dnifx.decouple(mlp(6, 16, 16, 3), ["1", "3"], args=(X,), loss=F.cross_entropy)
+    net = dnifx.decouple(mlp(6, 16, 16, 3), ["1", "3"], args=(X,), loss=F.cross_entropy, gradient="paper")
     trainer = net.trainer(lambda p: Adam(p, lr=0.01))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         results = [trainer.step(X, target=Y) for _ in range(60)]

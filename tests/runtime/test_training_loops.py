@@ -60,7 +60,9 @@ def train(
     return losses
 
 
-@pytest.mark.parametrize("options", [{}, {"context": "label", "num_classes": 3}, {"gradient": "oracle"}])
+@pytest.mark.parametrize(
+    "options", [{"gradient": "paper"}, {"context": "label", "num_classes": 3}, {"gradient": "oracle"}]
+)
 def test_it_learns_in_a_plain_loop(options: dict[str, Any]) -> None:
     net = make_net(**options)
     given = {"context": True} if "context" in options else {}
@@ -69,7 +71,7 @@ def test_it_learns_in_a_plain_loop(options: dict[str, Any]) -> None:
 
 
 def test_without_gradients_across_the_cuts_it_learns_less() -> None:
-    nothing, synthetic = make_net(gradient="zero"), make_net()
+    nothing, synthetic = make_net(gradient="zero"), make_net(gradient="paper")
     first = nothing.get_submodule("0").weight
     assert isinstance(first, Tensor)
     before = first.detach().clone()
