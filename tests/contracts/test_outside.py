@@ -375,6 +375,27 @@ class Follows(Base):
 STATE.rate = 1.0
 
 
+def test_variables_are_followed_under_a_tracer_that_takes_its_place_again() -> None:
+    calls: list[str] = []
+
+    def tracer(frame: Any, event: str, argument: Any) -> None:
+        calls.append(event)
+        sys.settrace(tracer)  # as that of coverage does
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        model, x = Appends(), torch.randn(3, WIDTH)
+        net = dnifx.decouple(model, ["first"], args=(x,))
+        assert sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)
+    assert LOG == []
+    net(x)
+    assert len(LOG) == 1
+    assert calls
+
+
 # -- how code names variables ----------------------------------------------------------------------------------------
 
 

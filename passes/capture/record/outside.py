@@ -28,7 +28,6 @@ _OF_FUNCTION_AROUND = frozenset(
 _PASSED = frozenset({"PUSH_NULL", "PRECALL", "CACHE", "COPY", "EXTENDED_ARG"})
 """Instructions between the parts of a name, as in ``CONFIG.rate += 1``."""
 
-
 _WRAPPERS = (FunctionType, MethodType, staticmethod, classmethod, property, partial, type(cache(len)))
 """What may hold a function: the outermost of a decorated one, a property, a bound method."""
 
@@ -265,7 +264,11 @@ class VariableWatch:
             if call not in done:
                 done.add(call)
                 self._called(frame)
-            return before(frame, event, argument) if before is not None else None
+            if before is None:
+                return None
+            inner = before(frame, event, argument)
+            sys.settrace(trace)  # the tracer of coverage takes its place when it is called
+            return inner
 
         self._before, self._trace = before, trace
         sys.settrace(trace)
