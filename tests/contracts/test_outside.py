@@ -40,8 +40,6 @@ def make():
     def put(name, value):
         nonlocal {names}
         {puts}
-    def get(name):
-        return dict({gets})[name]
     class Reads(nn.Module):
         def __init__(self):
             super().__init__()
@@ -76,7 +74,6 @@ def written(folder: Path, where: dict[str, str], read: list[str]) -> ModuleType:
             unset=" = ".join(inner),
             names=", ".join(inner),
             puts="\n        ".join(puts),
-            gets=", ".join(f"{name}=inner_{name}" for name in VALUES),
             reads="\n            ".join(reads),
             width=WIDTH,
         )

@@ -14,10 +14,9 @@ from typing import Any
 WRITING = ((os, "mkdir"), (fcntl, "flock"), (os, "fsync"), (os, "replace"), (os, "unlink"))
 """The calls by which a run writes its files, beside the writes themselves."""
 
-ENDED = 0
 ERROR = 2
-ABORTED = (1, 130, -signal.SIGABRT)
-"""How a command ends: by itself, with an error that is told in one line, and after Ctrl-C, which may meet torch's own code."""
+INTERRUPTED = (1, 130)
+"""How a command ends: with an error that is told in one line, and after Ctrl-C."""
 
 
 def nothing(*_: Any) -> None:
@@ -150,7 +149,8 @@ def on_writing(call: Callable[[int, Callable[[], Any]], Any]) -> None:
 def by_signal(sent: signal.Signals, status: int, errors: str) -> bool:
     """Whether a signal ended a process; Ctrl-C without a traceback."""
     if sent is signal.SIGINT:
-        return status in ABORTED and "Traceback" not in errors
+        in_torch = status == -signal.SIGABRT and "python_error" in errors  # Ctrl-C met C++ code, which ends the process
+        return (status in INTERRUPTED and "Traceback" not in errors) or in_torch
     return status == -sent
 
 

@@ -1,7 +1,7 @@
 """How a recipe reports its results: a table on the console, and files in a folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,16 @@ def write_files(folder: Path, content: Any, draw: Callable[[Path], None], indent
     write_whole(folder / "results.json", lambda part: part.write_text(text))
     draw(folder / "curves.png")
     return ("results.json", "curves.png")
+
+
+def over_seeds(steps: int, seeds: Iterable[int]) -> str:
+    """Return a table's caption: after how many steps, and over which seeds.
+
+    >>> over_seeds(1500, [0, 1])
+    'after 1,500 steps; seeds 0, 1, mean ± standard deviation'
+    """
+    listed = ", ".join(map(str, seeds))
+    return f"after {steps:,} steps; seeds {listed}" + (", mean ± standard deviation" if "," in listed else "")
 
 
 def empty_table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:

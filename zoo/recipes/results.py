@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dnifx.zoo.recipes.diagnosis import Look, Row, draw_looks
 from dnifx.zoo.recipes.pictures import by_step, draw_mean, picture
-from dnifx.zoo.recipes.report import empty_table, write_files
+from dnifx.zoo.recipes.report import empty_table, over_seeds, write_files
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ class Results:
     steps: int
 
     def __rich__(self) -> Table:
-        seeds = ", ".join(str(run.seed) for run in self.variants[0].runs)
-        caption = f"after {self.steps:,} steps; seeds {seeds}" + (", mean ± standard deviation" if "," in seeds else "")
+        caption = over_seeds(self.steps, (run.seed for run in self.variants[0].runs))
         table = empty_table(self.title, ("trained by", "test error %", "validation error %", "steps/s"), caption)
         for variant in self.variants:
             spread = "" if variant.spread is None else f" ± {variant.spread:.2f}"

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table as RichTable
 
 from dnifx.zoo.recipes.pictures import by_step, draw_mean, picture
-from dnifx.zoo.recipes.report import empty_table, write_files
+from dnifx.zoo.recipes.report import empty_table, over_seeds, write_files
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.table_costs import Costs
 from dnifx.zoo.recipes.table_options import NAMES
@@ -109,8 +109,7 @@ class TableResults:
         return [100 * (own / other - 1) if self.relative else own - other for own, other in pairs]
 
     def __rich__(self) -> RichTable:
-        seeds = ", ".join(str(run.seed) for run in self.variants[0].runs)
-        caption = f"after {self.steps:,} steps; seeds {seeds}" + (", mean ± standard deviation" if "," in seeds else "")
+        caption = over_seeds(self.steps, (run.seed for run in self.variants[0].runs))
         gap = "gap to backprop" + (", %" if self.relative else "")
         columns = ("trained by", f"test {self.unit}", gap, "cosine", "FLOPs a step", "held", "locks removed", "steps/s")
         table = empty_table(self.title, columns, caption)
