@@ -110,7 +110,7 @@ class ModelAttributes:
         contents: The containers that the run filled in place.
         added: Those that forward does not read, with the positions or keys of what it adds.
         variables: The variables outside of the model that functions name, with what they were when the function began.
-        unwatched: Objects whose attributes are assigned without anything that shows it, with what they held.
+        unshown: Objects whose attributes are assigned without anything that shows it, with what they held.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, recorder: RunningRecorder) -> None:
@@ -124,7 +124,7 @@ class ModelAttributes:
         self.objects: dict[Key, Read] = {}
         self.contents: dict[Key, Read] = {}
         self.variables: dict[Key, tuple[Read, Any]] = {}
-        self.unwatched: list[tuple[Any, dict[str, Any]]] = []
+        self.unshown: list[tuple[Any, dict[str, Any]]] = []
         self.added: dict[Key, list[Any]] = {}
         self._replaced: dict[Key, Any] = {}
 
@@ -210,7 +210,7 @@ class ModelAttributes:
         for key, (variable, seen) in self.variables.items():
             if variable.value is not seen:
                 self.written[key] = variable
-        for holder, before in self.unwatched:
+        for holder, before in self.unshown:
             for name in [name for name, value in vars(holder).items() if value is not before.get(name, Missing)]:
                 self.written[id(holder), name] = self.known.at(holder, name)
         for holder, name in snapshot.changes():

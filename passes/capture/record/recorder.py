@@ -210,7 +210,7 @@ class Recorder(TorchFunctionMode):
     def left_alone(self, holder: Any) -> None:
         """Assignments to an object cannot be seen; see ``attribute_watch.AttributeObserver``."""
         if self.active and self.attributes.known.knows(holder) and hasattr(holder, "__dict__"):
-            self.attributes.unwatched.append((holder, dict(vars(holder))))
+            self.attributes.unshown.append((holder, dict(vars(holder))))
 
     def wrote_attribute(self, holder: Any, name: str) -> None:
         """Python assigns an attribute; see ``attribute_watch.AttributeObserver``."""

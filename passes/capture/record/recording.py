@@ -116,8 +116,8 @@ def _run(
         inputs = [writer.input(name, tensor) for name, tensor in signature.tensors(own_args, own_kwargs)]
         standins = [*calls_anew(recorder.draws, model), *(shown(recorder.draws, each) for each in plan.functions)]
         try:
-            watches = interposed(recorder, standins), watching(model, recorder, snapshot)
-            with torch.enable_grad(), watches[0], watches[1], recorder.unseen, recorder:
+            watch = watching(model, recorder, snapshot)
+            with torch.enable_grad(), interposed(recorder, standins), watch, recorder.unseen, recorder:
                 recorder.active = True
                 result = model(*own_args, **own_kwargs)
                 recorder.active = False
