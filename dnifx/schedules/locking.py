@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.schedules.dependencies import Links, links, needs_in_order
+from dnifx.schedules.language import unplaced
 
 
 class Lock(StrEnum):
@@ -23,7 +24,8 @@ class Lock(StrEnum):
 def locks(schedule: Schedule, program: Program) -> tuple[frozenset[Lock], ...]:
     """Return the locks that a valid schedule leaves on each partition; on an idle one it leaves none.
 
-    They follow from what the partition's actions need, not from the order of the schedule.
+    They follow from what the partition's actions need, not from the order of the schedule. The backward pass of an earlier
+    step (``B0-4``) needs nothing of its own step.
     """
     wiring = links(program)
     before = _all_needs(schedule, wiring)
@@ -43,7 +45,9 @@ def _locks(index: int, before: Mapping[Action, frozenset[Action]], behind: froze
 def _all_needs(schedule: Schedule, wiring: Links) -> dict[Action, frozenset[Action]]:
     """Everything each action needs, directly or through others. In a valid schedule, needs stand before the action."""
     found: dict[Action, frozenset[Action]] = {}
-    for action, direct in needs_in_order(schedule.actions, wiring).items():
+    delayed = {unplaced(action) for action in schedule.actions if action.kind is Kind.BACKWARD and action.lag}
+    for action, needed in needs_in_order(schedule.actions, wiring).items():
+        direct = () if action in delayed else needed
         found[action] = frozenset(direct).union(*(found[need] for need in direct))
     return found
 

@@ -159,6 +159,15 @@ def test_the_schedule_and_the_code_say_how_late_a_backward_pass_is() -> None:
     dnifx.schedules.validate(net.program.schedule, net.program)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_late_gradient_leaves_the_forward_lock_alone(name: str) -> None:
+    program = made(name, 2)[1].program
+    waiting = dnifx.schedules.locks(dnifx.schedules.sequential(program), program)
+    assert {dnifx.schedules.Lock.UPDATE, dnifx.schedules.Lock.BACKWARD} <= waiting[0]
+    assert program.schedule is not None
+    assert frozenset().union(*dnifx.schedules.locks(program.schedule, program)) == {dnifx.schedules.Lock.FORWARD}
+
+
 def tied() -> nn.Module:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
     model[2].weight = model[0].weight

@@ -195,13 +195,16 @@ def test_variants_begin_alike_and_an_interrupted_run_goes_on_bit_for_bit(
 
 
 def test_results_tell_gaps_costs_and_locks(tmp_path: Path) -> None:
-    results = run(brief(layers=4, variants=("backprop", "heads", "suffix", "zero"), out=tmp_path))
-    backprop, heads, suffix, zero = results.variants
+    results = run(brief(layers=4, variants=("backprop", "heads", "suffix", "zero", "late"), late=1, out=tmp_path))
+    backprop, heads, suffix, zero, late = results.variants
     assert zero.cosine == 0
     assert results.gaps(backprop) == [0.0]
     assert results.gaps(suffix) == [own - other for own, other in zip(suffix.scores, backprop.scores, strict=True)]
     assert backprop.cosine == pytest.approx(1)
+    assert suffix.cosine is not None
     assert 0 < suffix.cosine < 1
+    assert late.cosine is None
+    assert late.removed == suffix.removed
     assert replace(results, relative=True).gaps(backprop) == [0.0]
     assert replace(results, variants=(suffix,)).gaps(suffix) is None
     assert backprop.costs.flops < heads.costs.flops <= suffix.costs.flops

@@ -26,7 +26,7 @@ from dnifx.zoo.recipes.table_options import NAMES, Table, complete
 from dnifx.zoo.recipes.table_results import TableResults, TableRun, TableVariant
 from dnifx.zoo.recipes.table_tasks import Task, task_of
 
-_NOT_OF_A_RUN = frozenset({"variants", "lr", "head_lr", "seeds", "seed", "threads"})
+_NOT_OF_A_RUN = frozenset({"variants", "lr", "head_lr", "seeds", "seed", "threads", "late"})
 """Settings that a run does not depend on, or that its variant holds."""
 
 
@@ -97,6 +97,8 @@ class TableTraining(Resumable[Point]):
         """Train to the end."""
         name = f"{self.variant.key}-{self.variant.lr:g}-{self.variant.head_lr:g}-seed={self.seed}"
         own = {**asdict(self.variant), "seed": self.seed}
+        if self.variant.key == "late":
+            own["late"] = self.settings.late
         checkpoint = checkpoint_of(self.settings, _NOT_OF_A_RUN, name, own)
         self.train(self.settings.steps, self.settings.evaluate_every, checkpoint, line)
         return self
@@ -147,7 +149,7 @@ def _variant(settings: Table, key: str, runs: Runs, task: Task) -> TableVariant:
     for seed in range(settings.seed, settings.seed + settings.seeds):
         one = best(runs[key, seed])
         score, held_out = task.score(one.learner.model, "test"), task.held_out()
-        cosines = parameter_cosines(one.learner, *held_out)
+        cosines = {} if key == "late" else parameter_cosines(one.learner, *held_out)
         found.append(TableRun(seed, score, one.curve[-1].error, one.seconds, tuple(one.curve), cosines))
     tried = runs[key, settings.seed]
     chosen = best(tried).variant

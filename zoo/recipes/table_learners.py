@@ -35,7 +35,7 @@ class Variant:
 
 def candidates(key: str, settings: Table) -> list[Variant]:
     """Return a variant with every pair of rates that validation chooses from. Without heads the network's are all."""
-    plain = key in ("backprop", "zero")
+    plain = key in ("backprop", "zero", "late")
     return [
         Variant(key, lr, head_lr)
         for lr in settings.lr
@@ -174,8 +174,9 @@ class Cut(TableLearner):
 
     @property
     def schedule(self) -> dnifx.schedules.Schedule:
-        """Each partition learns as soon as its estimator has answered."""
-        return dnifx.schedules.sequential(self.net.program)
+        """Each partition learns as soon as its estimator has answered, or from the late gradient of an earlier step."""
+        program = self.net.program
+        return dnifx.schedules.delayed(dnifx.schedules.sequential(program), program)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trainer's state."""
@@ -261,5 +262,6 @@ def estimator(settings: Table, key: str) -> Any:
         "suffix": suffix(),
         "shared": suffix(readout="shared", refresh=1),
         "mirrors": suffix(readout="shared", refresh=settings.refresh, decay=settings.decay),
+        "late": estimators.Late(settings.late),
     }
     return makes[key]

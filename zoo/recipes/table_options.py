@@ -19,6 +19,7 @@ NAMES = {
     "suffix": "suffix",
     "shared": "suffix, shared readout",
     "mirrors": "suffix, mirrors",
+    "late": "late gradient",
 }
 """The names in tables of the words that ``--variants`` takes."""
 
@@ -61,6 +62,7 @@ class Table:
     blocks: int = option(1, "Blocks that a suffix keeps.")
     refresh: int = option(50, "Steps after which mirrors are taken again.")
     decay: float | None = option(None, "With mirrors: make the kept blocks averages of the model's, with this decay.")
+    late: int = option(4, "Steps by which the late gradient of each cut is late.")
     batch: int | None = option(None, "Examples or windows in a step.")
     steps: int = option(600, "Training steps of a run.")
     lr: tuple[float, ...] = option((1e-3,), "Learning rate of Adam. Validation chooses among several.")
@@ -108,7 +110,7 @@ def complete(options: Table) -> Table:
     is_text = options.model == "lm"
     data = options.data or ("excerpt" if is_text else "digits")
     settings = replace(options, **chosen, data=data)
-    counts = ("layers", "width", "attention", "length", "refresh", "batch", "steps", "seeds", "evaluate_every")
+    counts = ("layers", "width", "attention", "length", "refresh", "late", "batch", "steps", "seeds", "evaluate_every")
     check_least(settings, {**dict.fromkeys(counts, 1), "blocks": 0, "vocabulary": 2})
     check_given(settings, ("cuts", "variants", "lr"))
     check_rates(settings, ("lr", "head_lr"))

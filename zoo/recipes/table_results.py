@@ -27,7 +27,7 @@ class TableRun:
         seconds: Time that the training steps took.
         curve: The training loss and the score on the validation part.
         cosines: By cut, the cosine between what the partition before it learns from and its true gradient, over all its
-            parameters, after the last step.
+            parameters, after the last step. Empty for a late gradient, which is that of another step.
     """
 
     seed: int
@@ -69,9 +69,10 @@ class TableVariant:
         return [run.test for run in self.runs]
 
     @property
-    def cosine(self) -> float:
-        """The cosine with the true gradient, averaged over seeds and cuts."""
-        return statistics.fmean(cosine for run in self.runs for cosine in run.cosines.values())
+    def cosine(self) -> float | None:
+        """The cosine with the true gradient, averaged over seeds and cuts; None where there is none."""
+        found = [cosine for run in self.runs for cosine in run.cosines.values()]
+        return statistics.fmean(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class TableResults:
                 variant.name,
                 spread(variant.scores),
                 "" if gaps is None or variant.key == "backprop" else spread(gaps, "+"),
-                f"{variant.cosine:.2f}",
+                "" if variant.cosine is None else f"{variant.cosine:.2f}",
                 decimal(variant.costs.flops).removesuffix("B") + "FLOP",
                 decimal(variant.costs.held_bytes),
                 ", ".join(f"{lock} {count}" for lock, count in variant.removed.items()) or "none",
