@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,6 +48,39 @@ def test_model_and_interface_parameters_are_all_parameters() -> None:
     assert own == [*map(id, net.original.parameters())]
     assert {*own, *theirs} == {*map(id, net.parameters())}
     assert not {*own} & {*theirs}
+
+
+@pytest.mark.parametrize("target", ["loop", "trainer"])
+@pytest.mark.parametrize("gradient", ["local_loss", "critic", "sobolev", "suffix", "synthetic"])
+@pytest.mark.parametrize("frozen", ["model", "estimators"])
+def test_the_rate_of_estimators_is_that_of_every_head(gradient: str, target: str, frozen: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    labelled: Any = {} if gradient in ("suffix", "synthetic") else {"context": "label", "num_classes": 3}
+    loss = nn.CrossEntropyLoss()
+    net = dnifx.decouple(model, ["1", "3"], args=(X,), gradient=gradient, loss=loss, **labelled)
+    lr, estimator_lr = (0.0, 0.1) if frozen == "model" else (0.1, 0.0)
+    before = {name: each.detach().clone() for name, each in net.named_parameters()}
+    if target == "loop":
+        optimizer = torch.optim.SGD(net.parameter_groups(lr=lr, estimator_lr=estimator_lr), lr=0.5)
+        told = {"context": Y} if net.program.context else {}
+        told |= {"target": Y} if net.compares or net.foresees else {}
+        for _ in range(2):
+            torch.autograd.backward(loss(net(X, **told), Y))
+            optimizer.step()
+    else:
+        rates = partial(torch.optim.SGD, lr=lr), partial(torch.optim.SGD, lr=estimator_lr)
+        trainer = net.trainer(rates[0], estimator_optimizer=rates[1])
+        for _ in range(2):
+            trainer.step(X, target=Y)
+    own = {id(each) for each in net.model_parameters()}
+    moved = {name for name, each in net.named_parameters() if not torch.equal(each, before[name])}
+    heads = {name for name, each in net.named_parameters() if id(each) not in own}
+    if frozen == "model":
+        assert moved == heads
+    else:
+        assert {"4.weight", "4.bias"} <= moved
+        assert not moved & heads
 
 
 def test_clipping_takes_the_model_alone() -> None:

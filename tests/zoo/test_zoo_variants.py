@@ -181,6 +181,25 @@ def test_presets_distinguish_synthetic_gradients_without_a_label() -> None:
     assert (labelled.lr, labelled.estimator_lr, labelled.hidden) == (1e-3, 1e-3, 0)
 
 
+@pytest.mark.parametrize("gradient", sorted(LABELLED))
+def test_heads_have_a_rate_of_their_own(gradient: str) -> None:
+    maps, units = Feedforward(net="cnn", data="cifar10"), Feedforward(data="cifar10")
+    asked = [
+        (maps, 1e-3),
+        (units, 1e-3),
+        (replace(maps, estimator_lr=(1e-5,)), 1e-5),
+        (replace(maps, estimator_lr=(1e-5,), head_lr=(2e-3,)), 2e-3),
+        (replace(maps, lr=(5e-4,)), 5e-4),
+        (replace(maps, budget="paper"), 3e-5),
+    ]
+    for options, rate in asked:
+        (found,) = candidates(Variant(gradient, "label"), complete(options))
+        assert found.estimator_lr == rate, options
+    (estimator,) = candidates(Variant("synthetic", "label"), complete(replace(maps, head_lr=(2e-3,))))
+    assert estimator.estimator_lr == 1e-5
+    assert len(candidates(Variant(gradient, "label"), complete(replace(maps, head_lr=(1e-3, 1e-4))))) == 2
+
+
 def test_unlocked_networks_have_faster_estimators_unless_told_or_on_the_papers_budget() -> None:
     unlocked = Feedforward(data="mnist", schedule="unlocked", p=(0.5,))
     asked = [unlocked, replace(unlocked, lr=(0.01,)), replace(unlocked, budget="paper")]

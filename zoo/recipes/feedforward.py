@@ -32,7 +32,7 @@ _NOT_OF_A_RUN = frozenset(
     {
         *("gradient", "context", "layers", "position", "p", "seeds", "seed", "step"),
         *("diagnose_every", "probe_every", "places"),
-        *("hidden", "lr", "estimator_lr", "plain_hidden", "plain_lr", "plain_estimator_lr", "decay"),
+        *("hidden", "lr", "estimator_lr", "head_lr", "plain_hidden", "plain_lr", "plain_estimator_lr", "decay"),
     }
 )
 """Settings that a run does not depend on, or that its variant holds."""

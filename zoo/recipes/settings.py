@@ -70,6 +70,10 @@ class Feedforward:
     estimator_lr: tuple[float, ...] | None = option(
         None, "Learning rate of the estimators. Validation chooses among several."
     )
+    head_lr: tuple[float, ...] | None = option(
+        None,
+        "Learning rate of the heads: the classifiers of local_loss, critic and sobolev. Validation chooses among several.",
+    )
     lr_drops: tuple[float, ...] | None = option(
         None, "Divide the rates by 10 after these shares of the steps, such as 0.6,0.8."
     )
@@ -128,6 +132,7 @@ class Preset:
         seeds: Runs of each variant.
         validation: Training examples held out.
         threads: CPU threads; 1 if the work of a step is too small to share.
+        heads: Learning rate of heads; None: that of the estimators in ``other``.
     """
 
     layers: int
@@ -140,6 +145,7 @@ class Preset:
     seeds: int
     validation: int
     threads: int = 0
+    heads: float | None = None
 
 
 _SMALL = Tuned(1e-3, 1e-3, 0)
@@ -160,7 +166,9 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
         ("cnn", "digits"): Preset(3, 16, Tuned(1e-3, 1e-3, 1), _SMALL, 32, 1000, 64, 3, 180, threads=1),
         ("cnn", "mnist"): _MNIST_CNN,
         ("cnn", "fashion"): _MNIST_CNN,
-        ("cnn", "cifar10"): Preset(3, 128, Tuned(3e-4, 3e-3, 1), Tuned(3e-4, 1e-5, 0), 128, 2000, 128, 1, 5000),
+        ("cnn", "cifar10"): Preset(
+            3, 128, Tuned(3e-4, 3e-3, 1), Tuned(3e-4, 1e-5, 0), 128, 2000, 128, 1, 5000, heads=1e-3
+        ),
     }
 )
 """The paper's networks, smaller for the digits, with steps and rates for a small machine.
@@ -194,6 +202,7 @@ class Settings:
     Attributes:
         hidden, lr, estimator_lr: For everything except synthetic gradients without context.
         plain_hidden, plain_lr, plain_estimator_lr: For synthetic gradients without context.
+        head_lr: In place of ``estimator_lr`` for heads.
     """
 
     net: str
@@ -217,6 +226,7 @@ class Settings:
     plain_lr: tuple[float, ...]
     estimator_lr: tuple[float, ...]
     plain_estimator_lr: tuple[float, ...]
+    head_lr: tuple[float, ...]
     lr_drops: tuple[float, ...]
     seeds: int
     seed: int
@@ -240,7 +250,7 @@ class Settings:
 def complete(options: Feedforward) -> Settings:
     """Return the options with a value for everything that they leave open.
 
-    If only the network's learning rate is given, the estimators use it too.
+    If only the network's learning rate is given, the estimators use it too. Heads use what is given for estimators.
 
     Raises:
         OptionError: A value is out of its range.
@@ -249,7 +259,8 @@ def complete(options: Feedforward) -> Settings:
     given = vars(options)
     rates = given["lr"] if given["estimator_lr"] is None else given["estimator_lr"]
     plain = {"plain_hidden": given["hidden"], "plain_lr": given["lr"], "plain_estimator_lr": rates}
-    asked = {**given, **plain, "estimator_lr": rates}
+    heads = rates if given["head_lr"] is None else given["head_lr"]
+    asked = {**given, **plain, "estimator_lr": rates, "head_lr": heads}
     names = [one.name for one in fields(Settings)]
     values: dict[str, Any] = {name: chosen.get(name) if asked.get(name) is None else asked[name] for name in names}
     settings = Settings(**values)
@@ -266,6 +277,7 @@ def _chosen(options: Feedforward) -> dict[str, Any]:
     return {
         **asdict(preset),
         **both,
+        "head_lr": (preset.other.estimator_lr if preset.heads is None else preset.heads,),
         "layers": (preset.layers,),
         "steps": steps,
         "lr_drops": (0.6, 0.8),
@@ -293,6 +305,7 @@ def _preset(options: Feedforward) -> Preset:
         preset,
         plain=Tuned(3e-5, 3e-5, hidden),
         other=Tuned(3e-5, 3e-5, labelled),
+        heads=None,
         estimator_width=width,
         steps=500_000,
         batch=256,
@@ -308,8 +321,8 @@ _LEAST = {
 
 def _check(settings: Settings) -> None:
     check_least(settings, _LEAST)
-    check_given(settings, ("layers", "gradient", "context", "hidden", "decay", "lr", "estimator_lr"))
-    check_rates(settings, ("lr", "estimator_lr"))
+    check_given(settings, ("layers", "gradient", "context", "hidden", "decay", "lr", "estimator_lr", "head_lr"))
+    check_rates(settings, ("lr", "estimator_lr", "head_lr"))
     for drop in settings.lr_drops:
         if not 0 < drop < 1:
             raise OptionError(f"--lr-drops: got {drop}, expected shares of the steps between 0 and 1, such as 0.6,0.8")

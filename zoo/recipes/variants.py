@@ -7,7 +7,7 @@ from itertools import product
 from dnifx.zoo.recipes.settings import Settings
 
 LABELLED = frozenset({"critic", "sobolev", "local_loss"})
-"""Gradients that always need a label."""
+"""Gradients that always need a label. Their estimators are heads."""
 
 CONTEXTUAL = frozenset({"synthetic", "sigmoid_linear", "bplambda", "prop"})
 """Gradients that work with or without a label."""
@@ -44,7 +44,7 @@ class Variant:
         position: The hidden layer, from 1, before the only interface; None: one after each layer.
         p: Update probability of a random schedule.
         lr: Learning rate of the network.
-        estimator_lr: Learning rate of the estimators.
+        estimator_lr: Learning rate of the estimators or heads.
         hidden: Number of hidden layers of an estimator.
         decay: Decay of a stale gradient.
     """
@@ -103,7 +103,8 @@ def candidates(variant: Variant, settings: Settings) -> tuple[Variant, ...]:
     """Return the variant with every value chosen, once for each choice left to validation."""
     plain = variant.gradient == "synthetic" and variant.context == "none"
     rates = settings.plain_lr if plain else settings.lr
-    estimator_rates = settings.plain_estimator_lr if plain else settings.estimator_lr
+    of_estimators = settings.plain_estimator_lr if plain else settings.estimator_lr
+    estimator_rates = settings.head_lr if variant.gradient in LABELLED else of_estimators
     hidden = settings.plain_hidden if plain else settings.hidden
     open_: tuple[tuple[float | None, ...], ...] = (
         rates,
