@@ -9,6 +9,7 @@ from tests.documents import DOCUMENTS, ROOT, examples, run
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 FILE = re.compile(r"`((?:dnifx|passes|zoo|tests|docs|benchmarks)/(?:[\w/]*\w(?:\.(?:py|md)|/))?)`")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 UNWRITTEN = {
     "dnifx/estimators/low_rank.py",
     "tests/estimators/test_low_rank.py",
@@ -42,6 +43,19 @@ def test_what_it_points_to_is_there(path: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_its_sentences_are_short(path: Path) -> None:
+    words = [len(sentence.split()) for sentence in sentences(path.read_text(encoding="utf-8"))]
+    assert sum(words) < 18 * len(words)
+
+
+def test_sentences_are_told_from_code_and_tables() -> None:
+    text = (
+        "# A title\nOne two. `a b c` [three\nfour](x.md)!\n\n- Five six\n  seven\n\n| a | b |\n```sh\nno words\n```\n"
+    )
+    assert sentences(text) == ["One two.", "code three\nfour!", "Five six\n  seven"]
+
+
 def test_a_wrong_text_is_found(tmp_path: Path) -> None:
     document = tmp_path / "wrong.md"
     document.write_text("```python\nprint(1 + 1)\n```\nwhich prints\n```text\n3\n```\n", encoding="utf-8")
@@ -53,3 +67,15 @@ def test_a_wrong_text_is_found(tmp_path: Path) -> None:
 def test_contributing_is_short() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 60
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 130
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a document: no headings, tables and code."""
+    found: list[str] = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-#|])", FENCED.sub("\n\n", text)):
+        lines = [line for line in paragraph.strip().splitlines() if not line.startswith(("#", "|", "<", "!"))]
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", "\n".join(lines)).removeprefix("- ")
+        found += [
+            each for each in re.split(r"(?<=[.!?:])\s+", re.sub(r"`[^`]*`", "code", plain)) if re.search(r"\w", each)
+        ]
+    return found

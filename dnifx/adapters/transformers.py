@@ -1,7 +1,7 @@
 """transformers.Trainer: it divides the loss for accumulation, and Accelerate scales it in half precision.
 
 A model that returns its loss needs no adapter for that. ``tell_loss_scale`` is for a loss that the trainer computes itself, such as
-one with label smoothing. ``ClipModel`` and ``SavesTied`` are for all of them.
+one with label smoothing. ``ClipModel``, ``LogDiagnostics`` and ``SavesTied`` are for all of them.
 """
 
 from dataclasses import dataclass
@@ -72,6 +72,37 @@ class ClipModel(transformers.TrainerCallback):
         """Clip; the trainer has unscaled the gradients."""
         for net in nets_of(given["model"]):
             net.clip_grad_norm_(self.max_norm)
+
+
+class LogDiagnostics(transformers.TrainerCallback):
+    """Logs how good the synthetic gradients are: ``trainer.add_callback(LogDiagnostics(trainer))``.
+
+    Every ``logging_steps`` steps, ``net.diagnostics()`` goes where the trainer's own numbers go.
+
+    Args:
+        trainer: The trainer.
+        prefix: What the names of the numbers begin with.
+
+    Raises:
+        InputError: The trainer's model holds no net.
+    """
+
+    def __init__(self, trainer: Any, prefix: str = "dni/") -> None:
+        self.trainer = trainer
+        self.prefix = prefix
+        nets_of(trainer.model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Compare in the steps that are logged, and in no others."""
+        for net in nets_of(self.trainer.model):
+            net.diagnosing = state.logging_steps > 0 and (state.global_step + 1) % state.logging_steps == 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Log what was found."""
+        for net in nets_of(self.trainer.model):
+            if net.diagnosing:
+                self.trainer.log(net.diagnostics(self.prefix))
+                net.diagnosing = False
 
 
 class SavesTied(transformers.Trainer):

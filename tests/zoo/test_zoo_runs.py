@@ -111,6 +111,31 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
     assert run(brief(gradient=("backprop",), out=tmp_path)).variants == first.variants
 
 
+@pytest.mark.parametrize("target", ["scheduled", "fused"])
+def test_a_finished_run_made_longer_equals_a_run_of_that_length(target: str, tmp_path: Path) -> None:
+    options = brief(gradient=("backprop", "synthetic"), context=("none",), target=target)
+    longer = replace(options, steps=20, lr_drops=(0.2, 0.75), evaluate_every=4)
+    run(replace(options, steps=8, lr_drops=(0.5,), evaluate_every=4, out=tmp_path / "long"))
+    run(replace(longer, out=tmp_path / "long"))
+    run(replace(longer, out=tmp_path / "whole"))
+    assert_same(saved(tmp_path / "long"), saved(tmp_path / "whole"))
+
+
+def test_a_run_whose_rates_would_have_dropped_elsewhere_is_not_made_longer(tmp_path: Path) -> None:
+    options = brief(gradient=("zero",), out=tmp_path)
+    run(options)
+    before = saved(tmp_path)
+    with pytest.raises(
+        StateError, match=r"dropped after \[4\], but a run of 18 would .* after \[9\]; give --lr-drops 0\.2222"
+    ):
+        run(replace(options, steps=18))
+    with pytest.raises(StateError, match="has made 9 steps; give at least as many"):
+        run(replace(options, steps=8))
+    assert_same(saved(tmp_path), before)
+    run(replace(options, steps=18, lr_drops=(0.222222,)))
+    assert next(iter(saved(tmp_path).values()))["step"] == 18
+
+
 def test_another_seed_joins_a_finished_one(tmp_path: Path) -> None:
     first = run(brief(gradient=("synthetic",), context=("label",), out=tmp_path))
     both = run(brief(gradient=("synthetic",), context=("label",), seeds=2, out=tmp_path))

@@ -147,6 +147,10 @@ class Recipe(Generic[Options]):
         return shlex.join(words)
 
 
+BOARD = "Folder for TensorBoard, with the losses, the errors and how good the synthetic gradients are. It needs that package."
+"""What ``--log-dir`` is, in every recipe."""
+
+
 def option(default: Any, help: str, choices: Iterable[str] = ()) -> Any:
     """Return the dataclass field of one option.
 

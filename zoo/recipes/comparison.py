@@ -18,7 +18,7 @@ FILE = "results.json"
 NO_MEASURE = {"seed", "steps"}
 """Numbers of a run that are no measurement."""
 
-NO_CHOICE = {"out"}
+NO_CHOICE = {"out", "log_dir"}
 """Options that change no result."""
 
 

@@ -47,7 +47,7 @@ def config_text(recipe: Recipe[Any], options: Any) -> str:
     lines = [f"# dnifx train {recipe.name} --config {FILE} --out FOLDER", f"{RECIPE} = {_toml(recipe.name)}"]
     for one in recipe.parameters:
         value = getattr(options, one.name)
-        if value is not None and one.name != "out":
+        if value is not None and one.name not in ("out", "log_dir"):
             lines.append(f"{one.name} = {_toml(value)}")
     return "\n".join([*lines, ""])
 

@@ -5,7 +5,8 @@ estimators also see the label.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -16,6 +17,7 @@ from dnifx.zoo.data import Split, load
 from dnifx.zoo.recipes.accelerated import accelerated
 from dnifx.zoo.recipes.diagnosis import Diagnosis
 from dnifx.zoo.recipes.learners import decoupled, learner, network
+from dnifx.zoo.recipes.length import check_length
 from dnifx.zoo.recipes.live import Line, live
 from dnifx.zoo.recipes.machine import device_name, find_device, torch_settings, versions
 from dnifx.zoo.recipes.outputs import prepare
@@ -37,6 +39,9 @@ _NOT_OF_A_RUN = frozenset(
 )
 """Settings that a run does not depend on, or that its variant holds."""
 
+_OF_ITS_LENGTH = frozenset({"steps", "lr_drops", "evaluate_every"})
+"""Settings that may be others when a run goes on, as long as no step that is made would have been another."""
+
 
 def run(options: Feedforward, console: Console | None = None) -> Results:
     """Train every variant from every seed, then measure the test error of each.
@@ -44,7 +49,7 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
     From one seed, all variants start with the same weights and see the same batches. The test set
     is read once, after the last step of the last variant. Results, curves and checkpoints are
     written to ``options.out``. An interrupted run resumes there bit for bit when it is started again
-    with the same options.
+    with the same options. With more steps a finished run goes on, and equals a run of that length.
 
     Args:
         options: What to train.
@@ -105,7 +110,7 @@ def _train_all(settings: Settings, examples: Split, validation: Split, console: 
     wanted = variants(settings)
     counts = {named(variant, settings): len(candidates(variant, settings)) + len(others) for variant in wanted}
     runs: dict[tuple[Variant, int], Sequence[Trained]] = {}
-    with live(console, counts, settings.steps) as shown:
+    with live(console, counts, settings.steps, settings.log_dir) as shown:
 
         def trained(variant: Variant, chosen: Variant, seed: int) -> Trained:
             line = shown.line(named(variant, settings), seed)
@@ -143,6 +148,9 @@ def _train(
     own = {"variant": variant.key, "seed": seed}
     if variant.gradient == "backprop" and processes.several:
         own["places"] = settings.places
+    checkpoint = checkpoint_of(settings, _NOT_OF_A_RUN, f"{variant.key}-seed={seed}", own)
+    if checkpoint is not None:
+        checkpoint = replace(checkpoint, free=_OF_ITS_LENGTH, allow=partial(check_length, settings))
     progress = train(
         accelerated(trainee, settings.step, variant.p is not None or settings.lag > 0, device),
         batches,
@@ -151,7 +159,7 @@ def _train(
         every=settings.evaluate_every,
         watcher=line,
         diagnosis=diagnosis,
-        checkpoint=processes.shared(checkpoint_of(settings, _NOT_OF_A_RUN, f"{variant.key}-seed={seed}", own)),
+        checkpoint=processes.shared(checkpoint),
     )
     return Trained(variant, trainee.model, progress, diagnosis)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
-from torch.optim.lr_scheduler import MultiStepLR
 
 import dnifx
 from dnifx import estimators
@@ -18,6 +17,7 @@ from dnifx.zoo.cnn import CNN
 from dnifx.zoo.data import DATASETS
 from dnifx.zoo.fcn import FCN
 from dnifx.zoo.recipes.diagnosis import Comparison
+from dnifx.zoo.recipes.length import Drops, drops
 from dnifx.zoo.recipes.settings import Settings
 from dnifx.zoo.recipes.training import Learner
 from dnifx.zoo.recipes.variants import Variant
@@ -29,7 +29,7 @@ PROP_ALPHA = 0.01
 """Weight of the ``prop`` term."""
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
-MakeScheduler = Callable[[torch.optim.Optimizer], MultiStepLR]
+MakeScheduler = Callable[[torch.optim.Optimizer], Drops]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -87,7 +87,7 @@ def learner(settings: Settings, variant: Variant, example: Tensor, seed: int = 0
     rate = settings.lr[0] if variant.lr is None else variant.lr
     optimizer = _adam(rate, example.device)
     estimator_optimizer = _adam(rate if variant.estimator_lr is None else variant.estimator_lr, example.device)
-    scheduler = partial(MultiStepLR, milestones=_milestones(settings), gamma=0.1)
+    scheduler = partial(Drops, milestones=drops(settings.lr_drops, settings.steps), gamma=0.1)
     if variant.gradient == "backprop":
         if settings.places == "here":
             return LoopLearner(model, model, optimizer, scheduler)
@@ -279,7 +279,3 @@ def _channels_last(module: M) -> M:
     """Put the channels of convolutions innermost, which saves 20 to 33% of the time on a CPU."""
     converted: M = convert_conv2d_weight_memory_format(module, torch.channels_last)
     return converted
-
-
-def _milestones(settings: Settings) -> list[int]:
-    return [round(share * settings.steps) for share in settings.lr_drops]

@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -102,7 +103,12 @@ class Resumable(ABC, Generic[P]):
 
 
 def train_each(
-    names: Sequence[str], seeds: range, steps: int, console: Console, train: Callable[[int, int, Line], R]
+    names: Sequence[str],
+    seeds: range,
+    steps: int,
+    console: Console,
+    train: Callable[[int, int, Line], R],
+    log_dir: Path | None = None,
 ) -> list[tuple[R, ...]]:
     """Train every variant from every seed, show the progress, and return the runs of each variant.
 
@@ -113,9 +119,10 @@ def train_each(
         console: Shows the progress.
         train: Makes one run. Its arguments are the variant's place among the names, the seed, and
             the line that shows the progress.
+        log_dir: The folder for TensorBoard, if it is asked for.
     """
     found: list[list[R]] = [[] for _ in names]
-    with live(console, dict.fromkeys(names, len(seeds)), steps) as shown:
+    with live(console, dict.fromkeys(names, len(seeds)), steps, log_dir) as shown:
         for seed in seeds:
             for place, name in enumerate(names):
                 with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnifx.zoo.recipes.base import option
+from dnifx.zoo.recipes.base import BOARD, option
 
 NAMES = {"bptt": "BPTT", "dni": "DNI", "dni-aux": "DNI+Aux"}
 """The names in tables of the words that ``--variants`` takes."""
@@ -31,6 +31,7 @@ class Sequences:
     out: Path | None = option(  # noqa: RUF009
         None, "Folder for results, curves and checkpoints. The same command resumes there."
     )
+    log_dir: Path | None = option(None, BOARD)  # noqa: RUF009
 
 
 CUE_NAMES = {"truncated": "truncated BPTT", "dni": "DNI", "exact": "exact"}

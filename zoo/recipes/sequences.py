@@ -59,7 +59,7 @@ def run(options: Sequences, console: Console | None = None) -> SequenceResults:
         return SequenceTraining(settings, wanted[place], seed, text).run(line)
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    found = train_each([variant.name for variant in wanted], seeds, settings.steps, console, trained)
+    found = train_each([variant.name for variant in wanted], seeds, settings.steps, console, trained, settings.log_dir)
     results = SequenceResults(
         title=f"{settings.task}, LSTM of {settings.width} units, batch {settings.batch}",
         unit="bits per character" if text else "longest task solved",
@@ -147,7 +147,9 @@ class SequenceTraining(Resumable[Point]):
             self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         elif self.task.better < 0:
             self.done = True
-        return Point(self.steps, loss, score)
+        point = Point(self.steps, loss, score)
+        line.keep(point)
+        return point
 
 
 def sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dnifx.errors import OptionError
-from dnifx.zoo.recipes.base import option
+from dnifx.zoo.recipes.base import BOARD, option
 from dnifx.zoo.recipes.checks import check_given, check_least, check_rates
 
 DATA = ("digits", "mnist", "fashion", "cifar10")
@@ -64,7 +64,7 @@ class Feedforward:
     estimator_width: int | None = option(None, "Units or filters of an estimator's hidden layer.")
     decay: tuple[float, ...] = option((0.9,), "Decay of stale gradients. Validation chooses among several.")
     budget: str = option("small", "Steps and rates: for a small machine, or the paper's.", ("small", "paper"))
-    steps: int | None = option(None, "Training steps.")
+    steps: int | None = option(None, "Training steps. With more than before, a run in --out goes on.")
     batch: int | None = option(None, "Examples in a step.")
     lr: tuple[float, ...] | None = option(None, "Learning rate of Adam. Validation chooses among several.")
     estimator_lr: tuple[float, ...] | None = option(
@@ -100,6 +100,7 @@ class Feedforward:
         ("highest", "high", "medium"),
     )
     out: Path | None = option(None, "Folder for results, curves and checkpoints. The same command resumes there.")  # noqa: RUF009
+    log_dir: Path | None = option(None, BOARD)  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ class Settings:
     threads: int
     matmul: str
     out: Path | None
+    log_dir: Path | None
 
     @property
     def all_seeds(self) -> range:

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +22,10 @@ RENAMED = {"arm": "variant"}
 """Settings that had another name in older checkpoints, and their present name."""
 
 
+def _anything(settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Allow every state."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The file that holds the state of one training run.
@@ -29,10 +33,15 @@ class Checkpoint:
     Attributes:
         path: The file.
         settings: The settings that the run depends on, by name. A run with others cannot resume.
+        free: Settings that may change. They are saved too.
+        allow: Called with the saved settings and the saved state; raises a ``StateError`` where they do not go together
+            with what is asked now.
     """
 
     path: Path
     settings: Mapping[str, Any]
+    free: Collection[str] = ()
+    allow: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = _anything
 
     @property
     def previous(self) -> Path:
@@ -80,7 +89,7 @@ class Checkpoint:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise StateError(f"{self.path} is not a checkpoint of format {FORMAT}; remove it, or give another --out")
         saved = {RENAMED.get(name, name): value for name, value in content["settings"].items()}
-        names = sorted({*saved, *self.settings})
+        names = sorted({*saved, *self.settings}.difference(self.free))
         other = [name for name in names if saved.get(name) != self.settings.get(name)]
         if other:
             differences = ", ".join(f"{name}: {saved.get(name)!r}, now {self.settings.get(name)!r}" for name in other)
@@ -88,6 +97,7 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of a run with other settings ({differences}); "
                 "give the same settings to resume it, or another --out"
             )
+        self.allow(saved, content["state"])
 
 
 def seal(path: Path) -> None:
@@ -140,5 +150,5 @@ def checkpoint_of(options: Any, apart: Collection[str], name: str, own: Mapping[
     """
     if options.out is None:
         return None
-    depends = {key: value for key, value in asdict(options).items() if key not in {*apart, "out"}}
+    depends = {key: value for key, value in asdict(options).items() if key not in {*apart, "out", "log_dir"}}
     return Checkpoint(options.out / "checkpoints" / f"{name}.pt", {**depends, **own})

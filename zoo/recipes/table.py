@@ -124,7 +124,7 @@ def _train_all(settings: Table, task: Task, console: Console) -> Runs:
     choices = {key: candidates(key, settings) for key in settings.variants}
     runs: dict[tuple[str, int], Sequence[TableTraining]] = {}
     counts = {NAMES[key]: len(each) + len(others) for key, each in choices.items()}
-    with live(console, counts, settings.steps) as shown:
+    with live(console, counts, settings.steps, settings.log_dir) as shown:
 
         def trained(variant: Variant, seed: int) -> TableTraining:
             with torch.random.fork_rng(devices=[]):

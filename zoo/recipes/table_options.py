@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dnifx.errors import OptionError
-from dnifx.zoo.recipes.base import option
+from dnifx.zoo.recipes.base import BOARD, option
 from dnifx.zoo.recipes.checks import check_given, check_least, check_rates
 
 NAMES = {
@@ -80,6 +80,7 @@ class Table:
     out: Path | None = option(  # noqa: RUF009
         None, "Folder for results, curves and checkpoints. The same command resumes there."
     )
+    log_dir: Path | None = option(None, BOARD)  # noqa: RUF009
 
 
 def cuts_of(model: str, layers: int) -> tuple[str, ...]:

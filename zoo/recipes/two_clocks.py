@@ -70,7 +70,9 @@ def _train_all(options: Clocks, console: Console) -> tuple[ClockVariant, ...]:
         return ClockTraining(options, options.variants[place], seed, train, test).run(line)
 
     seeds = range(options.seed, options.seed + options.seeds)
-    found = train_each([NAMES[key] for key in options.variants], seeds, options.windows, console, trained)
+    found = train_each(
+        [NAMES[key] for key in options.variants], seeds, options.windows, console, trained, options.log_dir
+    )
     return tuple(ClockVariant(key, runs) for key, runs in zip(options.variants, found, strict=True))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnifx.errors import OptionError
-from dnifx.zoo.recipes.base import flag, option
+from dnifx.zoo.recipes.base import BOARD, flag, option
 from dnifx.zoo.recipes.checks import check_given, check_least, check_rates
 
 NAMES = {"joint": "joint backprop", "dni": "DNI", "cdni": "cDNI", "none": "no gradient"}
@@ -34,6 +34,7 @@ class Clocks:
     out: Path | None = option(  # noqa: RUF009
         None, "Folder for results, curves and checkpoints. The same command resumes there."
     )
+    log_dir: Path | None = option(None, BOARD)  # noqa: RUF009
 
 
 def check(options: Clocks) -> None:
