@@ -131,7 +131,7 @@ def test_variants_are_the_four_of_the_paper() -> None:
 def test_every_preset_is_complete() -> None:
     for net, data in PRESETS:
         settings = complete(Feedforward(net=net, data=data))
-        assert None not in [value for name, value in vars(settings).items() if name != "out"]
+        assert None not in [value for name, value in vars(settings).items() if name not in ("out", "log_dir")]
     assert complete(Feedforward(data="mnist")).plain_hidden == (2,)
     told = complete(Feedforward(data="mnist", hidden=(1,)))
     assert told.hidden == told.plain_hidden == (1,)
