@@ -66,5 +66,5 @@ class LocalGradient(LabelledGradient):
     ) -> tuple[Tensor, ...]:
         """Return the gradient of each example's own loss with respect to each value."""
         leaves, losses = self.losses(values, context, mask)
-        gradients = own_gradients(losses, leaves)
+        gradients = own_gradients(losses, leaves, parameters=tuple(self.parameters()))
         return tuple(gradients[index] for index in range(len(leaves)))

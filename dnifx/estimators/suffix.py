@@ -133,7 +133,8 @@ class SuffixGradient(GradientEstimator):
         leaves = tuple(leaf(value) for value in values)
         with torch.enable_grad(), self.draws_of_its_own(leaves):
             loss = example_losses(self.loss(self.thin(*leaves, *reads), target), self.mean)
-        return own_gradients(loss.reshape(1), leaves, examples if self.mean else 1)
+        parameters = tuple(self.thin.parameters())
+        return own_gradients(loss.reshape(1), leaves, examples if self.mean else 1, parameters)
 
     def look(self) -> None:
         """Take the mirrors again where their time has come: those that are averages in every step."""

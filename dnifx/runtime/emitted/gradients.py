@@ -31,20 +31,70 @@ class OwnGradient(torch.autograd.Function):
         return factor.expand_as(losses).to(losses.dtype), *(None for _ in arriving)
 
 
+class KnownGradients(torch.autograd.Function):
+    """Answers with known gradients; backward, it gives parameters theirs, times the largest number that arrives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, answers: Sequence[Tensor], fits: Sequence[Tensor], examples: int, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the answers, in a precision that holds a loss scale; ``fits`` are the gradients of all examples' losses."""
+        ctx.save_for_backward(*fits)
+        ctx.examples = examples
+        return tuple(wide(answer).clone() for answer in answers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        """Give each parameter the gradient of the mean of the losses, times the loss scale."""
+        factor = torch.stack([each.amax() for each in arriving if each.numel()]).amax() / ctx.examples
+        return None, None, None, *(fit * factor.to(fit.dtype) for fit in ctx.saved_tensors)
+
+
 def leaf(value: Tensor) -> Tensor:
     """Return a detached value to differentiate with respect to."""
     return value.detach().requires_grad_()
 
 
-def own_gradients(losses: Tensor, leaves: Sequence[Tensor], factor: int = 1) -> tuple[Tensor, ...]:
+def own_gradients(
+    losses: Tensor, leaves: Sequence[Tensor], factor: int = 1, parameters: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
     """Return the gradient of each example's own loss, [batch], with respect to leaves, times a factor. Its fit minimises that loss.
 
     Nothing may be multiplied into what is returned: the loss scale comes back there as the gradient.
+
+    Args:
+        losses: One for each example.
+        leaves: The values.
+        factor: What the answers are multiplied by.
+        parameters: What the fit trains. One backward pass finds their gradients and the answers. It lets the graph go. Without them,
+            and in half precision, where small gradients need the loss scale, the fit makes a second pass through all of the graph.
     """
-    found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, materialize_grads=True)
-    found = found if isinstance(factor, int) and factor == 1 else tuple(gradient * factor for gradient in found)
-    answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *found)  # type: ignore[no-untyped-call]
+    at_once = (
+        [] if torch.float16 in {*map(computed_in, leaves)} else [each for each in parameters if each.requires_grad]
+    )
+    if not at_once or not torch.is_grad_enabled():
+        found = torch.autograd.grad(losses.sum(), tuple(leaves), retain_graph=True, materialize_grads=True)
+        answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *times(found, factor))  # type: ignore[no-untyped-call]
+        return answer
+    made = torch.autograd.grad(losses.sum(), (*leaves, *at_once), allow_unused=True)
+    pairs = [(each, fit) for each, fit in zip(at_once, made[len(leaves) :], strict=True) if fit is not None]
+    known = pairs or [(at_once[0], torch.zeros_like(at_once[0]))]
+    found = tuple(torch.zeros_like(each) if own is None else own for each, own in zip(leaves, made, strict=False))
+    fits, trained = [fit for _, fit in known], [each for each, _ in known]
+    answer = KnownGradients.apply(times(found, factor), fits, losses.numel(), *trained)  # type: ignore[no-untyped-call]
     return answer
+
+
+def computed_in(value: Tensor) -> torch.dtype:
+    """Return the precision in which a value is computed with: its own, or that of autocast."""
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+
+
+def times(gradients: Sequence[Tensor], factor: int) -> tuple[Tensor, ...]:
+    """Return gradients times a factor."""
+    return tuple(gradients) if isinstance(factor, int) and factor == 1 else tuple(each * factor for each in gradients)
 
 
 def predicted_gradients(losses: Tensor, leaves: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
