@@ -19,6 +19,7 @@ import dnifx
 from dnifx.errors import CutError, DnifxError, OptionError, nearest
 from dnifx.option_names import in_options
 from dnifx.recipe_commands import STYLE, recipe_app
+from dnifx.writing import write_whole
 from dnifx.zoo.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def _write(text: str, out: Path | None) -> None:
         sys.stdout.write(text)
         return
     try:
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, lambda part: part.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise OptionError(
             f"--out {out}: cannot be written: {error.strerror}; name a file in an existing folder"

@@ -25,7 +25,7 @@ LINKS = {"passes": "dnifx.passes", "zoo": "dnifx.zoo"}
 
 LAYERS = {
     "dnifx": (
-        *("errors", "units", "ir", "engines", "runtime", "estimators", "schedules", "report"),
+        *("errors", "units", "writing", "ir", "engines", "runtime", "estimators", "schedules", "report"),
         *(
             "requests",
             "passes",

@@ -1,12 +1,9 @@
 """Files of data sets: found in the data folder, checked, and downloaded if they are missing."""
 
 import hashlib
-import logging
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dnifx.errors import DataError
+from dnifx.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,22 @@ def _download(resource: Resource, path: Path) -> None:
         return
     archive = find(resource.archive)
     member = path.relative_to(archive.parent).as_posix()
-    part = path.with_name(path.name + ".part")
     with tarfile.open(archive) as files:
         source = files.extractfile(member) if member in files.getnames() else None
         if source is None:
             raise DataError(f"{archive} holds no file {member}; put the published file at {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    part.replace(path)
+
+        def copy(part: Path) -> None:
+            with part.open("wb") as target:
+                shutil.copyfileobj(source, target)
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, copy)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written: {error.strerror or error}; make room, or set DNIFX_DATA to another folder"
+            ) from error
 
 
 def _retrieve(resource: Resource, path: Path) -> None:
@@ -80,10 +85,17 @@ def _retrieve(resource: Resource, path: Path) -> None:
         raise DataError(
             f"{path} is missing, and pooch, which downloads it, is not installed: pip install 'dnifx[zoo]'"
         ) from error
+
+    def download(part: Path) -> None:
+        with part.open("wb") as target, _Bar(path.name) as bar:
+            pooch.HTTPDownloader(progressbar=bar, timeout=30)(resource.url, target, None)
+        got = _md5(part)
+        if got != resource.md5:
+            raise ValueError(f"what came has the hash {got}")
+
     try:
-        with _quiet(pooch.get_logger()), _Bar(path.name) as bar:
-            downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
-            pooch.retrieve(resource.url, f"md5:{resource.md5}", path.name, path.parent, downloader=downloader)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, download)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} is missing and could not be downloaded from {resource.url}: {error}; connect to the network, or "
@@ -117,16 +129,6 @@ class _Bar:
 
     def close(self) -> None:
         """Do nothing: the context manager closes the bar."""
-
-
-@contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _md5(path: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dnifx.schedules import Simulation, Span
+from dnifx.writing import write_whole
 
 _MICROSECONDS = {"s": 1e6, "flop": 1e-6}
 
@@ -27,7 +28,8 @@ def chrome_trace(simulation: Simulation) -> dict[str, Any]:
 def write_chrome_trace(simulation: Simulation, path: str | Path) -> Path:
     """Write ``chrome_trace`` as JSON, and return the path."""
     target = Path(path)
-    target.write_text(json.dumps(chrome_trace(simulation)), encoding="utf-8")
+    text = json.dumps(chrome_trace(simulation))
+    write_whole(target, lambda part: part.write_text(text, encoding="utf-8"))
     return target
 
 

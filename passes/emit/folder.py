@@ -2,13 +2,11 @@
 
 import os
 import pickle
-import shutil
-import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx, nn
 
 from dnifx import errors
@@ -18,6 +16,7 @@ from dnifx.passes.compiled import why_closed
 from dnifx.passes.emit.folder_text import RUNTIME, model_roots, model_text, written_models
 from dnifx.runtime import emitted
 from dnifx.runtime.emitted.ops import held
+from dnifx.writing import save, write_whole_folder
 
 if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
@@ -43,13 +42,7 @@ def write_folder(net: "Net", path: str | os.PathLike[str], overwrite: bool) -> N
         raise DnifxError(f"{place} already exists; give another path, or overwrite=True")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            made = Path(scratch) / place.name
-            made.mkdir()
-            write_files(net, made)
-            if place.exists():
-                shutil.rmtree(place)
-            made.rename(place)
+        write_whole_folder(place, partial(write_files, net))
     except OSError as error:
         raise DnifxError(
             f"{place} cannot be written: {error.strerror or error}; name a folder that can be made"
@@ -124,7 +117,7 @@ def save_modules(net: "Net", graphs: Iterable[fx.Graph], path: Path) -> None:
     root = tree.root
     refuse_closed(root)
     try:
-        torch.save(root, path)
+        save(root, path)
     except (AttributeError, TypeError, RuntimeError, pickle.PicklingError) as error:
         kept = ", ".join(sorted({type(module).__name__ for module in root.modules()}))
         raise DnifxError(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dnifx.zoo.recipes import RECIPES, outputs, store
+from dnifx import writing
+from dnifx.zoo.recipes import RECIPES, store
 from dnifx.zoo.recipes.outputs import prepare, write_whole
 from dnifx.zoo.recipes.store import Checkpoint
 from tests.kills.comparing import differences, different, files
@@ -98,7 +99,7 @@ def test_a_disk_that_is_full_at_any_place_leaves_the_checkpoint_before_it(trials
             status, errors = ended(partial(steps, out), death)
             death.relieve()
             ends.add(status)
-            assert not any(outputs.PART in name for name in files(out)), death
+            assert not any(writing.PART in name for name in files(out)), death
             if status:
                 assert "cannot be written" in errors, death
                 assert ended(partial(steps, out)) == (0, "")
@@ -108,7 +109,7 @@ def test_a_disk_that_is_full_at_any_place_leaves_the_checkpoint_before_it(trials
         assert ends == {0, FAILED}
 
 
-def forget(folder: Path) -> None:
+def forget(folder: Path, names: str = "*") -> None:
     """Leave what a killed run left."""
 
 
@@ -118,10 +119,10 @@ def move_late(path: Path, write: Callable[[Path], object], previous: Path | None
     if previous is not None and path.exists():
         path.replace(previous)
     write(path)
-    outputs.sync_folder(path.parent)
+    writing.sync_folder(path.parent)
 
 
-@pytest.mark.parametrize(("module", "name", "fault"), [(outputs, "clear", forget), (store, "write_whole", move_late)])
+@pytest.mark.parametrize(("module", "name", "fault"), [(writing, "clear", forget), (store, "write_whole", move_late)])
 def test_a_writer_with_a_fault_is_found(
     trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, fault: Callable[..., Any]
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dnifx.zoo.recipes.outputs import PART
+from dnifx.writing import PART
 from tests.kills.comparing import differences, files
 from tests.kills.deaths import ERROR, Death, after_time, at_call, full_disk, in_write, on_writing
 from tests.kills.disks import small_disk

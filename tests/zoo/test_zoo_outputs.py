@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from dnifx.cli import main
 from dnifx.errors import DnifxWarning, OptionError, StateError
-from dnifx.zoo.recipes import outputs, store
+from dnifx.writing import PART
+from dnifx.zoo.recipes import store
 from dnifx.zoo.recipes.outputs import prepare, write_whole
 from dnifx.zoo.recipes.store import Checkpoint
 
@@ -91,7 +92,7 @@ def test_a_checkpoint_without_a_checksum_is_taken(tmp_path: Path) -> None:
 def test_files_of_killed_runs_are_removed_and_those_of_running_ones_are_not(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    left = [tmp_path / f".results.json.77{outputs.PART}", folder / f".run.pt.78{outputs.PART}"]
+    left = [tmp_path / f".results.json.77{PART}", folder / f".run.pt.78{PART}"]
     for each in left:
         each.write_text("half")
     mine = folder / ".mine"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dnifx.errors import DnifxWarning, StateError
+from dnifx.writing import save
 from dnifx.zoo.recipes.outputs import write_whole
 
 FORMAT = 1
@@ -57,10 +58,7 @@ class Checkpoint:
         content = {"format": FORMAT, "settings": dict(self.settings), "state": dict(state)}
 
         def write(part: Path) -> None:
-            try:
-                torch.save(content, part)
-            except RuntimeError as error:  # torch's writer says so where the disk is full
-                raise OSError(str(error).partition("\n")[0]) from error
+            save(content, part)
             seal(part)
 
         write_whole(self.path, write, self.previous)

@@ -20,6 +20,7 @@ from dnifx.errors import StateError
 from dnifx.runtime.training.over_ranks import OverRanks, named_tensors, own_state, own_tensors, receive_late, take_state
 from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
 from dnifx.runtime.training.turns import Turn
+from dnifx.writing import PART, clear
 
 WHOLE = ".metadata"
 """What torch.distributed.checkpoint writes last."""
@@ -39,7 +40,7 @@ class InFolders(OverRanks):
         Two saves stay there. ``load`` takes the last whole one, on any number of ranks, if all see the folder.
 
         Raises:
-            StateError: The net has several rates.
+            StateError: The net has several rates, or the folder cannot be written to; earlier saves are whole.
         """
         with self.turn.taken():
             return save(self, Path(folder))
@@ -60,8 +61,9 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     """Save a trainer, and return where. Over ranks, every rank calls it; targets that are under way are waited for.
 
     Raises:
-        StateError: The net has several rates.
+        StateError: The net has several rates, or the folder cannot be written to; earlier saves are whole.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
     if trainer.exchange is not None:
@@ -78,16 +80,41 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     weights = own.pop("tensors")
     content: dict[str, Tensor] = {f"net.{name}": value for name, value in weights.items()}
     content[f"rank.{trainer.engine.rank}"] = packed(own)
-    target = folder / f"step-{trainer.steps}"
-    if trainer.engine.rank == 0:
-        shutil.rmtree(target, ignore_errors=True)
+    target, draft = folder / f"step-{trainer.steps}", folder / f".step-{trainer.steps}{PART}"
+    first = trainer.engine.rank == 0
+    if first:
+        clear(folder, "step-*")
     trainer.engine.collected(None)
-    with quiet():
-        save(content, checkpoint_id=target, no_dist=ranks is None)
-    if trainer.engine.rank == 0:
+    failed: BaseException | None = None
+    try:
+        with quiet():
+            save(content, checkpoint_id=draft, no_dist=ranks is None)
+        if first:
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
+    except (OSError, CheckpointException) as error:
+        failed = error
+    finally:
+        if first:
+            shutil.rmtree(draft, ignore_errors=True)
+    if isinstance(failed, CheckpointException) and any(
+        isinstance(each, KeyboardInterrupt) for each, _ in failed.failures.values()
+    ):
+        raise KeyboardInterrupt from failed
+    reason = next(filter(None, trainer.engine.collected("" if failed is None else told(failed))), "")
+    if reason:
+        raise StateError(
+            f"{target} cannot be written: {reason}. The saves before it are whole; make room, or give a folder that can be written to"
+        ) from failed
+    if first:
         for old in saves(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def told(error: BaseException) -> str:
+    """Return the last line of what an error says; that of a rank holds a traceback."""
+    return (str(error).strip().splitlines() or [""])[-1][:200]
 
 
 def load(trainer: OverRanks, folder: Path) -> None:
@@ -165,9 +192,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             if name.startswith("rank.")
         ]
     except (Exception, CheckpointException) as error:
-        reason = (str(error).strip().splitlines() or [""])[-1][:200]
         raise StateError(
-            f"{path} cannot be read: {type(error).__name__}: {reason}; remove it, to go on from the save before"
+            f"{path} cannot be read: {type(error).__name__}: {told(error)}; remove it, to go on from the save before"
         ) from error
     return {name.removeprefix("net."): value for name, value in content.items() if name.startswith("net.")}, parts
 
