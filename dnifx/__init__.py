@@ -10,7 +10,7 @@ from dnifx import errors
 from dnifx.errors import DnifxError
 
 if TYPE_CHECKING:
-    from dnifx import estimators, schedules
+    from dnifx import doctor, estimators, schedules
     from dnifx.api import decouple
     from dnifx.ir import Edge, Every, Recurrent
     from dnifx.passes.time.unroll import unroll
@@ -34,6 +34,7 @@ __all__ = [
     "Trainer",
     "Watch",
     "decouple",
+    "doctor",
     "errors",
     "estimators",
     "schedules",

@@ -166,11 +166,13 @@ def step_source(
     ranks: schedules.Ranks = (),
     rank: int = 0,
     scaled: bool = False,
+    *,
+    clocked: bool = False,
 ) -> str:
     """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
 
     With ``ranks``, those of the partitions, it is the step of one rank. Where it is ``scaled``, its backward passes are those of a
-    multiple of the loss.
+    multiple of the loss. Where it is ``clocked``, it tells ``self.clock`` the name of each action when it has ended.
 
     Raises:
         ScheduleError: The schedule runs an action before what it depends on.
@@ -181,7 +183,7 @@ def step_source(
     if ranks:
         wanted = schedules.transferred(wanted, program, ranks)
         schedules.validate(wanted, program, partial=True)
-    return StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled).source()
+    return StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled, clocked=clocked).source()
 
 
 def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> str:

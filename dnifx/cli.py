@@ -16,7 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 import dnifx
-from dnifx.errors import CutError, DnifxError, OptionError, nearest
+from dnifx.doctor_command import doctor
+from dnifx.errors import DnifxError, OptionError
+from dnifx.model_options import (
+    Classes,
+    ContextName,
+    Cuts,
+    EveryHowMany,
+    Gradient,
+    InputModels,
+    Inputs,
+    ModelName,
+    Settings,
+    decoupled,
+)
 from dnifx.option_names import in_options
 from dnifx.recipe_commands import STYLE, recipe_app
 from dnifx.writing import write_whole
@@ -25,41 +38,6 @@ from dnifx.zoo.recipes import RECIPES
 if TYPE_CHECKING:
     from dnifx.ir import Program
 
-MODEL_HELP = "A model of the zoo (`dnifx zoo` lists them), package.module:factory, or file.py:factory."
-CUTS_HELP = (
-    "Where to cut: module paths, globs, edges (a->b) or cuts in time (1~>state), separated by commas. "
-    "A number makes that many partitions; each cuts after every block that has parameters."
-)
-EVERY_HELP = "For several rates: how often a slow module fires, as in slow=4 for once in 4 windows."
-
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-Cuts = Annotated[list[str] | None, typer.Option("--cuts", "-c", metavar="CUTS", help=CUTS_HELP)]
-EveryHowMany = Annotated[list[str] | None, typer.Option("--every", "-e", metavar="NAME=WINDOWS", help=EVERY_HELP)]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        "-i",
-        metavar="SHAPE",
-        help="An example input: 32x784, 4x128:int64, a tuple '(1x4x8,1x4x8)', or by its keyword, mask=4x128:bool.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="NAME=VALUE", help="A keyword argument of the factory, as in layers=6."),
-]
-Gradient = Annotated[
-    str,
-    typer.Option("--gradient", "-g", help="The gradient estimator: synthetic, zero, ..., or 'Synthetic(hidden=1)'."),
-]
-ContextName = Annotated[
-    str | None, typer.Option("--context", help="What the estimators see beside the activation: label.")
-]
-InputModels = Annotated[
-    str | None,
-    typer.Option("--inputs", help="Synthetic input models, for a forward pass without locks: synthetic."),
-]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="The number of classes of the label.")]
 Code = Annotated[
     Path | None,
     typer.Option("--code", help="For --format svg: a model.py that `dnifx code --out` wrote; boxes link to it."),
@@ -129,7 +107,7 @@ def show(
     if ":" in model and not (cuts or every):
         program = _uncut(model, set, input, meta)
     else:
-        program = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta).program
+        program = decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta).program
     if format is Format.RICH and out is None:
         Console().print(ProgramReport(program))
         if not program.partitions:
@@ -157,7 +135,7 @@ def code(
     """Print the Python that a model is compiled to, or write it as a package that needs only PyTorch."""
     from rich.syntax import Syntax
 
-    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs)
+    net = decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs)
     if out is not None:
         net.to_folder(out, overwrite)
         typer.echo(f"wrote {out}")
@@ -208,7 +186,7 @@ def schedule(
 
     A system of several rates (--every) has a period instead of a training step.
     """
-    net = _decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs)
+    net = decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs)
     chosen = dnifx.schedules.period_of(order, net.program)
     if isinstance(chosen, dnifx.schedules.Period) and (lag or ranks):
         raise OptionError("--lag and --ranks are for a training step: leave them out with --every")
@@ -229,6 +207,9 @@ def schedule(
             raise OptionError(
                 f"--trace {trace}: cannot be written: {error.strerror}; name a file in an existing folder"
             ) from error
+
+
+app.command(epilog="Example: dnifx doctor fcn --cuts 1 --places 2 --delay 50")(doctor)
 
 
 @app.command(
@@ -288,39 +269,6 @@ def _uncut(name: str, settings: list[str] | None, inputs: list[str] | None, meta
     loaded = load_model(name, settings or (), inputs or (), meta)
     given = dnifx.ir.Program(loaded.model, loaded.args, dict(loaded.kwargs))
     return run_passes(given, (CaptureGraph(), MeasureNodes()))
-
-
-def _decoupled(
-    name: str,
-    settings: list[str] | None,
-    inputs: list[str] | None,
-    cuts: list[str] | None,
-    every: list[str] | None,
-    gradient: str,
-    context: str | None,
-    classes: int | None,
-    models: str | None = None,
-    meta: bool = False,
-) -> "dnifx.DecoupledModule":
-    """Build a model and decouple it, as the command line asks."""
-    from dnifx.loading import load_model, read_context, read_cuts, read_every, read_gradient, read_models
-
-    loaded = load_model(name, settings or (), inputs or (), meta)
-    where = read_cuts(cuts or ()) or loaded.cuts
-    if where is None:
-        known = [path for path, _ in loaded.model.named_modules() if path]
-        raise CutError(f"no cuts given; say --cuts each, --cuts 4 or names of modules, such as {nearest('', known)}")
-    return dnifx.decouple(
-        loaded.model,
-        where,
-        args=loaded.args,
-        kwargs=loaded.kwargs,
-        gradient=read_gradient(gradient),
-        inputs=read_models(models),
-        context=read_context(context),
-        num_classes=classes or (loaded.classes if context else None),
-        every=read_every(every or ()) or loaded.every or None,
-    )
 
 
 def read_ranks(text: str) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
 """Place: which partition runs on which rank, and the sends and receives between ranks."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import inf
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from torch import fx
 from dnifx import schedules
 from dnifx.engines.ranks import Traffic
 from dnifx.errors import PlaceError, nearest
-from dnifx.ir import Program
+from dnifx.ir import Action, Program
 from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import Pass
 from dnifx.schedules.costs import measured_costs
@@ -113,16 +114,17 @@ def read_rank(word: str) -> object:
     return int(word) if word.strip().isdecimal() else word
 
 
-def balanced(program: Program, count: int) -> schedules.Ranks:
+def balanced(program: Program, count: int, seconds: Mapping[Action, float] | None = None) -> schedules.Ranks:
     """Return ranks for runs of neighbouring partitions, such that the costliest rank costs as little as possible.
 
-    A partition costs what its actions and those of the boundaries that it produces do: estimators count.
+    A partition costs what its actions and those of the boundaries that it produces do: estimators count. ``seconds`` are the costs of
+    the actions, where they were measured; by default they are counted in FLOPs.
 
     Raises:
         PlaceError: There are fewer partitions than ranks, or too many that have to stay together.
     """
     wiring, costs = links(program), [0.0] * len(program.partitions)
-    for action, cost in measured_costs(program).items():
+    for action, cost in (measured_costs(program) if seconds is None else seconds).items():
         costs[wiring.place(action)] += cost
     together = [(first, second, reason) for first, second, reason in conflicts(program)]
     starts = [
@@ -134,26 +136,44 @@ def balanced(program: Program, count: int) -> schedules.Ranks:
             f"{len(costs)} partitions give work for {len(starts) + 1} ranks, not for {count}{why}. Cut in more places, or start fewer "
             "processes"
         )
-    return _split(costs, [0, *starts, len(costs)], count)
+    return divided(costs, [0, *starts, len(costs)], count)
 
 
-def _split(costs: Sequence[float], starts: Sequence[int], count: int) -> tuple[int, ...]:
-    """Divide a row into ``count`` runs that begin at some of ``starts``; the largest sum is as small as possible."""
-    total = [sum(costs[:place]) for place in starts]
+def divided(costs: Sequence[float], starts: Sequence[int], count: int) -> tuple[int, ...]:
+    """Divide a row into ``count`` runs that begin at some of ``starts``; the largest sum is as small as possible.
+
+    ``starts`` ends with the length of the row. Of several ways that are as good, the one whose runs begin earliest is taken.
+    """
+    if count == len(starts) - 1:  # there is one way, and in a deep net it is long to find
+        return tuple(rank for rank, (start, end) in enumerate(pairwise(starts)) for _ in range(end - start))
+    total = [0.0, *accumulate(costs)]
+    ends = [total[place] for place in starts]
     best: list[tuple[float, tuple[int, ...]]] = [(0.0 if place == 0 else inf, ()) for place in range(len(starts))]
-    for _ in range(count):
-        best = [
-            min(
-                (
-                    (max(best[before][0], total[end] - total[before]), (*best[before][1], before))
-                    for before in range(end)
-                ),
-                default=(inf, ()),
-            )
-            for end in range(len(starts))
-        ]
+    for runs in range(count):
+        best = [_last_run(best, ends, runs, end) for end in range(len(starts))]
     edges = [*(starts[place] for place in best[-1][1]), len(costs)]
     return tuple(rank for rank, (start, end) in enumerate(pairwise(edges)) for _ in range(end - start))
+
+
+def _last_run(
+    best: Sequence[tuple[float, tuple[int, ...]]], ends: Sequence[float], runs: int, end: int
+) -> tuple[float, tuple[int, ...]]:
+    """Return the best last run up to ``end``, behind ``runs`` others: the largest sum, and where all runs begin.
+
+    The later it begins, the larger are the sums before it, and the smaller is its own: the best one is where they meet.
+    """
+    if end <= runs:
+        return inf, ()
+    possible = range(runs, end) if runs else range(1)
+    meeting = bisect_left(possible, True, key=lambda place: best[place][0] >= ends[end] - ends[place])
+    near = possible[max(meeting - 1, 0) : meeting + 1]
+    least = min(max(best[place][0], ends[end] - ends[place]) for place in near)
+    equal = [place for place in near if max(best[place][0], ends[end] - ends[place]) == least]
+    while equal[0] > possible[0] and max(best[equal[0] - 1][0], ends[end] - ends[equal[0] - 1]) == least:
+        equal.insert(0, equal[0] - 1)
+    while equal[-1] < possible[-1] and max(best[equal[-1] + 1][0], ends[end] - ends[equal[-1] + 1]) == least:
+        equal.append(equal[-1] + 1)
+    return least, min((*best[place][1], place) for place in equal)
 
 
 def traffic(program: Program, ranks: schedules.Ranks) -> dict[int, Traffic]:

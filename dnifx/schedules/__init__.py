@@ -6,6 +6,7 @@ and ``M`` fit. ``F1`` is the forward pass of partition 1; ``T1`` is the target o
 
 from dnifx.ir import Period, Schedule
 from dnifx.schedules.chance import random_order, unlocked
+from dnifx.schedules.clock import Link, Span
 from dnifx.schedules.delays import Delayed, delayed, is_delayed
 from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.drawing import Grid, grid
@@ -16,7 +17,7 @@ from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, sequ
 from dnifx.schedules.probing import probing
 from dnifx.schedules.registry import Spec, period_of, resolve
 from dnifx.schedules.running import refuse_other_places
-from dnifx.schedules.simulation import Link, Simulation, Span, simulate
+from dnifx.schedules.simulation import Simulation, simulate
 from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
 from dnifx.schedules.transfers import Ranks, ranks_of, transferred
 from dnifx.schedules.validation import validate

@@ -11,7 +11,8 @@ Boundaries in time are numbered after the others. Their ``S`` gives a gradient t
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 from dnifx.errors import ScheduleError
 from dnifx.ir import TRANSFERS, Action, Boundary, Interface, Kind, Partition, Program, Recurrence, Schedule
@@ -96,6 +97,11 @@ class Links:
         """Index of the last partition, which computes output and loss."""
         return len(self.sources) - 1
 
+    @cached_property
+    def in_time(self) -> tuple[int, ...]:
+        """The boundaries in time."""
+        return tuple(index for index, gate in enumerate(self.gates) if gate.in_time)
+
     def has_input_model(self, partition: int) -> bool:
         """Whether a synthetic input stands in for some of the partition's inputs."""
         return any(self.gates[boundary].has_input_model for boundary in self.consumed[partition])
@@ -173,36 +179,50 @@ def _links(
 ) -> Links:
     inside = [(index, gate) for index, gate in enumerate(gates) if not gate.in_time]
     replaced = frozenset(index for index, gate in inside if gate.has_input_model)
-    owners = tuple(_owners(each, partitions) for each in partitions)
+    produced, consumed = (
+        _listed((gate.producer, index) for index, gate in inside),
+        _listed((consumer, index) for index, gate in inside for consumer in gate.consumers),
+    )
+    owning = _listed((name, each.index) for each in partitions for name in each.parameters)
+    owners = [
+        frozenset(owner for name in (*each.parameters, *each.uses) for owner in owning.get(name, ()))
+        for each in partitions
+    ]
+    users = _listed((owner, user) for user, of in enumerate(owners) for owner in of)
     return Links(
         names=names,
         gates=gates,
-        sources=tuple(_sources(each, partitions, boundaries, frozenset()) for each in partitions),
-        direct=tuple(_sources(each, partitions, boundaries, replaced) for each in partitions),
-        produced=tuple(tuple(b for b, gate in inside if gate.producer == k.index) for k in partitions),
-        consumed=tuple(tuple(b for b, gate in inside if k.index in gate.consumers) for k in partitions),
+        sources=_sources(partitions, boundaries, frozenset()),
+        direct=_sources(partitions, boundaries, replaced),
+        produced=tuple(produced.get(each.index, ()) for each in partitions),
+        consumed=tuple(consumed.get(each.index, ()) for each in partitions),
         owns=tuple(bool(each.parameters) for each in partitions),
-        owners=owners,
-        users=tuple(frozenset(user for user, of in enumerate(owners) if k.index in of) for k in partitions),
+        owners=tuple(owners),
+        users=tuple(frozenset(users.get(each.index, ())) for each in partitions),
     )
 
 
+def _listed(pairs: Iterable[tuple[Any, int]]) -> dict[Any, tuple[int, ...]]:
+    """Return the numbers that stand beside each key, in order."""
+    found: dict[Any, list[int]] = {}
+    for key, number in pairs:
+        found.setdefault(key, []).append(number)
+    return {key: tuple(numbers) for key, numbers in found.items()}
+
+
 def _sources(
-    partition: Partition, partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], replaced: frozenset[int]
-) -> frozenset[int]:
-    """Partitions that give values to a partition; values of ``replaced`` boundaries come from input models instead."""
-    consumed = [boundary for boundary in boundaries if partition.index in boundary.consumers]
-    hidden = {value for boundary in consumed if boundary.index in replaced for value in boundary.values}
-    taken = set(partition.inputs) - hidden
-    by_name = {
-        other.index for other in partitions if other.index < partition.index and taken.intersection(other.outputs)
-    }
-    return frozenset(by_name | {boundary.producer for boundary in consumed if boundary.index not in replaced})
-
-
-def _owners(partition: Partition, partitions: tuple[Partition, ...]) -> frozenset[int]:
-    read = {*partition.parameters, *partition.uses}
-    return frozenset(other.index for other in partitions if read.intersection(other.parameters))
+    partitions: tuple[Partition, ...], boundaries: tuple[Boundary, ...], replaced: frozenset[int]
+) -> tuple[frozenset[int], ...]:
+    """Partitions that give values to each partition; values of ``replaced`` boundaries come from input models instead."""
+    consumed = _listed((user, place) for place, each in enumerate(boundaries) for user in each.consumers)
+    makers = _listed((name, each.index) for each in partitions for name in each.outputs)
+    found = []
+    for each in partitions:
+        taken = [boundaries[place] for place in consumed.get(each.index, ())]
+        hidden = {value for boundary in taken if boundary.index in replaced for value in boundary.values}
+        by_name = {maker for name in {*each.inputs} - hidden for maker in makers.get(name, ()) if maker < each.index}
+        found.append(frozenset(by_name | {each.producer for each in taken if each.index not in replaced}))
+    return tuple(found)
 
 
 def answers(schedule: Schedule, program: Program) -> Answers:
@@ -257,7 +277,7 @@ def needs(action: Action, actions: Set[Action], wiring: Links, answered: Answers
         case Kind.FIT:
             return _fit(index, actions, wiring)
         case Kind.UPDATE:
-            fits = _each(Kind.FIT, (b for b, gate in enumerate(wiring.gates) if gate.fit_reaches_core))
+            fits = _each(Kind.FIT, (b for b in wiring.in_time if wiring.gates[b].fit_reaches_core))
             return *_each(Kind.BACKWARD, wiring.users[index]), *(fit for fit in fits if fit in actions)
         case _:
             return ()
@@ -286,8 +306,8 @@ def _synthesise(index: int, actions: Set[Action], wiring: Links, answered: Answe
 
 def _backward(index: int, actions: Set[Action], wiring: Links, answered: Answers) -> tuple[Action, ...]:
     found = [Action(Kind.FORWARD, index)]
-    for boundary, gate in enumerate(wiring.gates):
-        if gate.in_time and gate.producer == index and mentions(actions, boundary):
+    for boundary in wiring.in_time:
+        if wiring.gates[boundary].producer == index and mentions(actions, boundary):
             found.append(Action(Kind.SYNTHESISE, boundary))
     for boundary in wiring.produced[index]:
         gate = wiring.gates[boundary]

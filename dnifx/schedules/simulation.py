@@ -1,7 +1,8 @@
 """When each action of a schedule would run, given its cost: makespan, idle devices, memory, the lock that costs most."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 from rich.console import Group, RenderableType
@@ -9,62 +10,15 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Period, Program, Schedule
+from dnifx.ir import TRANSFERS, Kind, Period, Program, Schedule
+from dnifx.schedules.clock import Clock, Link, Numbers, Span, turns_of
 from dnifx.schedules.costs import given_costs, measured_costs
-from dnifx.schedules.dependencies import Links, links
-from dnifx.schedules.drawing import device_of, needs_over_ranks
-from dnifx.schedules.language import unplaced
 from dnifx.schedules.locking import Lock
 from dnifx.schedules.validation import validate
 from dnifx.units import quantity
 
 _PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE, Kind.SEND_VALUES, Kind.RECEIVE_VALUES})
 _ARRIVING = frozenset({Kind.TARGET, Kind.FIT})
-
-
-@dataclass(frozen=True)
-class Link:
-    """The link between any two ranks.
-
-    Attributes:
-        latency: Seconds from the sending of the first byte to its arrival.
-        bandwidth: Bytes a second that one rank sends to another.
-    """
-
-    latency: float = 0.0
-    bandwidth: float = inf
-
-
-@dataclass(frozen=True)
-class Span:
-    """One action in time.
-
-    Attributes:
-        action: The action, as the schedule writes it.
-        step: Number of the training step it belongs to.
-        partition: The partition where it runs.
-        device: The device that it runs on.
-        stream: The stream that it runs on.
-        ready: When all that it needs has ended.
-        free: When the action before it on its stream has ended.
-        end: When it ends.
-        cause: Index of the span that it begins right after; None where nothing holds it up.
-    """
-
-    action: Action
-    step: int
-    partition: int
-    device: str
-    stream: int
-    ready: float
-    free: float
-    end: float
-    cause: int | None
-
-    @property
-    def start(self) -> float:
-        """When it begins: as soon as it is ready and its stream is free."""
-        return max(self.ready, self.free)
 
 
 @dataclass(frozen=True)
@@ -81,7 +35,6 @@ class Simulation:
         peak_bytes: By device, the most bytes of activations held at a time. A partition's activations are held from its
             forward to the end of its backward.
         critical: Indices of the spans on the critical path, in order of time.
-        waits: By lock, the time for which actions on the critical path waited for it while their streams stood still.
     """
 
     name: str
@@ -92,7 +45,21 @@ class Simulation:
     bubble: Mapping[str, float]
     peak_bytes: Mapping[str, int]
     critical: tuple[int, ...]
-    waits: Mapping[Lock, float]
+
+    @cached_property
+    def waits(self) -> Mapping[Lock, float]:
+        """By lock, the time for which actions on the critical path waited for it while their streams stood still."""
+        return _waits(self.spans, self.critical)
+
+    @property
+    def rate(self) -> float:
+        """Steps in a unit of time, once the first ones have filled the ranks: over the later half of the steps."""
+        ends = [0.0] * self.steps
+        for span in self.spans:
+            ends[span.step] = max(ends[span.step], span.end)
+        last, half = self.steps - 1, (self.steps - 1) // 2
+        seconds = ends[last] - (ends[half] if last else 0.0)
+        return (last - half if last else 1) / seconds if seconds else inf
 
     @property
     def binds(self) -> Lock | None:
@@ -147,12 +114,12 @@ def simulate(
             "A link takes seconds, and costs are in FLOPs where none are given: give costs= in seconds too."
         )
     known = measured_costs(program) if costs is None else given_costs(costs, actions)
-    clock = _Clock(program, known, link or Link())
+    clock, numbers = Clock(link or Link()), Numbers()
+    turns = [turns_of(window, program, known, clock.link, numbers) for window in windows]
     for step in range(steps * len(windows)):
-        clock.run(step, windows[step % len(windows)])
+        clock.run(step, turns[step % len(windows)])
     spans = tuple(clock.spans)
     makespan = max((span.end for span in spans), default=0.0)
-    critical = _critical(spans)
     return Simulation(
         name=schedule.name,
         unit="flop" if costs is None else "s",
@@ -161,85 +128,8 @@ def simulate(
         makespan=makespan,
         bubble=_bubbles(spans, makespan),
         peak_bytes=_peaks(spans, program),
-        critical=critical,
-        waits=_waits(spans, critical),
+        critical=_critical(spans),
     )
-
-
-@dataclass
-class _Clock:
-    """Issues the actions of one step after another."""
-
-    program: Program
-    costs: Mapping[Action, float]
-    link: Link
-    spans: list[Span] = field(default_factory=list)
-    _last: dict[Action, int] = field(default_factory=dict)
-    _done: dict[tuple[int, Action], int] = field(default_factory=dict)
-    _busy: dict[tuple[int | None, int | None], float] = field(default_factory=dict)
-    _arrived: dict[int, float] = field(default_factory=dict)
-    _streams: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    def run(self, step: int, schedule: Schedule) -> None:
-        """Issue one step."""
-        wiring, before = links(self.program), dict(self._last)
-        needed = needs_over_ranks(schedule, self.program, wiring)
-        for action in schedule.actions:
-            bare = unplaced(action)
-            resource = (device_of(action, self.program, wiring), action.stream or 0)
-            earlier = [before[need] for need in _needs_of_last_step(bare, wiring) if need in before]
-            earlier += [self._last[need] for need in needed[bare]]
-            earlier += [self._done[late] for late in _late_needs(action, step) if late in self._done]
-            receives = action.kind in TRANSFERS - SENDS
-            latest, previous = max(earlier, key=self._end, default=None), self._streams.get(resource)
-            ready, free = (
-                self._arrived.get(latest, 0.0) if receives and latest is not None else self._end(latest),
-                self._end(previous),
-            )
-            cause = latest if ready > free else previous
-            end = max(ready, free) + self.costs.get(bare, 0.0)
-            self._last[bare] = self._streams[resource] = self._done[step, bare] = len(self.spans)
-            self.spans.append(Span(action, step, wiring.place(bare), *resource, ready, free, end, cause))
-            if action.kind in SENDS:
-                self._send(action, end)
-
-    def _send(self, action: Action, start: float) -> None:
-        """Let what was sent last travel; one link carries one message after the other."""
-        way = action.rank, action.peer
-        self._busy[way] = max(start, self._busy.get(way, 0.0)) + sent_bytes(action, self.program) / self.link.bandwidth
-        self._arrived[len(self.spans) - 1] = self._busy[way] + self.link.latency
-
-    def _end(self, place: int | None) -> float:
-        return 0.0 if place is None else self.spans[place].end
-
-
-def _late_needs(action: Action, step: int) -> Iterator[tuple[int, Action]]:
-    """What an action with a lag needs of an earlier step."""
-    if action.lag and action.kind is Kind.RECEIVE_TARGET:
-        yield step - action.lag, Action(Kind.SEND_TARGET, action.index, rank=action.peer, peer=action.rank)
-    if action.lag and action.kind is Kind.FIT:
-        yield step - action.lag, Action(Kind.TARGET, action.index)
-
-
-def sent_bytes(action: Action, program: Program) -> int:
-    """Return the size of what an action sends: the values of a partition, or the gradients of a boundary."""
-    if action.kind is Kind.SEND_TARGET:
-        return sum(spec.bytes for spec in program.boundaries[action.index].specs)
-    specs = {
-        name: spec.bytes for each in program.boundaries for name, spec in zip(each.values, each.specs, strict=True)
-    }
-    measured = {name: measure.bytes for name, measure in program.measures.items()}
-    return sum({**specs, **measured}.get(name, 0) for name in program.partitions[action.index].outputs)
-
-
-def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:
-    if action.kind is Kind.FORWARD:
-        return tuple(Action(Kind.UPDATE, owner) for owner in wiring.owners[action.index])
-    if action.kind is Kind.SYNTHESISE:
-        return (Action(Kind.FIT, action.index),)
-    if action.kind is Kind.INPUT:
-        return tuple(Action(Kind.FIT, boundary) for boundary in wiring.consumed[action.index])
-    return ()
 
 
 def _critical(spans: tuple[Span, ...]) -> tuple[int, ...]:
@@ -281,13 +171,12 @@ def _lock_between(waiter: Span, blocker: Span) -> Lock | None:
 
 def _bubbles(spans: tuple[Span, ...], makespan: float) -> dict[str, float]:
     """Share of the makespan in which no stream of a device runs anything."""
-    devices = dict.fromkeys(span.device for span in spans)
+    devices: dict[str, list[tuple[float, float]]] = {}
+    for span in spans:
+        devices.setdefault(span.device, []).append((span.start, span.end))
     if makespan == 0:
         return dict.fromkeys(devices, 0.0)
-    return {
-        device: max(0.0, 1 - _covered((span.start, span.end) for span in spans if span.device == device) / makespan)
-        for device in devices
-    }
+    return {device: max(0.0, 1 - _covered(intervals) / makespan) for device, intervals in devices.items()}
 
 
 def _covered(intervals: Iterable[tuple[float, float]]) -> float:

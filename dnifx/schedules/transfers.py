@@ -41,9 +41,12 @@ def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
 def _transferred(schedule: Schedule, partitions: tuple[Partition, ...], ranks: Ranks, wiring: Links) -> Schedule:
     at = _Ranked(schedule.actions, partitions, ranks, wiring)
     order: list[Action] = []
+    received = set[Action]()
     for action in schedule.actions:
         placed = replace(action, rank=at.rank(action))
-        order += [*at.received_before(placed, order), placed, *at.sent_after(placed)]
+        receives = [each for each in at.received_before(placed) if each not in received]
+        received.update(receives)
+        order += [*receives, placed, *at.sent_after(placed)]
     return replace(schedule, actions=tuple(order))
 
 
@@ -79,7 +82,12 @@ class _Ranked:
     def __init__(self, actions: Sequence[Action], partitions: Sequence[Partition], ranks: Ranks, wiring: Links) -> None:
         self.partitions, self.ranks, self.wiring = partitions, ranks, wiring
         self.actions = frozenset(map(unplaced, actions))
-        self.backward = [action.index for action in actions if action.kind is Kind.BACKWARD]
+        order = [action.index for action in actions if action.kind is Kind.BACKWARD]
+        self.backward = {index: place for place, index in enumerate(order)}
+        self.users: dict[int, list[int]] = {}
+        for user in wiring.partitions:
+            for source in wiring.sources[user]:
+                self.users.setdefault(source, []).append(user)
 
     def rank(self, action: Action) -> int:
         """The rank where an action that is no transfer runs."""
@@ -87,23 +95,23 @@ class _Ranked:
 
     def takers(self, source: int) -> list[int]:
         """The other ranks where a partition that runs takes the values of ``source``."""
-        users = {user for user in self.wiring.partitions if source in self.wiring.sources[user]}
+        users = self.users.get(source, ())
         found = {self.ranks[user] for user in users if Action(Kind.FORWARD, user) in self.actions}
         return sorted(found - {self.ranks[source]})
 
     def senders(self, boundary: int) -> list[int]:
         """The other ranks that send the gradients of a boundary, in the order of their first backward pass."""
         gate, own = self.wiring.gates[boundary], self.ranks[self.wiring.gates[boundary].producer]
-        order = [self.ranks[index] for index in [*self.backward, *sorted(gate.consumers)] if index in gate.consumers]
-        return [rank for rank in dict.fromkeys(order) if rank != own]
+        order = sorted(gate.consumers, key=lambda index: (self.backward.get(index, len(self.backward)), index))
+        return [rank for rank in dict.fromkeys(self.ranks[index] for index in order) if rank != own]
 
-    def received_before(self, action: Action, done: Sequence[Action]) -> Iterator[Action]:
-        """The receives that have to stand before an action and are not done."""
+    def received_before(self, action: Action) -> Iterator[Action]:
+        """The receives that have to stand before an action."""
         here = action.rank
         if action.kind is Kind.FORWARD:
             for source in sorted(self.wiring.sources[action.index]):
                 receive = Action(Kind.RECEIVE_VALUES, source, rank=here, peer=self.ranks[source])
-                if receive.peer != here and receive not in done:
+                if receive.peer != here:
                     yield receive
         if action.kind is self.takes(action):
             for sender in self.senders(action.index):
@@ -123,9 +131,13 @@ class _Ranked:
         if action.kind is Kind.BACKWARD:
             for boundary in self.wiring.consumed[action.index]:
                 gate = self.wiring.gates[boundary]
-                here = [each for each in self.backward if each in gate.consumers and self.ranks[each] == action.rank]
+                here = [each for each in gate.consumers if each in self.backward and self.ranks[each] == action.rank]
                 away = self.ranks[gate.producer] != action.rank
-                if away and here[-1] == action.index and Action(Kind.TARGET, boundary) in self.actions:
+                if (
+                    away
+                    and max(here, key=self.backward.__getitem__) == action.index
+                    and Action(Kind.TARGET, boundary) in self.actions
+                ):
                     yield Action(Kind.SEND_TARGET, boundary, rank=action.rank, peer=self.ranks[gate.producer])
 
 
@@ -140,7 +152,7 @@ def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[A
     found: dict[Action, tuple[Action, ...]] = {}
     for action in schedule.actions:
         if action.kind not in TRANSFERS:
-            received = tuple(map(unplaced, at.received_before(replace(action, rank=at.rank(action)), ())))
+            received = tuple(map(unplaced, at.received_before(replace(action, rank=at.rank(action)))))
             if received:
                 found[unplaced(action)] = received
         elif action.kind is Kind.SEND_VALUES:

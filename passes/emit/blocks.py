@@ -46,6 +46,7 @@ class StepPlan:
         rank: The rank that the step is for.
         evaluates: Whether the step only runs forward, for the output.
         scaled: Whether the backward passes are those of a multiple of the loss.
+        clocked: Whether the step tells ``self.clock`` the name of each action when it has ended.
     """
 
     program: Program
@@ -56,6 +57,7 @@ class StepPlan:
     rank: int = 0
     evaluates: bool = False
     scaled: bool = False
+    clocked: bool = False
 
     def compares_producer(self, partition: int) -> bool:
         """Whether the step compares what estimates and targets do to a partition's parameters.

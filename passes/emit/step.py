@@ -19,6 +19,7 @@ from dnifx.passes.measure import examples_of, trains
 from dnifx.passes.time.states import kept_positions
 from dnifx.runtime.emitted.text import comment, docstring, literal
 from dnifx.schedules import with_time
+from dnifx.schedules.language import unplaced
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,17 @@ class StepWriter(StepPlan):
         """Write the actions that the schedule names, and no other."""
         start = self.windows.start()
         own = [action for action in self.schedule.actions if not self.ranks or action.rank == self.rank]
-        blocks = [self.prelude(), *([start] if start else []), *map(self.block, own)]
+        ahead = [self.prelude(), *([start] if start else [])]
+        blocks = [*ahead, *map(self.block, own)]
+        told = ["begin"] * len(ahead) + [str(unplaced(action)) for action in own]
         where = f", on rank {self.rank}" if self.ranks else ""
         body = [f'"""One training step: {docstring(self.schedule.name)}{where}."""']
-        for block, dead in zip(blocks, dead_after(blocks), strict=True):
+        for block, dead, name in zip(blocks, dead_after(blocks), told, strict=True):
             body += [f"# {comment(block.title)}", *block.lines]
             if dead:
                 body.append(f"del {', '.join(dead)}")
+            if self.clocked:
+                body.append(f"self.clock({name!r})")
         body.append("return loss, output, diagnostics")
         head = f"def step({', '.join(['self', *map(local, input_names(self.program)), 'target', 'context=None'])}):"
         return "\n".join([head, *(f"    {line}" for line in body)]) + "\n"

@@ -38,7 +38,9 @@ def imported(*words: str) -> set[str]:
     return {line.rpartition("|")[2].strip() for line in run(*words).stderr.splitlines()}
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", *(f"{name} --help" for name in ("show", "code", "zoo"))])
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", *(f"{name} --help" for name in ("show", "code", "zoo", "doctor"))]
+)
 def test_a_help_text_needs_no_torch(words: str) -> None:
     assert "torch" not in imported("-m", "dnifx", *words.split())
 

@@ -14,7 +14,7 @@ from dnifx import schedules
 from dnifx.errors import PlaceError
 from dnifx.ir import Program
 from dnifx.passes.pipeline import run_passes
-from dnifx.passes.place import PlacePartitions, _split, balanced, placed_ranks
+from dnifx.passes.place import PlacePartitions, balanced, divided, placed_ranks
 
 
 def program(model: nn.Module, cuts: Any, *shape: int, **options: Any) -> Program:
@@ -29,7 +29,7 @@ def mlp(*widths: int) -> nn.Sequential:
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=9), st.data())
 def test_the_costliest_rank_costs_as_little_as_possible(costs: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(costs)))
-    ranks = _split(costs, range(len(costs) + 1), count)
+    ranks = divided(costs, range(len(costs) + 1), count)
     assert sorted(set(ranks)) == list(range(count))
     assert list(ranks) == sorted(ranks)
     found = max(sum(cost for cost, rank in zip(costs, ranks, strict=True) if rank == each) for each in range(count))

@@ -16,10 +16,10 @@ from dnifx.errors import ScheduleError
 from dnifx.ir import TRANSFERS, Action, Kind, Program, Schedule
 from dnifx.report.trace import chrome_trace, write_chrome_trace
 from dnifx.schedules import Lock, Simulation
+from dnifx.schedules.clock import Span, moved_bytes, value_bytes
 from dnifx.schedules.costs import measured_costs
 from dnifx.schedules.dependencies import Links, answers_by_order, links, needs
 from dnifx.schedules.language import unplaced
-from dnifx.schedules.simulation import Span, sent_bytes
 from tests.schedules.schedule_programs import Gate, Plan, chain, programs
 
 UNIT = {"F": 1.0, "B": 2.0}
@@ -152,7 +152,8 @@ def test_a_message_travels_once_the_link_is_free() -> None:
     sent = schedules.transferred(late, program, (0, 1))
     costs = {str(unplaced(action)): 1.0 for action in sent.actions if action.kind not in TRANSFERS}
     assert program.boundaries[0].specs[0].bytes == 128
-    assert sent_bytes(Action(Kind.SEND_TARGET, 0), program) == sent_bytes(Action(Kind.SEND_VALUES, 0), program) == 128
+    sizes = value_bytes(program)
+    assert [moved_bytes(Action(kind, 0), program, sizes) for kind in (Kind.SEND_TARGET, Kind.SEND_VALUES)] == [128, 128]
     link = schedules.Link(latency=2.0, bandwidth=128 / 16)
     spans = schedules.simulate(sent, program, costs, steps=4, link=link).spans
     times = {(span.step, str(span.action).partition("@")[0]): span for span in spans}
