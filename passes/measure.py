@@ -1,7 +1,8 @@
 """Measure: shapes, dtypes, FLOPs, bytes, aliases and in-place writes of every node, by a run on fake tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,15 +15,15 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from dnifx.errors import CaptureError
 from dnifx.ir import Holder, Measure, Program, TensorSpec
-from dnifx.passes.capture.record.generators import seed
+from dnifx.passes.capture.record.generators import python_draws, seed
 from dnifx.passes.capture.record.state import preserved, storage_of
 from dnifx.passes.capture.record.structure import copied_arguments, dense_parts, tensors_in
 from dnifx.passes.capture.refusals import as_sentence
+from dnifx.passes.capture.verification import MOST_OUTCOMES
+from dnifx.passes.flops import OperationCounter
 from dnifx.passes.graph import captured, computing, copied, described, input_names, is_on_meta, listed, memory_written
 from dnifx.passes.pipeline import Pass
 from dnifx.passes.torch_logging import quiet_loggers
@@ -39,9 +40,6 @@ NEEDS_VALUES = (
 
 OF_TORCH = ("aten", "prims", "prim", "quantized", "torchvision")
 """The namespaces of operators that compute their value and do nothing else."""
-
-RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn, torch.ops.aten.miopen_rnn)
-"""Fused recurrent layers, for which torch has no formula; elsewhere they are made of operations that it counts."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,15 @@ def with_writes_read(graph: fx.Graph, measures: Mapping[str, Measure]) -> fx.Gra
 
 
 def measure_on_fakes(program: Program) -> Mapping[str, Measure]:
-    """Measure by fake tensors, without memory and arithmetic. What a module kept whole draws here is the same in every compilation."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with preserved(program.model, outside_of(program)), quiet_loggers("torch._subclasses.fake_tensor"), mode:
-        seed(0)
-        return run_measured(program, mode.from_tensor)
+    """Measure by fake tensors, without memory and arithmetic."""
+
+    def run(number: int | None) -> Meter:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with preserved(program.model, outside_of(program)), quiet_loggers("torch._subclasses.fake_tensor"), mode:
+            seed(number or 0)
+            return run_measured(program, mode.from_tensor)
+
+    return fullest(run, 0)
 
 
 def measure_for_real(program: Program) -> Mapping[str, Measure]:
@@ -131,11 +133,41 @@ def measure_for_real(program: Program) -> Mapping[str, Measure]:
 
     The random state is the recording's, so that what depends on drawn numbers, such as which experts run, is the same.
     """
-    args, kwargs = copied_arguments(program.args, program.kwargs)
-    with preserved(program.model, outside_of(program)) as kept, kept.watching():
-        if program.capture is not None and program.capture.seed is not None:
-            seed(program.capture.seed)
-        return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
+
+    def run(number: int | None) -> Meter:
+        args, kwargs = copied_arguments(program.args, program.kwargs)
+        with preserved(program.model, outside_of(program)) as kept, kept.watching():
+            if number is not None:
+                seed(number)
+            return run_measured(replace(program, args=args, kwargs=kwargs), lambda tensor: tensor)
+
+    return fullest(run, None if program.capture is None else program.capture.seed)
+
+
+def fullest(run: Callable[[int | None], "Meter"], number: int | None) -> Mapping[str, Measure]:
+    """Measure under a seed; where modules kept whole draw, and may leave themselves out, under several others instead.
+
+    So what a module costs and writes is not luck, and a number of cuts gives the same cuts in every process. The run that
+    computes most is taken, with the writes of all. A seed under which the graph does not run is left out: it was captured
+    under other draws.
+
+    Args:
+        run: Measures under a seed; under None, in the present random state.
+        number: The capture's seed.
+    """
+    first = run(number)
+    meters = []
+    for each in range(MOST_OUTCOMES) if first.drew else ():
+        with suppress(CaptureError, *NEEDS_VALUES):
+            meters.append(run(each))
+    meters = meters or [first]
+    best = max(meters, key=lambda meter: sum(measure.flops for measure in meter.measures.values()))
+    return {
+        name: replace(
+            measure, writes=tuple(dict.fromkeys(each for one in meters for each in one.measures[name].writes))
+        )
+        for name, measure in best.measures.items()
+    }
 
 
 def outside_of(program: Program) -> tuple[Any, ...]:
@@ -143,7 +175,7 @@ def outside_of(program: Program) -> tuple[Any, ...]:
     return () if program.signature is None else program.signature.outside
 
 
-def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
+def run_measured(program: Program, convert: Any) -> "Meter":
     """Interpret the graph on converted inputs; an error names the node."""
     if program.signature is None:
         raise CaptureError("the program has no signature yet; run capture first")
@@ -160,35 +192,7 @@ def run_measured(program: Program, convert: Any) -> Mapping[str, Measure]:
             f"the captured graph of {type(program.model).__name__} does not run on the example inputs: {place}"
             f"{as_sentence(error)}. Keep the module of that node whole: cut outside of it"
         ) from error
-    return meter.measures
-
-
-class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts floating-point operations, by torch's own formulas, and operations that draw random numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-        self.draws = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count it."""
-        given = kwargs or {}
-        result = func(*args, **given)
-        self.draws += torch.Tag.nondeterministic_seeded in func.tags
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **given, out_val=result)
-        elif func._overloadpacket in RECURRENT:
-            self.flops += recurrent_flops(*args)
-        return result
-
-
-def recurrent_flops(values: Tensor, weights: Tensor | Sequence[Tensor], *others: Any) -> int:
-    """Return the FLOPs of a fused recurrent layer: each weight matrix multiplies a vector of each step of each example."""
-    given = [weights, others[0]] if isinstance(weights, Tensor) else weights
-    matrices = sum(weight.numel() for weight in given if weight.dim() == 2)
-    return 2 * (values.numel() // values.shape[-1]) * matrices
+    return meter
 
 
 class Meter(fx.Interpreter):
@@ -202,6 +206,7 @@ class Meter(fx.Interpreter):
         self.current: fx.Node | None = None
         self.counter = OperationCounter()
         self.converted: dict[int, Tensor] = {}
+        self.drew = False
         self.kept = {kept.path for kept in program.capture.kept} if program.capture is not None else set()
 
     def measure_all(self, *inputs: Any) -> None:
@@ -232,14 +237,16 @@ class Meter(fx.Interpreter):
             self.measures[n.name] = Measure()
             return None
         before = versions(n, self.env)
-        flops, draws = self.counter.flops, self.counter.draws
+        flops, draws, of_python = self.counter.flops, self.counter.draws, python_draws()
         value = super().run_node(n)
         after = versions(n, self.env)
         if n.op != "output":
             writes = tuple(name for name, version in before.items() if after[name] != version)
             measured = self.measure(n, value, self.counter.flops - flops, writes)
-            if n.op == "call_module" and n.target in self.kept and trains(self.program, n):
-                measured = replace(measured, tensors=tuple(map(with_gradient, measured.tensors)))
+            if n.op == "call_module" and n.target in self.kept:
+                self.drew |= self.counter.draws > draws or of_python != python_draws()
+                if trains(self.program, n):
+                    measured = replace(measured, tensors=tuple(map(with_gradient, measured.tensors)))
             self.measures[n.name] = replace(measured, random=self.counter.draws > draws or n.target is call_anew)
         return value
 

@@ -7,7 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dnifx.errors import EstimatorError
 from dnifx.estimators import BoundarySpec
 from dnifx.ir import Interface, Program, TensorSpec
-from dnifx.passes.measure import NEEDS_VALUES, OperationCounter
+from dnifx.passes.flops import OperationCounter
+from dnifx.passes.measure import NEEDS_VALUES
 
 
 def check_estimates(interface: Interface, spec: BoundarySpec, program: Program) -> int | None:

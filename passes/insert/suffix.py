@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dnifx.errors import EstimatorError
 from dnifx.estimators.suffix import Mirror, Suffix, SuffixGradient
 from dnifx.ir import Boundary, Interface, Program, TensorSpec
+from dnifx.passes.flops import OperationCounter
 from dnifx.passes.graph import captured, flat_output, listed
 from dnifx.passes.insert.suffix_graph import Thin, dependent, pooled, thin_suffix
 from dnifx.passes.insert.written import as_written
-from dnifx.passes.measure import NEEDS_VALUES, OperationCounter, node_parameters
+from dnifx.passes.measure import NEEDS_VALUES, node_parameters
 from dnifx.runtime.emitted.ops import held
 from dnifx.runtime.net.attach import attach_values
 from dnifx.runtime.net.losses import Loss

@@ -1,8 +1,10 @@
 """What every node costs: against counts by hand, on models without memory, and with the model left alone."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,8 @@ import dnifx
 from dnifx.errors import CaptureError
 from dnifx.ir import Measure, Program, TensorSpec
 from dnifx.passes.capture.capture import CaptureGraph
-from dnifx.passes.measure import MeasureNodes, recurrent_flops
+from dnifx.passes.flops import recurrent_flops
+from dnifx.passes.measure import MeasureNodes
 from dnifx.passes.pipeline import run_passes
 from tests.passes.programs import compiled, mlp
 
@@ -235,6 +238,39 @@ def test_a_real_run_draws_what_the_recording_drew(number: int) -> None:
     given = Program(Function(chosen_by_draws, torch.randn(3, 2)), (torch.randn(8, 3),), {})
     program = run_passes(given, (CaptureGraph(methods=("record",), verify=False), MeasureNodes()))
     assert any("measured by a real run" in note for note in program.notes)
+
+
+class LeftOut(nn.Module):
+    """A block that leaves itself out, by a draw of one of three libraries; it is kept whole."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.block, self.library = mlp(4, 4), library
+
+    def drawn(self) -> float:
+        drawers: dict[str, Callable[[], float]] = {
+            "torch": lambda: float(torch.rand(())),
+            "python": random.random,
+            "numpy": lambda: float(numpy.random.rand()),
+        }
+        return drawers[self.library]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x) if self.drawn() < 0.5 else x
+
+
+@pytest.mark.parametrize("library", ["torch", "python", "numpy"])
+def test_what_modules_leave_out_by_a_draw_does_not_decide_where_to_cut(library: str) -> None:
+    found = set()
+    for number in range(6):
+        model = nn.Sequential(*(LeftOut(library) for _ in range(6)), nn.Linear(4, 2))
+        torch.manual_seed(number)
+        random.seed(number)
+        numpy.random.seed(number)
+        net = dnifx.decouple(model, 3, args=(torch.randn(8, 4),), gradient="zero")
+        assert all(each.path in {str(index) for index in range(6)} for each in net.program.capture.kept)
+        found.add(tuple(boundary.name for boundary in net.boundaries))
+    assert len(found) == 1
 
 
 def test_an_example_that_does_not_fit_names_the_node_and_the_module() -> None:
