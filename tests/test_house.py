@@ -44,7 +44,7 @@ LAYERS = {
         ),
     ),
     "dnifx.passes": (
-        *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "measure", "cuts", "insert"),
+        *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "flops", "measure", "cuts", "insert"),
         *("time", "legalize", "emit", "schedule", "place", "rates", "compiler"),
     ),
     "dnifx.runtime": ("", "emitted", "net", "training", "decoupled"),
