@@ -13,6 +13,7 @@ from dnifx.engines.base import Engine, OneProcess
 from dnifx.engines.ranks import Ranks, own_rank, world
 from dnifx.errors import DnifxError, LossError, PlaceError, ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.passes.automatic_lag import automatic_lag
 from dnifx.passes.compiler import Compiler
 from dnifx.passes.cuts.resolve import CutSpec
 from dnifx.passes.emit.code import program_code
@@ -203,6 +204,35 @@ def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> st
     ).source()
 
 
+def ranks_for(places: Any, spec: schedules.Spec, program: Program) -> schedules.Ranks:
+    """Return the rank of each partition, as places or the schedule say it.
+
+    Raises:
+        PlaceError: There are no processes, or the partitions cannot run on these ranks.
+    """
+    first = schedules.period_of(spec, program)
+    named = schedules.ranks_of(first, program) if isinstance(first, Schedule) else None
+    return placed_ranks(named if named is not None and places == "ranks" else places, program, world())
+
+
+def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) -> int:
+    """Return how late targets are, as a number of steps; ``"auto"`` measures the ranks and the links between them.
+
+    Raises:
+        ScheduleError: It is no number of steps, or there are no ranks to measure.
+    """
+    if lag == "auto" and places is None:
+        raise ScheduleError(
+            "lag='auto' measures the links between ranks, and one process has none: give a number of steps, or places=\"ranks\""
+        )
+    if lag == "auto":
+        schedules.lagged(schedules.sequential(program), program, 1)
+        return automatic_lag(program, ranks_for(places, spec, program))
+    if isinstance(lag, bool) or not isinstance(lag, int):
+        raise ScheduleError(f"{lag=} is not a number of steps; give 0 or more, or 'auto' over ranks")
+    return lag
+
+
 def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float) -> Engine:
     """Return what runs a trainer's steps: this process alone, or all processes of a run.
 
@@ -211,9 +241,7 @@ def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, ti
     """
     if places is None:
         return OneProcess()
-    first = schedules.period_of(spec, program)
-    named = schedules.ranks_of(first, program) if isinstance(first, Schedule) else None
-    ranks = placed_ranks(named if named is not None and places == "ranks" else places, program, world())
+    ranks = ranks_for(places, spec, program)
     lag = max([lag, *(each.late for each in program.interfaces)])
     return Ranks(
         ranks, lag, traffic(program, ranks)[own_rank()], program.partitions[ranks.index(own_rank())].device, timeout
@@ -228,8 +256,6 @@ def trained_schedule(
     Raises:
         ScheduleError: There is no such schedule, it is not valid for the program, or one process cannot run it.
     """
-    if isinstance(lag, bool) or not isinstance(lag, int):
-        raise ScheduleError(f"{lag=} is not a number of steps; give 0 or more")
     source = schedules.resolve(spec, program)
     if lag:
         source = schedules.resolve(schedules.Lagged(lag, source), program)
@@ -282,6 +308,7 @@ EMITTERS = Emitters(
     step=step_source,
     evaluation=evaluation_source,
     probe=probe_source,
+    lag=chosen_lag,
     schedule=trained_schedule,
     engine=engine_for,
 )

@@ -1,7 +1,7 @@
 """Whether decoupling pays: a net over places beside what waits for gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import inf
 from typing import Any, TypeVar, cast
@@ -180,7 +180,7 @@ def diagnose(
         target: What the loss compares the output with.
         optimizer: From parameters to an optimizer.
         places: Number of places; partitions are balanced over them by their measured time.
-        link: The link between any two places. What a message costs the places themselves is measured and added.
+        link: The link between any two places. What packing a message costs is measured, and added to ``link.handling``.
         lag: Steps that targets are late; by default the smallest under which nothing waits for them.
         cores: How many cores the places share; by default each has as many as this process has threads.
         rounds: Steps that are measured of each way.
@@ -217,7 +217,7 @@ class _Examination:
         net, program = self.net, self.net.program
         measured = profile(net, self.optimizer, self.target, rounds=self.rounds)
         ranks = balanced(program, places, {parse(name).actions[0]: cost for name, cost in measured.costs.items()})
-        line = Link(link.latency, link.bandwidth, handling_seconds() if places > 1 else 0.0)
+        line = replace(link, handling=link.handling + handling_seconds()) if places > 1 else link
         never = why_never_late(net)
         found = predict(program, measured, ranks, line, 0 if never or places == 1 else lag, self.cores)
         held = holdings(net, measured, ranks, found.peaks, found.lag)

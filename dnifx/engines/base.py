@@ -36,8 +36,8 @@ class Engine(Protocol):
     def collected(self, own: Any) -> Sequence[Any]:
         """Return what each rank has, in the order of ranks, on every rank."""
 
-    def restart(self) -> None:
-        """Forget what is under way, on every rank: the run goes on from a saved state."""
+    def restart(self, lag: int) -> None:
+        """Forget what is under way, on every rank: the run goes on from a saved state, with its lag."""
 
     def close(self) -> None:
         """Wait until all ranks have what they need of each other, and give up the connections."""
@@ -68,7 +68,7 @@ class OneProcess:
         """Return the one process's own."""
         return [own]
 
-    def restart(self) -> None:
+    def restart(self, lag: int) -> None:
         """Do nothing: nothing is under way."""
 
     def close(self) -> None:

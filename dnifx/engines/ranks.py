@@ -220,9 +220,9 @@ class Ranks:
             self._end(f"a rank is gone: {error}")
             raise RankError(f"rank {self.rank} cannot go on: {self._ended}. The run has ended on all ranks") from error
 
-    def restart(self) -> None:
+    def restart(self, lag: int) -> None:
         """Forget what is under way: messages from before have another epoch, and nobody asks for them."""
-        self._epoch += 1
+        self._epoch, self.lag = self._epoch + 1, max(self.lag, lag)
 
     def close(self) -> None:
         """Wait until all ranks have what they need of each other, and give up the connections.

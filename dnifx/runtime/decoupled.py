@@ -292,7 +292,7 @@ class DecoupledModule(StandIn):
         *,
         lr_scheduler: SchedulerSpec | None = None,
         estimator_optimizer: OptimizerSpec | None = None,
-        lag: int = 0,
+        lag: int | Literal["auto"] = 0,
         own_losses: OwnLosses | None = None,
         clip: Clip | None = None,
         accumulate: int = 1,
@@ -317,7 +317,7 @@ class DecoupledModule(StandIn):
             estimator_optimizer: As ``optimizer``, for the estimators by boundary name; by default what ``dnifx.decouple`` was
                 given, else the same callable.
             lag: Estimators are fitted to the targets of so many steps ago, so that partitions in other places need not be waited
-                for. In the first ``lag`` steps they are not fitted.
+                for. In the first ``lag`` steps they are not fitted. Over ranks, ``"auto"`` chooses by what it measures.
             own_losses: Weights of scalars that forward leaves on the model, by attribute or glob: ``{"blocks.*.balance": 0.01}``.
                 The partition that makes one adds its gradient, times the weight, to its own backward pass; leave it out of
                 ``loss=``. None stands for something with a gradient that no loss reads.
@@ -352,8 +352,9 @@ class DecoupledModule(StandIn):
             raise LossError(
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
-        engine = self.emitters.engine(places, schedule, self.program, lag, timeout)
-        source = self.emitters.schedule(schedule, self.program, lag, engine.ranks or ())
+        late = self.emitters.lag(lag, places, schedule, self.program)
+        engine = self.emitters.engine(places, schedule, self.program, late, timeout)
+        source = self.emitters.schedule(schedule, self.program, late, engine.ranks or ())
         scaling = scaling_of(scaler, self, engine.ranks or ())
         options = UpdateOptions(clip, accumulate, False, on_nonfinite, penalty, scaling, autocast)
         return Trainer(

@@ -277,3 +277,39 @@ def saved_in_a_folder(folder: str, stop: int, part: str, places: Any, gradient: 
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.01)
+
+
+def chooses_a_lag(path: str) -> str:
+    """Let the trainer choose the lag; compare with one process, and go on with another lag that was saved."""
+    net, one, data = chain(), chain(), batches(12)
+    before, random = {name: each.clone() for name, each in net.state_dict().items()}, torch.get_rng_state()
+    trainer = net.trainer(sgd, places="ranks", lag="auto")
+    if differences(net, chain()) or not all(torch.equal(each, before[name]) for name, each in net.state_dict().items()):
+        return "the choice changed the net"
+    if not torch.equal(torch.get_rng_state(), random):
+        return "the choice drew random numbers"
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, trainer.lag)
+    if len({*found}) > 1 or trainer.lag < 1:
+        return f"the ranks chose {found}"
+    train(trainer, data)
+    trainer.collect()
+    train(one.trainer(sgd, lag=trainer.lag, replicas="apart"), data)
+    if wrong := differences(net, one):
+        return f"lag {trainer.lag}: {wrong}"
+    first, saved_lag = chain(), trainer.lag + 3
+    longer = first.trainer(sgd, places="ranks", lag=saved_lag)
+    train(longer, data[:7])
+    longer.save(path)
+    train(longer, data[7:])
+    longer.collect()
+    second = chain()
+    later = second.trainer(sgd, places="ranks", lag="auto")
+    later.load(path)
+    if later.lag != saved_lag:
+        return f"the saved lag is {saved_lag}, and the run goes on with {later.lag}"
+    train(later, data[7:])
+    later.collect()
+    for each in (trainer, longer, later):
+        each.close()
+    return f"resumed: {wrong}" if (wrong := differences(first, second)) else ""

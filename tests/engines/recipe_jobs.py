@@ -22,7 +22,7 @@ BRIEF = Feedforward(
     gradient=("backprop", "synthetic"),
     context=("label",),
     layers=(3,),
-    lag=2,
+    lag="2",
     diagnose_every=4,
 )
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dnifx.errors import PlaceError
+from dnifx.errors import PlaceError, ScheduleError
+from dnifx.passes.automatic_lag import enough
 from tests.engines import jobs
 from tests.engines.pool import Failed, Pool, started
 
@@ -47,6 +48,23 @@ def test_an_error_on_one_rank_ends_the_run_on_all(pool: Pool, culprit: int, lag:
         if rank != culprit:
             assert each.kind == "RankError", each
             assert f"rank {culprit} stopped in step 5" in each.text
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_choose_a_lag_together_and_a_saved_one_stays(pool: Pool, tmp_path: Path, count: int) -> None:
+    assert pool.run(jobs.chooses_a_lag, str(tmp_path / "run"), count=count) == [""] * count
+
+
+def test_one_process_has_no_links_to_measure() -> None:
+    with pytest.raises(ScheduleError, match="lag='auto' measures the links between ranks"):
+        jobs.chain().trainer(jobs.sgd, lag="auto")
+
+
+@pytest.mark.parametrize(
+    ("trip", "step", "lag"), [(0.0, 0.1, 1), (0.1, 0.1, 3), (0.4, 0.05, 11), (9.0, 0.01, 64), (0.1, 0.0, 64)]
+)
+def test_a_lag_is_enough_for_the_way_there_and_back(trip: float, step: float, lag: int) -> None:
+    assert enough(trip, step) == lag
 
 
 @pytest.mark.parametrize("culprit", [0, 2])

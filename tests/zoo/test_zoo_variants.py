@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from dnifx.errors import OptionError
 from dnifx.zoo import FCN
 from dnifx.zoo.data import load
 from dnifx.zoo.recipes import feedforward, learners
@@ -288,3 +289,22 @@ def test_threads_and_precision_are_those_of_the_options(monkeypatch: pytest.Monk
     monkeypatch.setattr(feedforward, "train", spy)
     run(brief(gradient=("backprop",), threads=3, matmul="medium"))
     assert seen == [(3, "medium")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lag": "auto"}, "--lag: auto measures the links between ranks"),
+        ({"lag": "-1"}, "--lag: got -1, expected 0 or more, or auto"),
+        ({"lag": "many"}, "--lag: got many, expected 0 or more, or auto"),
+    ],
+)
+def test_a_lag_that_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        complete(replace(Feedforward(), **options))
+
+
+def test_a_lag_is_a_number_or_chosen_over_ranks() -> None:
+    assert complete(Feedforward()).lag == 0
+    assert complete(Feedforward(lag="4")).lag == 4
+    assert complete(Feedforward(lag="auto", places="ranks")).lag == "auto"

@@ -152,7 +152,7 @@ def _train(
     if checkpoint is not None:
         checkpoint = replace(checkpoint, free=_OF_ITS_LENGTH, allow=partial(check_length, settings))
     progress = train(
-        accelerated(trainee, settings.step, variant.p is not None or settings.lag > 0, device),
+        accelerated(trainee, settings.step, variant.p is not None or settings.lag != 0, device),
         batches,
         validation,
         steps=settings.steps,

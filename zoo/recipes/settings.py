@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from dnifx.errors import OptionError
 from dnifx.zoo.recipes.base import BOARD, option
@@ -52,7 +52,9 @@ class Feedforward:
     )
     schedule: str = option("sequential", "Order of the work in a step.", SCHEDULES)
     p: tuple[float, ...] = option((), "Update probability of a random schedule. One variant for each.")
-    lag: int = option(0, "Fit the estimators to the targets of so many steps ago.")
+    lag: str = option(
+        "0", "Fit the estimators to the targets of so many steps ago. With --places ranks: a number, or auto."
+    )
     places: str = option(
         "here",
         "Where the partitions run: here, in one process, or ranks, in the processes that torchrun started.",
@@ -215,7 +217,7 @@ class Settings:
     position: tuple[int, ...]
     schedule: str
     p: tuple[float, ...]
-    lag: int
+    lag: int | Literal["auto"]
     places: str
     hidden: tuple[int, ...]
     plain_hidden: tuple[int, ...]
@@ -265,9 +267,22 @@ def complete(options: Feedforward) -> Settings:
     asked = {**given, **plain, "estimator_lr": rates, "head_lr": heads}
     names = [one.name for one in fields(Settings)]
     values: dict[str, Any] = {name: chosen.get(name) if asked.get(name) is None else asked[name] for name in names}
-    settings = Settings(**values)
+    settings = Settings(**{**values, "lag": read_lag(options.lag)})
     _check(settings)
     return settings
+
+
+def read_lag(text: str) -> int | Literal["auto"]:
+    """Read a lag: a number of steps, or ``auto``.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not str(text).isdecimal():
+        raise OptionError(f"--lag: got {text}, expected 0 or more, or auto with --places ranks")
+    return int(text)
 
 
 def _chosen(options: Feedforward) -> dict[str, Any]:
@@ -316,7 +331,7 @@ def _preset(options: Feedforward) -> Preset:
 
 _LEAST = {
     **dict.fromkeys(("position", "width", "estimator_width", "steps", "seeds", "validation", "evaluate_every"), 1),
-    **dict.fromkeys(("hidden", "lag", "diagnose_every", "probe_every", "threads"), 0),
+    **dict.fromkeys(("hidden", "diagnose_every", "probe_every", "threads"), 0),
     **dict.fromkeys(("layers", "batch"), 2),
 }
 
@@ -348,6 +363,8 @@ def _check_variants(settings: Settings) -> None:
             "--probe-every needs all weights in one process" if settings.probe_every else "--target fused is one module"
         )
         raise OptionError(f"--places: over ranks each process trains its own partitions, and {given}; leave it out")
+    if settings.lag == "auto" and settings.places != "ranks":
+        raise OptionError("--lag: auto measures the links between ranks; give a number, or --places ranks")
     if settings.lag and settings.target == "fused":
         raise OptionError(f"--target: fused knows no lag, got --lag {settings.lag}; leave --target out")
     if settings.schedule != "sequential" and settings.target == "fused":

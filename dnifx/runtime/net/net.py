@@ -36,6 +36,7 @@ class Emitters:
             partition, the rank that it is for, and whether its backward passes are those of a multiple of the loss.
         evaluation: The source of a forward pass over ranks.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
+        lag: From what a user gives as lag and as places, and a schedule's specification, to a number of steps.
         schedule: From a schedule's specification, a lag and ranks to what gives each step its schedule.
         engine: From what a user gives as places, a schedule's specification, a lag and a timeout to what runs the steps.
     """
@@ -48,6 +49,7 @@ class Emitters:
     step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool], str]
     evaluation: Callable[[Program, tuple[int, ...], int], str]
     probe: Callable[[Program, bool, bool], str]
+    lag: Callable[[Any, Any, Any, Program], int]
     schedule: Callable[[Any, Program, int, tuple[int, ...]], Any]
     engine: Callable[[Any, Any, Program, int, float], Engine]
 

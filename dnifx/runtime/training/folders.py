@@ -53,7 +53,7 @@ class InFolders(OverRanks):
         """
         with self.turn.taken():
             load(self, Path(folder))
-        self.engine.restart()
+        self.engine.restart(self.lag)
         self.net.elsewhere = ""
 
 

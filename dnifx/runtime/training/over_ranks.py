@@ -40,6 +40,11 @@ class OverRanks(ABC):
     def groups(self) -> dict[str, Mapping[str, Any]]:
         """Optimizers and learning-rate schedulers, by name."""
 
+    @property
+    def lag(self) -> int:
+        """Steps that targets are late, as it was given, chosen or loaded. It is saved with the schedule."""
+        return int(self.source.state_dict().get("lag", 0))
+
     def evaluate(self, *args: Any, gather: bool = False, kwargs: Mapping[str, Any] | None = None, **named: Any) -> Any:
         """Return the model's output without gradients; over ranks, every rank calls it, with the same inputs.
 

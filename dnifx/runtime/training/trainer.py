@@ -387,7 +387,7 @@ class Trainer(InFolders):
         """
         with self.turn.taken():
             take_up(self, state)
-        self.engine.restart()
+        self.engine.restart(self.lag)
         self.net.elsewhere = ""
 
     @property
