@@ -13,6 +13,7 @@ from torch import fx
 from dnifx import schedules
 from dnifx.engines.ranks import Traffic
 from dnifx.errors import PlaceError, nearest
+from dnifx.estimators.suffix import SuffixGradient
 from dnifx.ir import Action, Program
 from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import Pass
@@ -221,6 +222,7 @@ def conflicts(program: Program) -> Iterator[Conflict]:
                 last,
                 f"the estimator of {boundary.name!r} needs the {what}, which only the last rank knows",
             )
+    yield from _read_by_suffixes(program)
     for owner in program.partitions:
         for user in program.partitions:
             shared = sorted(set(user.uses) & set(owner.parameters)) if user is not owner else []
@@ -228,6 +230,24 @@ def conflicts(program: Program) -> Iterator[Conflict]:
                 first, second = sorted((owner.index, user.index))
                 yield first, second, f"they share the parameter {shared[0]!r}"
     yield from _shared_buffers(program)
+
+
+def _read_by_suffixes(program: Program) -> Iterator[Conflict]:
+    """Partitions whose weights or values a suffix reads, and the one that asks it: nothing brings these to another rank."""
+    names = {id(each): name for name, each in program.model.named_parameters()}
+    owners = {name: each.index for each in program.partitions for name in each.parameters}
+    for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
+        found: list[tuple[int, str]] = []
+        for mirror in interface.estimator.mirrors if isinstance(interface.estimator, SuffixGradient) else ():
+            name = names.get(id(mirror.source), "")
+            if name in owners:
+                found.append((owners[name], f"copies {name!r} (readout='own' and decay=None copy nothing)"))
+        taken = program.partitions[boundary.producer].inputs
+        homes = ((program.partition_of.get(name), name) for name in interface.reads if name not in taken)
+        found += [(home, f"reads {name!r}") for home, name in homes if home is not None]
+        for other, what in dict(found).items():
+            if other != boundary.producer:
+                yield *sorted((boundary.producer, other)), f"the suffix on {boundary.name!r} {what}"
 
 
 def _shared_buffers(program: Program) -> Iterator[Conflict]:

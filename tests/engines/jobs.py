@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import dnifx
 from dnifx import estimators
-from dnifx.errors import PlaceError
+from dnifx.errors import EstimatorError, PlaceError
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.training.trainer import Trainer
 from tests.contracts.cases import Bent, Case, decoupled
@@ -25,6 +25,7 @@ GRADIENTS: dict[str, Any] = {
     "hidden": estimators.Synthetic(hidden=1),
     "linear": "synthetic",
     "stale": "stale",
+    "suffix": "suffix",
     "oracle": "oracle",
     "zero": "zero",
 }
@@ -55,8 +56,8 @@ def like_one_process(case: Case, gradient: str, lag: int, schedule: str, draws: 
     """Train over ranks and in one process; say what differs, why it is refused, or nothing."""
     try:
         net, one = (seeded(case, gradient) for _ in range(2))
-    except UnsatisfiedAssumption:
-        return "refused: the cuts"
+    except (UnsatisfiedAssumption, EstimatorError):
+        return "refused: the cuts, or no suffix can be made"
     count, many = dist.get_world_size(), len(net.partitions)
     ranks = [draws[index] % count for index in range(many)]
     ranks[many - count :] = [(draws[-1] + index) % count for index in range(min(count, many))]

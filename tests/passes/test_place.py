@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import dnifx
 from dnifx import schedules
 from dnifx.errors import PlaceError
+from dnifx.estimators import Suffix
 from dnifx.ir import Program
 from dnifx.passes.pipeline import run_passes
 from dnifx.passes.place import PlacePartitions, balanced, divided, placed_ranks
@@ -92,6 +93,19 @@ class Tied(nn.Module):
         return out
 
 
+class Aside(nn.Module):
+    """A gate of the input goes around the second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last, self.gate = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.relu(self.gate(x))
+        out: Tensor = self.last(torch.tanh(self.middle(torch.tanh(self.first(x))))) * gate
+        return out
+
+
 class Twice(nn.Module):
     """One normalisation without parameters, called in two partitions."""
 
@@ -111,6 +125,8 @@ class Twice(nn.Module):
         (Twice(), ["tanh"], {}, "share the buffer 'norm."),
         (mlp(8, 8, 8), ["1"], {"gradient": "direct_feedback"}, "output's error"),
         (mlp(8, 8, 8), ["1"], {"inputs": "synthetic"}, "synthetic input models"),
+        (mlp(8, 8, 4), ["1"], {"gradient": Suffix(readout="shared")}, "the suffix on '1' copies '2.(weight|bias)'"),
+        (mlp(8, 8, 8, 8, 8), ["1"], {"gradient": Suffix(decay=0.9)}, "the suffix on '1' copies '2.(weight|bias)'"),
     ],
 )
 def test_what_cannot_run_on_different_ranks_is_refused(model: nn.Module, cuts: Any, options: Any, said: str) -> None:
@@ -120,6 +136,14 @@ def test_what_cannot_run_on_different_ranks_is_refused(model: nn.Module, cuts: A
         with pytest.raises(PlaceError, match=said) as caught:
             placed_ranks(places, made, len(made.partitions) if places == "ranks" else 2)
         assert len(str(caught.value)) < 600
+
+
+def test_what_a_suffix_reads_beside_its_values_stays_on_its_rank() -> None:
+    made = program(Aside(), ["relu", "tanh", "tanh_1"], 8, gradient="suffix")
+    assert placed_ranks([0, 0, 0, 1], made, 2) == (0, 0, 0, 1)
+    with pytest.raises(PlaceError, match="the suffix on 'tanh_1' reads 'relu': submod_0 and submod_2 cannot"):
+        placed_ranks([0, 0, 1, 1], made, 2)
+    assert placed_ranks([0, 1, 1], program(mlp(8, 8, 8, 4), ["1", "3"], 8, gradient="suffix"), 2) == (0, 1, 1)
 
 
 def test_what_stays_together_is_placed_together() -> None:
