@@ -247,7 +247,8 @@ def _read_by_suffixes(program: Program) -> Iterator[Conflict]:
         found += [(home, f"reads {name!r}") for home, name in homes if home is not None]
         for other, what in dict(found).items():
             if other != boundary.producer:
-                yield *sorted((boundary.producer, other)), f"the suffix on {boundary.name!r} {what}"
+                first, second = sorted((boundary.producer, other))
+                yield first, second, f"the suffix on {boundary.name!r} {what}"
 
 
 def _shared_buffers(program: Program) -> Iterator[Conflict]:

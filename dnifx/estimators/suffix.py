@@ -1,7 +1,6 @@
 """Suffix: the rest of the model, made thin, gives the gradient of the user's own loss."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +10,7 @@ from torch import Tensor, fx, nn
 from dnifx.errors import EstimatorError
 from dnifx.estimators.base import BoundarySpec, GradientEstimator
 from dnifx.estimators.labelled import uncompiled
-from dnifx.runtime.emitted.fitting import example_losses
-from dnifx.runtime.emitted.gradients import leaf, own_gradients
+from dnifx.runtime.emitted.suffixes import Mirror, take_mirrors, thin_gradients
 
 
 @dataclass(frozen=True)
@@ -68,28 +66,6 @@ class Suffix:
         )
 
 
-@dataclass(frozen=True)
-class Mirror:
-    """A read-only copy of a parameter of the model.
-
-    Attributes:
-        copy: The copy.
-        source: The model's own.
-        decay: How much of itself a moving average keeps in each step; None where it is taken again as a whole.
-    """
-
-    copy: Tensor
-    source: Tensor
-    decay: float | None = None
-
-    def take(self) -> None:
-        """Take the source's present value, or move towards it."""
-        if self.decay is None:
-            self.copy.copy_(self.source)
-        else:
-            self.copy.lerp_(self.source, 1 - self.decay)
-
-
 class SuffixGradient(GradientEstimator):
     """Differentiates the loss of a thin suffix.
 
@@ -128,28 +104,11 @@ class SuffixGradient(GradientEstimator):
             values: The boundary's values.
             context: The target of the loss, the number of examples, and what the thin suffix reads beside the values.
         """
-        target, examples, *reads = context
         self.look()
-        leaves = tuple(leaf(value) for value in values)
-        with torch.enable_grad(), self.draws_of_its_own(leaves):
-            loss = example_losses(self.loss(self.thin(*leaves, *reads), target), self.mean)
-        parameters = tuple(self.thin.parameters())
-        return own_gradients(loss.reshape(1), leaves, examples if self.mean else 1, parameters)
+        parameters = self.thin.parameters()
+        return thin_gradients(self.thin, self.loss, values, context, self.mean, parameters, self.draws)
 
     def look(self) -> None:
         """Take the mirrors again where their time has come: those that are averages in every step."""
-        if not self.training or not self.mirrors:
-            return
-        with torch.no_grad():
-            due = int(self.answers) % self.refresh == 0
-            for mirror in self.mirrors:
-                if due or mirror.decay is not None:
-                    mirror.take()
-            self.answers += 1
-
-    def draws_of_its_own(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Leave the model's random state alone."""
-        if not self.draws:
-            return nullcontext()
-        devices = [each.device for each in leaves if each.device.type not in ("cpu", "meta")]
-        return torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda")
+        if self.training and self.mirrors:
+            take_mirrors(self.mirrors, self.answers, self.refresh)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILES = (
     *("backward", "derivatives", "ends", "fitting", "gradients"),
-    *("interface", "loss_scale", "messages", "ops", "parameter_gradients", "recording", "windows"),
+    *("interface", "loss_scale", "messages", "ops", "parameter_gradients", "recording", "suffixes", "windows"),
 )
 """Modules of the runtime that generated code may call. They import torch, each other and the errors; a folder holds copies."""
 
@@ -36,7 +36,6 @@ def write_folder(net: "Net", path: str | os.PathLike[str], overwrite: bool) -> N
     """
     refuse_kept_windows(net.program)
     refuse_attributes(net.program)
-    refuse_suffixes(net.program)
     place = Path(path)
     if place.exists() and not overwrite:
         raise DnifxError(f"{place} already exists; give another path, or overwrite=True")
@@ -87,16 +86,6 @@ def refuse_attributes(program: Program) -> None:
         raise DnifxError(
             f"{type(program.model).__name__} keeps {', '.join(kept[:3])} from call to call, which a folder cannot hold. Take the state "
             "as an argument and return it, or leave results in the output"
-        )
-
-
-def refuse_suffixes(program: Program) -> None:
-    """Raise DnifxError where an estimator computes the user's loss: the folder's forward does not hold it."""
-    name = next((program.boundaries[each.boundary].name for each in program.interfaces if each.suffix), None)
-    if name is not None:
-        raise DnifxError(
-            f"the suffix on boundary {name!r} computes the loss that dnifx.decouple was given, which a folder does not hold. Train with "
-            "the net itself, or give this boundary another estimator, such as dnifx.estimators.LocalLoss()"
         )
 
 

@@ -15,10 +15,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import CaptureError, DnifxError, PassError
+from dnifx.estimators.suffix import SuffixGradient
 from dnifx.ir import Program, TensorSpec
 from dnifx.passes.capture.symbolic import PathTracer
 from dnifx.passes.emit.blocks import local
 from dnifx.passes.emit.code import function_code, import_block, note, partition_code
+from dnifx.passes.emit.folder_suffixes import ATTRIBUTE, LOSSES, compares, suffix_code, suffixes, thin_graph
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.graph import flat_output, input_names
@@ -58,13 +60,13 @@ class Net(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.loss_scale = 1.0  # what a loop multiplies the loss by: a number, a tensor or a callable
+        {suffix_loss}self.loss_scale = 1.0  # what a loop multiplies the loss by: a number, a tensor or a callable
         stored = torch.load(pathlib.Path(__file__).parent / "modules.pt", weights_only=False)
         self.__dict__.update(stored.__dict__)
 
     def forward(self, {inputs}{context}):
         """Return the model's output; takes its tensors by position."""
-        return unflatten({fused})
+        {need_target}return unflatten({fused})
 
 {methods}
 
@@ -80,7 +82,7 @@ class Trainer:
     def __init__(self, net, optimizer, loss, estimator_optimizer=None):
         self.net = net
         self.loss = loss
-        self.unflatten = unflatten
+        {told_loss}self.unflatten = unflatten
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.parameter = parameters.__getitem__
         {window}for name in (*PARTITIONS, *MODELS):
@@ -120,10 +122,22 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
     reached = partial(method, model_roots(program), net.interface_keys())
     methods = [function_code(program.fused, "fused", "the fused program", program, imports, reached)]
     methods += partition_code(program, imports)
-    methods += [interface_code(program, name, graph, imports) for name, graph in models.items()]
+    thin, paths = suffixes(program), {id(each): path for path, each in net.named_parameters()}
+    for name, graph in models.items():
+        if name in thin:
+            root, named = model_roots(program)[0], lambda each: paths[id(each)]
+            methods.append(suffix_code(program, name, graph, root, net.mean, imports, named))
+        else:
+            methods.append(interface_code(program, name, graph, imports))
+    methods += [LOSSES[compares(program)]] if thin else []
     body = BODY.format(
         inputs=", ".join(map(local, program.signature.inputs)),
-        context=(", context" if program.context else "") + (", reset=None" if program.recurrences else ""),
+        context=(", context" if program.context else "")
+        + (", reset=None" if program.recurrences else "")
+        + (", target=None" if compares(program) else ""),
+        suffix_loss=ATTRIBUTE if thin else "",
+        need_target="need_target(target)\n        " if compares(program) else "",
+        told_loss="net.suffix_loss = loss\n        " if thin else "",
         fused=fused_call(program, models),
         window=WINDOW if program.recurrences else "",
         methods=textwrap.indent("\n\n".join(methods), "    "),
@@ -135,7 +149,7 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
         title=docstring(f"{type(program.model).__name__}, decoupled into {len(program.partitions)} partitions."),
         version=importlib.metadata.version("dnifx"),
         inputs=", ".join(map(local, program.signature.inputs)),
-        context=", context" if program.context else "",
+        context=(", context" if program.context else "") + (", target=target" if compares(program) else ""),
         summary="\n".join(
             docstring(provenance(*each)) for each in zip(program.boundaries, program.interfaces, strict=True)
         ),
@@ -163,7 +177,8 @@ def fused_call(program: Program, models: Mapping[str, fx.Graph]) -> str:
     reset = ("reset",) if program.recurrences else ()
     asks = {own_gradients, predicted_gradients}
     inside = any(node.target in asks for graph in models.values() for node in graph.nodes)
-    given = ", ".join((*map(local, input_names(program)), *context, *reset, SCALE))
+    target = ("target",) if compares(program) else ()
+    given = ", ".join((*map(local, input_names(program)), *context, *target, *reset, SCALE))
     call = f"differentiating(self.fused, {given})" if inside else f"self.fused({given})"
     critic = next((each.boundary for each in program.interfaces if each.needs_loss), None)
     if critic is None or program.recurrences:
@@ -241,7 +256,9 @@ def written_models(net: "Net") -> dict[str, fx.Graph]:
     context, models = program.context is not None, {}
     for boundary, each in zip(program.boundaries, program.interfaces, strict=True):
         key, sees = boundary.key, context or each.needs_error
-        if each.blends or not each.locked:
+        if isinstance(each.estimator, SuffixGradient):
+            models[f"estimate_{key}"] = thin_graph(each.estimator, f"{root}.{key}")
+        elif each.blends or not each.locked:
             masked = each.needs_mask and program.mask is not None
             models[f"estimate_{key}"] = traced_model(each.estimator, f"{root}.{key}", boundary.specs, sees, masked)
         if each.input_model is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnifx.errors import EstimatorError
-from dnifx.estimators.suffix import Mirror, Suffix, SuffixGradient
+from dnifx.estimators.suffix import Suffix, SuffixGradient
 from dnifx.ir import Boundary, Interface, Program, TensorSpec
 from dnifx.passes.flops import OperationCounter
 from dnifx.passes.graph import captured, flat_output, listed
@@ -19,6 +19,7 @@ from dnifx.passes.insert.suffix_graph import Thin, dependent, pooled, thin_suffi
 from dnifx.passes.insert.written import as_written
 from dnifx.passes.measure import NEEDS_VALUES, node_parameters
 from dnifx.runtime.emitted.ops import held
+from dnifx.runtime.emitted.suffixes import Mirror
 from dnifx.runtime.net.attach import attach_values
 from dnifx.runtime.net.losses import Loss
 

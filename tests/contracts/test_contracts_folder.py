@@ -15,6 +15,7 @@ from dnifx.runtime.decoupled import DecoupledModule
 from tests.contracts.running import descend
 
 STEPS = 20
+MIRRORS = dnifx.estimators.Suffix(readout="shared", refresh=3, decay=0.9)
 SCRIPT = '''
 """Train the packages named on the command line, and save their weights after every step."""
 import importlib
@@ -80,6 +81,10 @@ PROGRAMS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "vectors": (make_vectors, {"cuts": ["2", "5"]}),
     "labels": (make_vectors, {"cuts": ["2", "5"], "context": "label", "num_classes": 3}),
     "tied": (Tied, {"cuts": ["first", "second"]}),
+    "suffixes": (make_vectors, {"cuts": ["2", "5"], "gradient": "suffix"}),
+    "mirrors": (make_vectors, {"cuts": ["2", "5"], "gradient": MIRRORS}),
+    "mixed": (make_vectors, {"cuts": ["2", "5"], "gradient": {"2": MIRRORS, "5": "synthetic"}}),
+    "tied_mirrors": (Tied, {"cuts": ["first"], "gradient": MIRRORS}),
 }
 
 

@@ -1,6 +1,7 @@
 """Suffix: with nothing left out and the model's own weights it is the true gradient; made thin it learns from the user's loss."""
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dnifx
-from dnifx.errors import DnifxError, EstimatorError
+from dnifx.errors import EstimatorError
 from dnifx.estimators import Suffix
 from dnifx.runtime.decoupled import DecoupledModule
 from tests.contracts.cases import Case, cases, decoupled
@@ -280,10 +281,56 @@ def test_what_cannot_be_done_is_refused(make_it: Any, said: str) -> None:
         make_it()
 
 
-def test_a_folder_holds_no_suffix(tmp_path: Any) -> None:
-    net, _, _ = make("suffix")
-    with pytest.raises(DnifxError, match="which a folder does not hold"):
-        net.to_folder(tmp_path / "emitted")
+class OwnLoss(nn.Module):
+    """Returns its loss first. Its names are those that generated code has for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.suffix_loss, self.thin_loss = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.last(torch.tanh(self.thin_loss(torch.tanh(self.suffix_loss(x)))))
+        return nn.functional.mse_loss(out, target), out
+
+
+@pytest.mark.parametrize("gradient", ["suffix", Suffix(readout="shared", refresh=2, decay=0.9)], ids=["own", "mirrors"])
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_a_folder_s_forward_learns_as_the_net_does(
+    gradient: Any, own_loss: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    if own_loss:
+        net = dnifx.decouple(OwnLoss(), ["tanh"], args=(x, y), gradient=gradient)
+    else:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        net = dnifx.decouple(model, ["0"], args=(x,), gradient=gradient, loss=nn.functional.mse_loss)
+    name = f"emitted_{own_loss}_{isinstance(gradient, str)}"
+    net.to_folder(tmp_path / name)
+    monkeypatch.syspath_prepend(tmp_path)
+    other = importlib.import_module(name).Net()
+    if not own_loss:
+        other.suffix_loss = nn.functional.mse_loss
+        with pytest.raises(Exception, match="call net\\(x, target=y\\)"):
+            other(x)
+    for number in range(4):
+        for each in (net, other):
+            torch.manual_seed(number)
+            each.zero_grad()
+            loss = each(x, y)[0] if own_loss else nn.functional.mse_loss(each(x, target=y), y)
+            torch.autograd.backward(loss)
+            with torch.no_grad():
+                for parameter in each.parameters():
+                    parameter.sub_(0 if parameter.grad is None else 0.1 * parameter.grad)
+        here, there = net.state_dict(), other.state_dict()
+        assert set(here) == set(there)
+        assert [key for key in here if not torch.equal(here[key], there[key])] == []
+    net.eval()
+    other.eval()
+    with torch.no_grad():
+        given = (x, y) if own_loss else (x,)
+        assert str(net(*given)) == str(other(*given))
 
 
 def test_the_suffix_is_shown() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from torch import fx, nn
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-OWN_NAMES = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), "fused", "loss_scale"})
+OWN_NAMES = frozenset(
+    {*dir(fx.GraphModule(nn.Module(), fx.Graph())), "fused", "loss_scale", "suffix_loss", "thin_loss"}
+)
 """Attributes that a module with emitted functions has for itself. What a model holds under such a name is reached by ``held``."""
-OWN_PREFIXES = ("__", "submod_", "estimate_", "imagine_")
+OWN_PREFIXES = ("__", "submod_", "estimate_", "imagine_", "thin_")
 """How other such attributes begin, and names that Python changes inside a class."""
 
 
