@@ -222,6 +222,7 @@ def host(seconds: float, lag: int, wire: Wire, ways: Sequence[str], carrier: int
     handling, prediction = byte_seconds(carrier), dict[str, float]()
     if rank == 0:
         found["solo"] = measure(solo(), seconds, 2, alone=True)
+        found["solo"]["seconds_of_a_byte"] = handling
         prediction = predicted(wire, lag, count, handling)
     for name, make in contestants(lag, ways).items():
         dist.barrier()

@@ -66,3 +66,10 @@ def test_replicas_average_in_a_ring() -> None:
     assert 1 / data_parallel_rate(0.5, 10 * SEGMENT, 2, Link()) == 0.5
     assert 1 / data_parallel_rate(0.5, 10 * SEGMENT, 2, Link(0.1)) == pytest.approx(0.5 + 2 * 5 * 0.1)
     assert 1 / data_parallel_rate(0.5, 10 * SEGMENT, 4, Link(0.0, SEGMENT)) == pytest.approx(0.5 + 2 * 0.75 * 10)
+
+
+def test_a_further_micro_batch_waits_until_it_is_asked_for() -> None:
+    """A stage asks for the second once it has run the first: a way there and back in the forward and in the backward pass."""
+    stages, link = [Stage(1.0, 1.0, 0.0)] * 2, Link(100.0)
+    one, two = (1 / pipeline_rate("gpipe", count, stages, link) for count in (1, 2))
+    assert two - one == pytest.approx(2 * 200, abs=10)
