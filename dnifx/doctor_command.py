@@ -96,6 +96,8 @@ def doctor(
         found: Any = this_machine()
         _print(found, found.as_dict(), format)
         return
+    if delay < 0:
+        raise OptionError(f"--delay {delay:g}: give milliseconds, zero or more")
     if bandwidth is not None and not bandwidth > 0:
         raise OptionError(f"--bandwidth {bandwidth:g}: give a number above zero, or leave it out")
     if model in MODELS and MODELS[model].every:

@@ -190,10 +190,17 @@ def diagnose(
         OptionError: A number is out of range.
     """
     given = Link() if link is None else link
-    if places < 1 or given.latency < 0 or given.bandwidth <= 0 or cores <= 0 or rounds < 1 or (lag or 0) < 0:
-        raise OptionError(
-            f"{places=}, {link=}, {lag=}, {cores=}, {rounds=}: give numbers above zero; a delay and a lag may be zero"
-        )
+    numbers = {
+        "places": (places, places >= 1),
+        "link.latency": (given.latency, given.latency >= 0),
+        "link.bandwidth": (given.bandwidth, given.bandwidth > 0),
+        "lag": (lag, lag is None or lag >= 0),
+        "cores": (cores, cores > 0),
+        "rounds": (rounds, rounds >= 1),
+    }
+    for name, (value, fits) in numbers.items():
+        if not fits:
+            raise OptionError(f"{name}={value}: give a number above zero; a latency and a lag may be zero")
     refuse_everywhere(net.program)
     if is_delayed(net.program):
         raise PlaceError(

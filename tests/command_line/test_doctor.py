@@ -47,8 +47,9 @@ def test_with_a_model_it_says_whether_decoupling_pays(capsys: pytest.CaptureFixt
         ("doctor fcn --threads 0", "--threads 0: give 1 or more"),
         ("doctor fcn --bandwidth 0", "--bandwidth 0: give a number above zero, or leave it out"),
         ("doctor fcn --cuts 2 --places 3", "2 partitions give work for 2 ranks, not for 3"),
-        ("doctor fcn --cuts 2 --places 0", "give numbers above zero"),
-        ("doctor two-clocks --places 2", "several rates"),
+        ("doctor fcn --cuts 2 --places 0", "places=0: give a number above zero"),
+        ("doctor fcn --cuts 2 --delay -1", "--delay -1: give milliseconds, zero or more"),
+        ("doctor two-clocks --places 2", "has several rates"),
     ],
 )
 def test_what_cannot_be_is_refused(words: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ def test_an_estimator_that_cannot_be_fitted_late_has_no_lag() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"places": 0}, OptionError, "above zero"),
+        ({"places": 0}, OptionError, "places=0: give a number above zero"),
         ({"link": Link(-1.0)}, OptionError, "above zero"),
         ({"lag": -1}, OptionError, "above zero"),
         ({"cores": 0}, OptionError, "above zero"),
