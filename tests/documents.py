@@ -35,7 +35,7 @@ class Example:
         path: The document.
         line: Number of the block's first line of code.
         code: The code, or commands, one a line.
-        language: ``python``, or ``sh`` for commands.
+        language: ``python``, or ``console`` for commands, each after a ``$``.
         printed: What the document says that it prints, or None where it says nothing.
         span: Where the text block's body begins and ends in the document.
     """
@@ -58,7 +58,7 @@ def examples(path: Path) -> list[Example]:
     blocks = list(FENCED.finditer(text))
     found = []
     for index, block in enumerate(blocks):
-        if block["language"] in ("python", "sh"):
+        if block["language"] in ("python", "console"):
             line = text.count("\n", 0, block.start("body")) + 1
             after = blocks[index + 1] if index + 1 < len(blocks) else None
             if after is not None and after["language"] == "text":
@@ -78,9 +78,9 @@ def run(path: Path) -> Iterator[tuple[Example, str]]:
                 if example.code in FILES:
                     shorter = re.sub(r"^STEPS = \d+$", "STEPS = 20", example.code, flags=re.MULTILINE)
                     Path(FILES[example.code]).write_text(shorter, encoding="utf-8")
-                elif example.language == "sh":
+                elif example.language == "console":
                     for line in example.code.splitlines():
-                        command(*shlex.split(line))
+                        command(*shlex.split(line.removeprefix("$ ")))
                 else:
                     code = compile("\n" * (example.line - 1) + example.code, os.fspath(path), "exec")
                     exec(code, namespace)
