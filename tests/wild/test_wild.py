@@ -16,7 +16,7 @@ from tests.wild.steps import FEATURES
 from tests.wild.wide import MORE, draw_wide, wide
 
 pytestmark = pytest.mark.filterwarnings("ignore:in this mode")
-PASSING = (9, 9, 10, 10)
+PASSING = (9, 9)
 """How many of each ten programs have to pass every check; the others are refused."""
 
 WIDE_PASSING = 6
