@@ -8,8 +8,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-
 try:
     import fcntl
 except ImportError:  # Windows, which neither locks files in this way nor opens folders
@@ -142,6 +140,8 @@ def save(content: Any, path: Path) -> None:
     Raises:
         OSError: The disk is full; ``torch.save`` tells this as a RuntimeError, in words of its own.
     """
+    import torch  # here, since a help text needs none
+
     try:
         with path.open("wb") as file:
             torch.save(content, file)
