@@ -16,7 +16,7 @@ RESERVED = frozenset(
     "value estimate made advance_trace apply_gradients arrived attach_trace auxiliary_fit backpropagate begin_trace by_example "
     "compare count_only detached_at extend_trace "
     "fit_by_trace fit_gradient fit_late keeping_weights output_error parameter_cosine pass_on per_example propagated summed without_rows "
-    "unflatten differentiating need_target scheduled_alone LossScale".split()
+    "unflatten differentiating need_target scheduled_alone LossScale FiniteUpdates watched".split()
 )
 """Names that a step or a folder uses, beside those that begin with one of the ``PREFIXES``."""
 PREFIXES = tuple(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dnifx.runtime.net.net import Net
 
 FILES = (
-    *("backward", "derivatives", "ends", "fitting", "gradients"),
+    *("backward", "derivatives", "ends", "finite", "fitting", "gradients"),
     *("interface", "loss_scale", "messages", "ops", "parameter_gradients", "recording", "suffixes", "windows"),
 )
 """Modules of the runtime that generated code may call. They import torch, each other and the errors; a folder holds copies."""

@@ -25,10 +25,11 @@ from dnifx.passes.emit.fused import INPUT_MODELS, interface_root, provenance
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.graph import flat_output, input_names
 from dnifx.passes.measure import data_inputs
-from dnifx.runtime.emitted import backward, ends, fitting, loss_scale, ops, windows
+from dnifx.runtime.emitted import backward, ends, finite, fitting, loss_scale, ops, windows
 from dnifx.runtime.emitted.gradients import own_gradients, predicted_gradients
 from dnifx.runtime.emitted.source import Source, source_of
 from dnifx.runtime.emitted.text import attribute, docstring, literal
+from dnifx.runtime.training.finite import statistics_of
 from dnifx.runtime.training.optimizers import fitted_in_time, fitted_parameters
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ HEAD = '''"""{title}
 
 Written by dnifx {version}; imports torch and nothing of dnifx. ``Net`` is the model with its interfaces. Train it in any
 loop: ``net({inputs}{context})``, then ``loss.backward()``. Or let ``Trainer`` run a training step action by action, with one
-optimizer for each partition.
+optimizer for each partition. An update whose gradient is not finite is not made: it is an error, or, with
+``on_nonfinite="skip"``, it is left out and ``trainer.finite.skipped`` names it.
 
 {summary}
 """
@@ -79,7 +81,7 @@ def unflatten(values):
 class Trainer:
     """Runs training steps; ``optimizer`` makes an optimizer from parameters, ``loss`` compares (output, target)."""
 
-    def __init__(self, net, optimizer, loss, estimator_optimizer=None):
+    def __init__(self, net, optimizer, loss, estimator_optimizer=None, on_nonfinite="raise"):
         self.net = net
         self.loss = loss
         {told_loss}self.unflatten = unflatten
@@ -94,6 +96,9 @@ class Trainer:
         self.estimator_optimizers = {{
             key: make([parameters[path] for path in paths]) for key, paths in ESTIMATORS.items() if paths
         }}
+        buffers = dict(net.named_buffers(remove_duplicate=False))
+        statistics = {{name: [buffers[path] for path in paths] for name, paths in BUFFERS.items()}}
+        self.finite = FiniteUpdates({{**self.optimizers, **self.estimator_optimizers}}, statistics, on_nonfinite)
 
     def features(self, context):
         """Return the context as the estimators see it."""
@@ -108,6 +113,7 @@ class Trainer:
         loss = self.loss(output, target)
         return example_losses(loss, mean={mean}), losses_of(loss, examples, mean={mean})
 
+    @watched
 {step}'''
 
 
@@ -118,6 +124,7 @@ def model_text(net: "Net", models: Mapping[str, fx.Graph]) -> str:
         raise PassError("the program was not emitted; run all passes first")
     called = [pair for file in (backward, ends, fitting, loss_scale, ops, windows) for pair in vars(file).items()]
     imports = {name: value for name, value in called if getattr(value, "__module__", "").startswith(RUNTIME)}
+    imports |= {"FiniteUpdates": finite.FiniteUpdates, "watched": finite.watched}
     imports |= {"pathlib": pathlib, "pytree": pytree, "types": types}
     reached = partial(method, model_roots(program), net.interface_keys())
     methods = [function_code(program.fused, "fused", "the fused program", program, imports, reached)]
@@ -191,12 +198,16 @@ def tables(net: "Net", models: Mapping[str, fx.Graph]) -> str:
     paths = {id(parameter): path for path, parameter in net.named_parameters()}
     fitted = [(b.key, fitted_parameters(i)) for b, i in zip(net.boundaries, net.program.interfaces, strict=True)]
     fitted += [(each.key, fitted_in_time(each)) for each in net.program.recurrences]
+    buffers = {id(each): path for path, each in net.named_buffers()}
     spec, leaves = output_structure(net.program)
     shown = {
         "OUTPUT": spec,
         "LEAVES": leaves,
         "PARTITIONS": {partition.name: list(partition.parameters) for partition in net.partitions},
         "ESTIMATORS": {key: [paths[id(each)] for each in parameters] for key, parameters in fitted if parameters},
+        "BUFFERS": {
+            name: [buffers[id(each)] for each in found] for name, found in statistics_of(net.program).items() if found
+        },
         "MODELS": tuple(models),
     }
     return "".join(f"{name} = {constant(value)}\n" for name, value in shown.items())

@@ -13,7 +13,8 @@ import dnifx
 from dnifx.errors import LossError, OptimizerError
 from dnifx.estimators import Synthetic
 from dnifx.runtime.decoupled import DecoupledModule
-from dnifx.runtime.training import finite, updates
+from dnifx.runtime.emitted import finite
+from dnifx.runtime.training import updates
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 BROKEN = X.clone()

@@ -1,100 +1,18 @@
-"""Updates that are not made because a gradient is not finite, and the buffers that go back with them."""
+"""The buffers that a step writes, which go back with updates that are not made."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import Optimizer
 
 from dnifx.ir import Program
 
-Flag = bool | Tensor
-"""Whether something was not finite; a tensor on a device that the host does not wait for."""
 
-
-def not_finite(gradients: Sequence[Tensor]) -> Flag:
-    """Whether a gradient is not finite: at once on the CPU, and as a tensor elsewhere."""
-    sums = [each.sum(dtype=torch.float32) if each.itemsize < 4 else each.sum() for each in gradients]
-    if all(each.is_cpu for each in sums):
-        return not math.isfinite(abs(sum([each.item() for each in sums])))
-    device = next(each.device for each in sums if each.device.type != "cpu")
-    return ~torch.stack([each.isfinite().to(device) for each in sums]).all()
-
-
-def clear_where(bad: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Set gradients to zero where a flag on the device says so."""
-    for each in parameters:
-        if each.grad is not None:
-            each.grad = torch.where(bad, torch.zeros_like(each.grad), each.grad)
-
-
-def step_unless(optimizer: Optimizer, bad: Tensor) -> None:
-    """Step an optimizer, and leave parameters and state as they were where a flag on the device says so.
-
-    An optimizer that knows of a gradient scaler's flag (``fused=True``) is given it. Any other steps on zeros, and then goes back;
-    the number of its steps, which it counts on the host, goes on.
-    """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
-        return
-    parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
-    clear_where(bad, parameters)
-    tensors = [
-        *parameters,
-        *(value for each in parameters for value in tensors_of(optimizer.state.get(each, {}), bad.device)),
-    ]
-    before = [each.detach().clone() for each in tensors]
-    optimizer.step()
-    put_back(tensors, before, bad)
-
-
-def tensors_of(state: Mapping[str, Any], device: torch.device) -> list[Tensor]:
-    """Return the tensors of a parameter's state that lie on a device."""
-    return [each for each in state.values() if isinstance(each, Tensor) and each.device.type == device.type]
-
-
-def put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], bad: Flag) -> None:
-    """Put back what tensors held before, where a flag says so."""
-    with torch.no_grad():
-        for each, value in zip(tensors, before, strict=True):
-            each.copy_(value if isinstance(bad, bool) else torch.where(bad.to(each.device), value, each))
-
-
-def either(flags: Iterable[Flag]) -> Flag:
-    """Whether any flag is set."""
-    found: Flag = False
-    for flag in flags:
-        found = found | flag
+def statistics_of(program: Program) -> dict[str, list[Tensor]]:
+    """Return the buffers that a step writes, by the partition or the key of the boundary that they belong to."""
+    found = written_buffers(program)
+    for each in program.interfaces:
+        models = [model for model in (each.estimator, each.input_model) if model is not None]
+        found[program.boundaries[each.boundary].key] = [buffer for model in models for buffer in running(model)]
     return found
-
-
-class Statistics:
-    """The buffers that a step writes, such as running averages: they go back where what they belong to is not updated.
-
-    Args:
-        owners: The buffers of each partition or estimator, by the name of what is updated.
-    """
-
-    def __init__(self, owners: Mapping[str, Sequence[Tensor]]) -> None:
-        self.owners = {name: list(buffers) for name, buffers in owners.items() if buffers}
-        self._before: dict[str, list[Tensor]] = {}
-
-    def begin(self) -> None:
-        """Keep what they hold before a step."""
-        self._before = {name: [each.clone() for each in buffers] for name, buffers in self.owners.items()}
-
-    def end(self, refused: Mapping[str, Flag], otherwise: Flag) -> None:
-        """Put back those of what was refused; ``otherwise`` is for what has nothing to update."""
-        for name, before in self._before.items():
-            bad = refused.get(name, otherwise)
-            if bad is not False:
-                put_back(self.owners[name], before, bad)
-        self._before = {}
 
 
 def written_buffers(program: Program) -> dict[str, list[Tensor]]:

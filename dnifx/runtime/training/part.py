@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dnifx.engines.base import Engine
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Program, Schedule
+from dnifx.runtime.emitted.finite import Flag, Statistics, either, not_finite
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError, held
 from dnifx.runtime.net.captured import CapturedPart
@@ -21,7 +22,7 @@ from dnifx.runtime.net.losses import PartLoss, no_loss
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
-from dnifx.runtime.training.finite import Flag, Statistics, either, not_finite, running, written_buffers
+from dnifx.runtime.training.finite import statistics_of
 from dnifx.runtime.training.flight import Flight
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
@@ -123,13 +124,7 @@ class TrainedPart:
             "own_losses": own_losses,
             "terms": self.terms,
         }
-        pairs = [(each.boundary, each) for each in self.program.interfaces]
-        keys = {index: self.program.boundaries[index].key for index, _ in pairs}
-        modules = {keys[index]: [each.estimator, each.input_model] for index, each in pairs}
-        estimators = {
-            key: [b for each in found if each is not None for b in running(each)] for key, found in modules.items()
-        }
-        self.statistics = Statistics({**written_buffers(self.program), **estimators})
+        self.statistics = Statistics(statistics_of(self.program))
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
         self.functions = Steps(
             captured, net.emitters, shared, self.ownership, engine, self.cast, self.scaling is not None, own_losses

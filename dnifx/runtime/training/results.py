@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnifx.runtime.training.finite import Flag
+from dnifx.runtime.emitted.finite import Flag
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from dnifx.errors import LossError, OptimizerError, StateError
 from dnifx.ir import Boundary, Recurrence
 from dnifx.runtime.emitted.backward import added
+from dnifx.runtime.emitted.finite import Flag, clear_where, not_finite, step_unless, why_not_updated
 from dnifx.runtime.net.net import Net
-from dnifx.runtime.training.finite import Flag, clear_where, not_finite, step_unless
 from dnifx.runtime.training.replicas import average
 from dnifx.runtime.training.scaling import Scaling
 from dnifx.runtime.training.turns import Turn
@@ -116,10 +116,7 @@ class Update:
         self.refused = bad = not_finite([each.grad for each in self.parameters if each.grad is not None])
         if bad is True:
             if self.options.on_nonfinite == "raise" and not self.overflows:
-                raise LossError(
-                    f"the gradient of {self.name} is not finite, so it was not updated: look at the inputs and targets of this batch, or "
-                    "lower the learning rate; net.trainer(..., on_nonfinite='skip') leaves such updates out and goes on"
-                )
+                raise LossError(why_not_updated(self.name, "net.trainer"))
             for parameter in self.parameters:
                 parameter.grad = None
             if not several:
