@@ -206,7 +206,9 @@ def tables(net: "Net", models: Mapping[str, fx.Graph]) -> str:
         "PARTITIONS": {partition.name: list(partition.parameters) for partition in net.partitions},
         "ESTIMATORS": {key: [paths[id(each)] for each in parameters] for key, parameters in fitted if parameters},
         "BUFFERS": {
-            name: [buffers[id(each)] for each in found] for name, found in statistics_of(net.program).items() if found
+            name: [buffers[id(each)] for each in found if id(each) in buffers]
+            for name, found in statistics_of(net.program).items()
+            if found
         },
         "MODELS": tuple(models),
     }
