@@ -12,6 +12,8 @@ from dnifx.errors import DnifxError
 if TYPE_CHECKING:
     from dnifx import doctor, estimators, schedules
     from dnifx.api import decouple
+    from dnifx.engines.joining import join_ranks
+    from dnifx.engines.stopping import Signals
     from dnifx.ir import Edge, Every, Recurrent
     from dnifx.passes.time.unroll import unroll
     from dnifx.runtime.decoupled import DecoupledModule
@@ -30,6 +32,7 @@ __all__ = [
     "PeriodProbe",
     "Probe",
     "Recurrent",
+    "Signals",
     "StepResult",
     "Trainer",
     "Watch",
@@ -37,6 +40,7 @@ __all__ = [
     "doctor",
     "errors",
     "estimators",
+    "join_ranks",
     "schedules",
     "unroll",
 ]
@@ -48,10 +52,12 @@ MODULES = {
     "PeriodProbe": "dnifx.runtime.training.probing",
     "Probe": "dnifx.runtime.training.probing",
     "Recurrent": "dnifx.ir",
+    "Signals": "dnifx.engines.stopping",
     "StepResult": "dnifx.runtime.training.results",
     "Trainer": "dnifx.runtime.training.trainer",
     "Watch": "dnifx.runtime.training.watch",
     "decouple": "dnifx.api",
+    "join_ranks": "dnifx.engines.joining",
     "unroll": "dnifx.passes.time.unroll",
 }
 """The module that each public name is imported from."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
-from dnifx.engines.ranks import Ranks, own_rank, world
+from dnifx.engines.joining import join_ranks
+from dnifx.engines.ranks import Ranks
 from dnifx.errors import DnifxError, LossError, PlaceError, ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.passes.automatic_lag import automatic_lag
@@ -212,7 +213,7 @@ def ranks_for(places: Any, spec: schedules.Spec, program: Program) -> schedules.
     """
     first = schedules.period_of(spec, program)
     named = schedules.ranks_of(first, program) if isinstance(first, Schedule) else None
-    return placed_ranks(named if named is not None and places == "ranks" else places, program, world())
+    return placed_ranks(named if named is not None and places == "ranks" else places, program, join_ranks()[1])
 
 
 def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) -> int:
@@ -241,11 +242,9 @@ def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, ti
     """
     if places is None:
         return OneProcess()
-    ranks = ranks_for(places, spec, program)
+    ranks, (rank, _) = ranks_for(places, spec, program), join_ranks()
     lag = max([lag, *(each.late for each in program.interfaces)])
-    return Ranks(
-        ranks, lag, traffic(program, ranks)[own_rank()], program.partitions[ranks.index(own_rank())].device, timeout
-    )
+    return Ranks(ranks, lag, traffic(program, ranks)[rank], program.partitions[ranks.index(rank)].device, timeout)
 
 
 def trained_schedule(

@@ -6,7 +6,7 @@ from math import ceil
 
 import torch
 
-from dnifx.engines.ranks import own_rank
+from dnifx.engines.joining import join_ranks
 from dnifx.engines.round_trip import largest, round_trip
 from dnifx.ir import Program
 from dnifx.schedules import Ranks
@@ -34,7 +34,7 @@ def automatic_lag(program: Program, ranks: Ranks) -> int:
         size, sender = sum(spec.bytes for spec in boundary.specs), ranks[boundary.producer]
         for taker in {ranks[consumer] for consumer in boundary.consumers} - {sender}:
             messages[sender, taker] = max(size, messages.get((sender, taker), 0))
-    trip, step = round_trip(messages), largest(step_seconds(program, ranks, own_rank()))
+    trip, step = round_trip(messages), largest(step_seconds(program, ranks, join_ranks()[0]))
     return enough(trip, step)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+from dnifx.engines.stopping import Signals
+
 
 class Engine(Protocol):
     """Carries values, gradients and results between the processes of a run.
@@ -39,6 +41,12 @@ class Engine(Protocol):
     def restart(self, lag: int) -> None:
         """Forget what is under way, on every rank: the run goes on from a saved state, with its lag."""
 
+    def listen(self, signals: Sequence[int], steps: int) -> None:
+        """Stop the run where one of these signals comes, to any rank. Every rank calls it, with the number of steps done."""
+
+    def stopped(self, steps: int) -> int:
+        """Return the signal after which all ranks stop with so many steps done; 0 where they go on. Each asks after every step."""
+
     def close(self) -> None:
         """Wait until all ranks have what they need of each other, and give up the connections."""
 
@@ -48,6 +56,9 @@ class OneProcess:
 
     rank = 0
     ranks: tuple[int, ...] | None = None
+
+    def __init__(self) -> None:
+        self.signals = Signals()
 
     def running(self, step: int, evaluates: bool = False) -> AbstractContextManager[None]:
         """Run a step."""
@@ -71,5 +82,14 @@ class OneProcess:
     def restart(self, lag: int) -> None:
         """Do nothing: nothing is under way."""
 
+    def listen(self, signals: Sequence[int], steps: int) -> None:
+        """Stop the run where one of these signals comes."""
+        self.signals.listen(signals)
+
+    def stopped(self, steps: int) -> int:
+        """Return the signal that came."""
+        return self.signals.taken()
+
     def close(self) -> None:
-        """Do nothing: there are no connections."""
+        """Let signals do what they did before."""
+        self.signals.pass_on()

@@ -2,7 +2,6 @@
 
 import atexit
 import gc
-import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnifx.engines.messages import Lost, Receiver, Sender
-from dnifx.errors import PlaceError, RankError
-
-ALONE = (
-    "places= needs processes: start the script with torchrun --nproc-per-node=2, or call "
-    'torch.distributed.init_process_group("gloo") first'
-)
-
+from dnifx.engines.stopping import Agreement, Signals
+from dnifx.errors import RankError
 
 PATIENCE = 60.0
 """Seconds for which a rank that has finished waits for the others."""
@@ -46,26 +40,6 @@ class Traffic:
 
     values: Mapping[int, int]
     targets: Mapping[int, int]
-
-
-def world() -> int:
-    """Return the number of processes, after joining them where torchrun started this one.
-
-    Raises:
-        PlaceError: There are none to join.
-    """
-    if not dist.is_available():
-        raise PlaceError("this torch has no torch.distributed, so there are no ranks; train in one process")
-    if not dist.is_initialized():
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            raise PlaceError(ALONE)
-        dist.init_process_group("gloo")
-    return dist.get_world_size()
-
-
-def own_rank() -> int:
-    """Return the number of this process."""
-    return dist.get_rank()
 
 
 def fingerprint(batch: Any) -> str:
@@ -101,8 +75,7 @@ class Ranks:
     ) -> None:
         self.rank, self.ranks, self.lag = dist.get_rank(), ranks, lag
         self.traffic, self.device, self.timeout = traffic, device, timeout
-        names, wait = range(dist.get_world_size()), timedelta(seconds=timeout)
-        self._groups = {each: dist.new_group(names, wait, "gloo") for each in ("values", "targets", "control")}
+        self._groups = {each: self._group() for each in ("values", "targets", "control")}
         number = [next(_NUMBERS)]
         dist.broadcast_object_list(number, 0, self._groups["control"])
         kept = torch.distributed.distributed_c10d._get_default_store()
@@ -110,8 +83,14 @@ class Ranks:
         self._senders: dict[tuple[str, int, bool], Sender] = {}
         self._receivers: dict[tuple[str, int, bool], Receiver] = {}
         self._step, self._evaluates, self._evaluations, self._epoch, self._ended = 0, False, 0, 0, ""
-        self._batch = ""
+        self._batch, self._signals = "", Signals()
+        self._agreement: Agreement | None = None
         atexit.register(self.close)
+
+    def _group(self) -> dist.ProcessGroup:
+        """Return a new process group of all ranks."""
+        made: dist.ProcessGroup = dist.new_group(range(dist.get_world_size()), timedelta(seconds=self.timeout), "gloo")
+        return made
 
     def show(self, batch: Any) -> None:
         """Take note of the batch of this step, to be compared with that of the ranks whose values come here."""
@@ -217,8 +196,38 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            self._end(f"a rank is gone: {error}")
+            self._end(f"{self._gone()}: {error}")
             raise RankError(f"rank {self.rank} cannot go on: {self._ended}. The run has ended on all ranks") from error
+
+    def _gone(self) -> str:
+        """Say which rank is gone, after all together failed: a connection that was closed takes no message."""
+        for peer in (each for each in range(dist.get_world_size()) if each != self.rank):
+            try:
+                dist.isend(torch.zeros(1), peer, self._groups["control"], tag=1)
+            except RuntimeError:
+                return f"rank {peer} is gone"
+        return "a rank is gone"
+
+    def listen(self, signals: Sequence[int], steps: int) -> None:
+        """Stop the run on all ranks after the same step where one of these signals comes to one of them. Every rank calls it."""
+        self._signals.listen(signals)
+        if self._agreement is None:
+            self._groups["signals"] = self._group()
+            self._agreement = Agreement(self._signals, self._store, self._groups["signals"], steps)
+
+    def stopped(self, steps: int) -> int:
+        """Return the signal after which all ranks stop with so many steps done; 0 where they go on.
+
+        Raises:
+            RankError: A rank is gone, before it said when it stops.
+        """
+        if self._agreement is None:
+            return 0
+        with self._together():
+            number = self._agreement.after(steps)
+        if number:
+            self._signals.taken()
+        return number
 
     def restart(self, lag: int) -> None:
         """Forget what is under way: messages from before have another epoch, and nobody asks for them."""
@@ -240,8 +249,11 @@ class Ranks:
             dist.barrier(self._groups["control"], async_op=True).wait(timedelta(seconds=min(self.timeout, PATIENCE)))
         self._ended = "the trainer was closed"
         self._drop()
+        self._signals.pass_on()
 
     def _drop(self) -> None:
+        agreement, self._agreement = self._agreement, None
+        self._signals.close()
         groups, self._groups = self._groups, {}
         self._senders, self._receivers = {}, {}
         for group in groups.values():
@@ -249,3 +261,5 @@ class Ranks:
                 dist.destroy_process_group(group)
         del groups
         gc.collect()
+        if agreement is not None:
+            agreement.close()

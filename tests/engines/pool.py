@@ -1,11 +1,15 @@
 """Processes that are started once, and run a job together again and again: each job in a gloo group of its own."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,3 +93,15 @@ def started(size: int) -> Iterator[Pool]:
         yield pool
     finally:
         pool.close()
+
+
+def torchrun(processes: int, restarts: int, *command: str) -> None:
+    """Run a command as torchrun does on one machine.
+
+    Raises:
+        CalledProcessError: It fails.
+    """
+    options = f"--standalone --nproc-per-node={processes} --max-restarts={restarts}".split()
+    words = [sys.executable, "-m", "torch.distributed.run", *options, *command]
+    root = str(Path(__file__).parents[2])
+    subprocess.run(words, check=True, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": root})

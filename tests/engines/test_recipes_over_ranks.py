@@ -1,5 +1,7 @@
 """Recipes over ranks: the numbers of one process, evaluation over the same ranks, resuming on another number of ranks."""
 
+import pickle
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from dnifx.errors import OptionError, PlaceError
 from dnifx.zoo.recipes import feedforward
 from dnifx.zoo.recipes.settings import Feedforward, complete
 from tests.engines import recipe_jobs
-from tests.engines.pool import Pool, started
+from tests.engines.pool import Pool, started, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,24 @@ def test_a_recipe_is_resumed_on_another_number_of_ranks(pool: Pool, alone: recip
     for each in pool.run(recipe_jobs.trained, "ranks", str(tmp_path), count=3):
         assert isinstance(each, dict), each
         assert_like(each, alone)
+
+
+@pytest.mark.parametrize(("count", "culprit", "then", "step"), [(2, 1, 3, 4), (1, 0, 2, 4), (3, 0, 1, 2)])
+def test_a_recipe_that_is_sent_sigterm_goes_on_from_that_step(
+    pool: Pool, alone: recipe_jobs.Found, tmp_path: Path, count: int, culprit: int, then: int, step: int
+) -> None:
+    """Step 2 is followed by a measurement, step 4 is in the middle between two."""
+    codes = pool.run(recipe_jobs.signalled, str(tmp_path), step, culprit, count=count)
+    assert codes == [128 + signal.SIGTERM] * count
+    for each in pool.run(recipe_jobs.trained, "ranks", str(tmp_path), count=then):
+        assert isinstance(each, dict), each
+        assert_like(each, alone)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_recipe_that_goes_on_from_its_checkpoint(alone: recipe_jobs.Found, tmp_path: Path) -> None:
+    torchrun(2, 1, "-m", "tests.engines.restarted_recipe", str(tmp_path))
+    assert_like(pickle.loads((tmp_path / "found.pickle").read_bytes()), alone)
 
 
 @pytest.mark.parametrize("options", [{"target": "fused"}, {"probe_every": 3}])

@@ -70,9 +70,17 @@ class Fastest(Learner):
         """Return the model's output."""
         return self._learner.evaluate(inputs)
 
-    def told(self, loss: float | None) -> float | None:
-        """Return the loss that the last partition's process knows."""
-        return self._learner.told(loss)
+    def told(self, losses: Tensor | None) -> Tensor | None:
+        """Return the losses that the last partition's process knows."""
+        return self._learner.told(losses)
+
+    def listen(self, step: int) -> None:
+        """Stop where a SIGTERM comes."""
+        self._learner.listen(step)
+
+    def stopped(self, step: int) -> int:
+        """Return the signal after which the training stops."""
+        return self._learner.stopped(step)
 
     def finish(self) -> None:
         """End the training."""

@@ -71,7 +71,7 @@ def run(options: Feedforward, console: Console | None = None) -> Results:
     with torch_settings(settings.threads, settings.matmul):
         try:
             trained = _train_all(settings, splits[0], splits[1], console, processes)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             console.print(_interrupted(settings))
             raise
         results = _measure(options, settings, trained, _read(settings, "test").to(device), device)

@@ -1,6 +1,7 @@
 """The ways in which a feed-forward network learns: backprop, and every kind of interface."""
 
 import copy
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -133,6 +134,7 @@ class LoopLearner(Learner):
         prober: dnifx.Trainer | None = None,
     ) -> None:
         self.model = model
+        self._signals = dnifx.Signals()
         self._prober = prober
         self._module = module
         own = list(model.parameters())
@@ -168,12 +170,21 @@ class LoopLearner(Learner):
         """Return the model's output."""
         return _output(self.model, inputs)
 
-    def told(self, loss: float | None) -> float | None:
-        """Return the loss: it is known here."""
-        return loss
+    def told(self, losses: Tensor | None) -> Tensor | None:
+        """Return the losses: they are known here."""
+        return losses
+
+    def listen(self, step: int) -> None:
+        """Stop where a SIGTERM comes."""
+        self._signals.listen([signal.SIGTERM])
+
+    def stopped(self, step: int) -> int:
+        """Return the signal that came."""
+        return self._signals.taken()
 
     def finish(self) -> None:
-        """Do nothing: all weights are here."""
+        """Let signals do what they did before: all weights are here."""
+        self._signals.pass_on()
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -241,10 +252,18 @@ class TrainerLearner(Learner):
         output: Tensor = self._trainer.evaluate(inputs, gather=True)
         return output
 
-    def told(self, loss: float | None) -> float | None:
-        """Return the loss that the last partition's process knows."""
-        known: float | None = self._trainer.engine.told(loss)
+    def told(self, losses: Tensor | None) -> Tensor | None:
+        """Return the losses that the last partition's process knows."""
+        known: Tensor | None = self._trainer.engine.told(losses)
         return known
+
+    def listen(self, step: int) -> None:
+        """Stop where a SIGTERM comes, over ranks to any process."""
+        self._trainer.engine.listen([signal.SIGTERM], step)
+
+    def stopped(self, step: int) -> int:
+        """Return the signal after which all processes stop."""
+        return self._trainer.engine.stopped(step)
 
     def finish(self) -> None:
         """Bring all weights here, and end the run over ranks."""

@@ -1,15 +1,17 @@
 """A recipe over several processes: all train, the first one reads checkpoints, writes files and shows the progress."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 
-from dnifx.errors import DnifxError, PlaceError
+import dnifx
+from dnifx.errors import DnifxError
 
 T = TypeVar("T")
+
+ALONE = "--places ranks needs several processes: start them with torchrun --nproc-per-node=2 -m dnifx train ..."
 
 
 class Saved(Protocol):
@@ -38,12 +40,8 @@ class Processes:
         Raises:
             PlaceError: torchrun did not start this process.
         """
-        if self.several and not dist.is_initialized():
-            if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-                raise PlaceError(
-                    "--places ranks needs several processes: start them with torchrun --nproc-per-node=2 -m dnifx train ..."
-                )
-            dist.init_process_group("gloo")
+        if self.several:
+            dnifx.join_ranks(ALONE)
 
     @property
     def is_first(self) -> bool:

@@ -1,6 +1,5 @@
 """Feed-forward training from a seed. An interrupted run resumes bit for bit."""
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,6 +16,9 @@ from dnifx.zoo.recipes.checks import check_finite
 from dnifx.zoo.recipes.diagnosis import Comparison, Diagnosis, Look
 from dnifx.zoo.recipes.ranks import Saved
 from dnifx.zoo.recipes.results import Point
+
+KILLED = 128
+"""What the exit code of a process is, beside the number of the signal that ended it."""
 
 
 class Learner(ABC):
@@ -55,8 +57,16 @@ class Learner(ABC):
         """Return the model's output for inputs [batch, ...] in its present mode; over ranks, in every process."""
 
     @abstractmethod
-    def told(self, loss: float | None) -> float | None:
-        """Return the loss that the last partition's process knows; over ranks, in every process."""
+    def told(self, losses: Tensor | None) -> Tensor | None:
+        """Return the losses that the last partition's process knows; over ranks, in every process."""
+
+    @abstractmethod
+    def listen(self, step: int) -> None:
+        """From now on, with so many steps done, stop where a SIGTERM comes; over ranks, to any process."""
+
+    @abstractmethod
+    def stopped(self, step: int) -> int:
+        """Return the signal after which the training stops with so many steps done, in every process; 0 where it goes on."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -100,11 +110,13 @@ class Progress:
         step: Steps done.
         seconds: Time that the steps took.
         curve: The learning curve so far.
+        losses: Those of the steps since its last point, as far as they are known here.
     """
 
     step: int = 0
     seconds: float = 0.0
     curve: tuple[Point, ...] = ()
+    losses: tuple[Tensor, ...] = ()
 
 
 def train(
@@ -133,6 +145,7 @@ def train(
     Raises:
         LossError: The loss is no longer finite.
         StateError: The checkpoint cannot be resumed.
+        SystemExit: A SIGTERM came, and a checkpoint was saved.
     """
     progress = _resume(learner, batches, diagnosis, checkpoint)
     for point in progress.curve[-1:]:
@@ -140,15 +153,22 @@ def train(
     for look in diagnosis.looks[-1:]:
         watcher.look(look)
     watcher.step(progress.step)
+    if checkpoint is not None:
+        learner.listen(progress.step)
     while progress.step < steps:
-        progress = _stretch(learner, batches, progress, min(every, steps - progress.step), watcher, diagnosis)
-        point = Point(
-            progress.step, progress.curve[-1].loss, error_rate(learner.model, validation, evaluate=learner.evaluate)
-        )
-        progress = replace(progress, curve=(*progress.curve[:-1], point))
+        end = min(steps, (progress.step // every + 1) * every)
+        progress, signalled = _stretch(learner, batches, progress, end, watcher, diagnosis)
+        losses = learner.told(torch.stack(progress.losses) if progress.losses else None)
+        if progress.step == end:
+            error = error_rate(learner.model, validation, evaluate=learner.evaluate)
+            point = Point(end, _checked(losses, end), error)
+            progress, losses = replace(progress, curve=(*progress.curve, point), losses=()), None
         if checkpoint is not None:
-            checkpoint.save(_state(learner, batches, diagnosis, progress))
-        watcher.point(point)
+            checkpoint.save(_state(learner, batches, diagnosis, progress, losses))
+        if signalled:
+            learner.finish()
+            raise SystemExit(KILLED + signalled)
+        watcher.point(progress.curve[-1])
     learner.finish()
     return progress
 
@@ -174,17 +194,16 @@ def error_rate(
 
 
 def _stretch(
-    learner: Learner, batches: Batches, progress: Progress, count: int, watcher: Watcher, diagnosis: Diagnosis
-) -> Progress:
-    begin = time.perf_counter()
-    losses = []
-    for step in range(progress.step + 1, progress.step + count + 1):
-        losses.append(_step(learner, batches, step, watcher, diagnosis))
+    learner: Learner, batches: Batches, progress: Progress, end: int, watcher: Watcher, diagnosis: Diagnosis
+) -> tuple[Progress, int]:
+    """Train up to a step, or until a signal stops the run before; return its number, else 0."""
+    begin, losses, signalled = time.perf_counter(), list(progress.losses), 0
+    for step in range(progress.step + 1, end + 1):
+        losses += [loss for loss in (_step(learner, batches, step, watcher, diagnosis),) if loss is not None]
         watcher.step(step)
-    known = [loss for loss in losses if loss is not None]
-    loss = _checked(learner.told(float(torch.stack(known).mean()) if known else None), step)
-    point = Point(step, loss, math.nan)
-    return Progress(step, progress.seconds + time.perf_counter() - begin, (*progress.curve, point))
+        if signalled := learner.stopped(step):
+            break
+    return Progress(step, progress.seconds + time.perf_counter() - begin, progress.curve, tuple(losses)), signalled
 
 
 def _step(learner: Learner, batches: Batches, step: int, watcher: Watcher, diagnosis: Diagnosis) -> Tensor | None:
@@ -200,14 +219,17 @@ def _step(learner: Learner, batches: Batches, step: int, watcher: Watcher, diagn
     return loss
 
 
-def _checked(loss: float | None, step: int) -> float:
-    if loss is None:
+def _checked(losses: Tensor | None, step: int) -> float:
+    if losses is None:
         raise LossError(f"no loss was computed in the steps up to {step}; give a higher --evaluate-every")
-    return check_finite(loss, step)
+    return check_finite(float(losses.mean()), step)
 
 
-def _state(learner: Learner, batches: Batches, diagnosis: Diagnosis, progress: Progress) -> dict[str, Any]:
+def _state(
+    learner: Learner, batches: Batches, diagnosis: Diagnosis, progress: Progress, losses: Tensor | None
+) -> dict[str, Any]:
     return {
+        "losses": losses,
         "step": progress.step,
         "seconds": progress.seconds,
         "curve": [(point.step, point.loss, point.error) for point in progress.curve],
@@ -230,4 +252,6 @@ def _resume(learner: Learner, batches: Batches, diagnosis: Diagnosis, checkpoint
     torch.set_rng_state(state["random"])
     if state["random_cuda"]:
         torch.cuda.set_rng_state_all(state["random_cuda"])
-    return Progress(state["step"], state["seconds"], tuple(Point(*point) for point in state["curve"]))
+    losses = state.get("losses")
+    curve = tuple(Point(*point) for point in state["curve"])
+    return Progress(state["step"], state["seconds"], curve, () if losses is None else tuple(losses))

@@ -7,8 +7,9 @@ import io
 import os
 import re
 import shutil
+import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnifx.engines.stopping import KILLED
 from dnifx.errors import StateError
 from dnifx.runtime.training.over_ranks import OverRanks, named_tensors, own_state, own_tensors, receive_late, take_state
 from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
@@ -33,6 +35,8 @@ class InFolders(OverRanks):
     """What a trainer saves to a folder, and how it goes on from there."""
 
     turn: Turn
+    folder: Path | None = None
+    """Where the run is saved when a signal comes."""
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the run to a folder, by torch.distributed.checkpoint. Over ranks every rank calls it, and writes its own part.
@@ -45,16 +49,65 @@ class InFolders(OverRanks):
         with self.turn.taken():
             return save(self, Path(folder))
 
-    def load(self, folder: str | os.PathLike[str]) -> None:
+    def load(self, folder: str | os.PathLike[str], missing_ok: bool = False) -> bool:
         """Go on from the last whole save in a folder. Over ranks, every rank calls it.
+
+        Args:
+            folder: What ``save`` was given.
+            missing_ok: Where there is no whole save, change nothing and return False.
 
         Raises:
             StateError: There is none, or it belongs to another trainer; this one is as it was.
         """
         with self.turn.taken():
-            load(self, Path(folder))
+            found = last_save(self, Path(folder))
+            if found is None and missing_ok:
+                return False
+            if found is None:
+                raise StateError(f"{folder} holds no whole save; give the folder that trainer.save was given")
+            load(self, found)
         self.engine.restart(self.lag)
         self.net.elsewhere = ""
+        return True
+
+    def save_on_signal(self, folder: str | os.PathLike[str], signals: Sequence[int] = (signal.SIGTERM,)) -> None:
+        """When a signal comes, finish the step, save the run to a folder, and leave the script with the code 128 + signal.
+
+        Over ranks every rank calls it. A signal to one rank stops all of them after the same step. ``load`` goes on from there.
+
+        Args:
+            folder: Where ``save`` writes.
+            signals: The signals, such as SIGTERM, by which schedulers of jobs and torchrun end a process.
+
+        Raises:
+            StateError: The net has several rates, or this is not the main thread.
+        """
+        refuse_rates(self)
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.engine.listen(signals, self.steps)
+
+    def stop(self) -> None:
+        """Where a signal came that ``save_on_signal`` waits for, save the run and leave. ``step`` does it at its end.
+
+        A loop over ``compute`` and ``advance`` calls it after each step.
+
+        Raises:
+            SystemExit: The run was saved.
+        """
+        number = 0 if self.folder is None else self.engine.stopped(self.steps)
+        if self.folder is not None and number:
+            self.save(self.folder)
+            self.engine.close()
+            raise SystemExit(KILLED + number)
+
+
+def refuse_rates(trainer: OverRanks) -> None:
+    """Raise StateError where a net has several rates."""
+    if trainer.exchange is not None:
+        raise StateError(
+            "a net with several rates is not saved to a folder: use torch.save(trainer.state_dict(), path)"
+        )
 
 
 def save(trainer: OverRanks, folder: Path) -> Path:
@@ -66,10 +119,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    if trainer.exchange is not None:
-        raise StateError(
-            "a net with several rates is not saved to a folder: use torch.save(trainer.state_dict(), path)"
-        )
+    refuse_rates(trainer)
     ranks = trainer.engine.ranks
     if ranks is not None:
         receive_late(trainer)
@@ -117,29 +167,33 @@ def told(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[-1][:200]
 
 
-def load(trainer: OverRanks, folder: Path) -> None:
-    """Go on from the last whole save in a folder, made on any number of ranks.
+def last_save(trainer: OverRanks, folder: Path) -> Path | None:
+    """Return the last whole save that every rank sees in a folder, or None. Over ranks, every rank calls it."""
+    seen = trainer.engine.collected([each.name for each in saves(folder)])
+    common = [name for name in seen[0] if all(name in each for each in seen)]
+    return folder / common[-1] if common else None
+
+
+def load(trainer: OverRanks, found: Path) -> None:
+    """Go on from a save, made on any number of ranks.
 
     Raises:
-        StateError: There is none, or it belongs to another trainer; this one is as it was.
+        StateError: It belongs to another trainer; this one is as it was.
     """
-    found = saves(folder)
-    if not found:
-        raise StateError(f"{folder} holds no whole save; give the folder that trainer.save was given")
-    weights, parts = read(found[-1])
+    weights, parts = read(found)
     try:
         before = copied(saved(trainer), ["net", *trainer.groups])  # type: ignore[arg-type]
     except StateError:  # weights of other ranks, which this rank does not use
         before = None
     try:
-        check(trainer, weights, parts, found[-1])
+        check(trainer, weights, parts, found)
         take(trainer, weights, parts)
     except BaseException as error:
         if before is not None:
             write(trainer, before)  # type: ignore[arg-type]
         if isinstance(error, DAMAGED):
             raise StateError(
-                f"{found[-1]} does not fit this trainer: {type(error).__name__}: {error}. Make the trainer with the same model, cuts and "
+                f"{found} does not fit this trainer: {type(error).__name__}: {error}. Make the trainer with the same model, cuts and "
                 "optimizers"
             ) from error
         raise

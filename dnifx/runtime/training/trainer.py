@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from dnifx.engines.base import Engine
-from dnifx.errors import ContextError, InputError
+from dnifx.errors import InputError
 from dnifx.ir import Message, Schedule
 from dnifx.runtime.emitted.fitting import compare, fit_gradient
-from dnifx.runtime.net.arguments import model_keywords, takes
+from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.net import Net
+from dnifx.runtime.training.contexts import divided
 from dnifx.runtime.training.exchange import Exchange, local_schedule
 from dnifx.runtime.training.folders import InFolders
 from dnifx.runtime.training.optimizers import (
@@ -135,6 +136,7 @@ class Trainer(InFolders):
             InputError: The inputs are not those of the example's kind.
             RankError: Another rank has failed.
             StateError: Another step of this trainer is running.
+            SystemExit: A signal came, and the run was saved (``save_on_signal``).
 
         An error of a step has a note that says what had been updated before it. The next step goes on from there.
         """
@@ -145,6 +147,7 @@ class Trainer(InFolders):
             if gather or (self.metric and metric is None):
                 result = told(self.engine, result, diagnose)
             self.advance(result.loss if self.metric and metric is None else metric)
+        self.stop()
         return result
 
     def compute(
@@ -168,7 +171,7 @@ class Trainer(InFolders):
         self, args: tuple[Any, ...], target: Any, context: Any, diagnose: bool, kwargs: dict[str, Any]
     ) -> StepResult:
         """Do what ``compute`` does."""
-        context, kwargs = self.divided(context, kwargs)
+        context, kwargs = divided(self.net, context, kwargs)
         if self.steps == 0:
             self.forget()
         if self.exchange is not None:
@@ -277,26 +280,6 @@ class Trainer(InFolders):
                 advance(part.lr_schedulers, metric)
         self.steps += 1
 
-    def divided(self, context: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the context of the estimators and the keyword arguments of the model.
-
-        Raises:
-            ContextError: A context is given that nobody sees.
-        """
-        if context is None:
-            return None, given
-        if self.net.program.context is None:
-            if takes(self.net.original, "context"):
-                return None, model_keywords({"context": context}, given)
-            raise ContextError(
-                "context= was given, but the estimators of this module see none; decouple it with context="
-            )
-        if self.exchange is not None:
-            raise ContextError(
-                "context= was given, but with several rates estimators see the target of the part that sends: leave it out"
-            )
-        return context, given
-
     def probe(
         self,
         *args: Any,
@@ -323,7 +306,7 @@ class Trainer(InFolders):
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
         refuse_elsewhere(self.net)
-        context, given = self.divided(context, model_keywords(named, kwargs))
+        context, given = divided(self.net, context, model_keywords(named, kwargs))
         with self.turn.taken():
             return probe(self.parts[0], args, given, target, target if context is None else context)
 
