@@ -127,7 +127,9 @@ def test_an_error_leaves_nothing_behind(writer: Callable[[Path], None], size: in
     assert content(old) == before
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "writer", [pytest.param(each, marks=[pytest.mark.slow] if each is a_picture else []) for each in WRITERS]
+)
 def test_what_a_killed_run_leaves_is_removed_by_the_next(writer: Callable[[Path], None], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert end(writer, whole) == (0, "")

@@ -100,6 +100,7 @@ def test_a_silent_rank_counts_as_gone_after_a_time() -> None:
     assert "rank 1 is gone" in answers[0].text
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_goes_on_from_its_last_save(tmp_path: Path) -> None:
     torchrun(2, 1, "-m", "tests.engines.restarted", str(tmp_path))
     end = torch.load(tmp_path / "end.pt", weights_only=True)

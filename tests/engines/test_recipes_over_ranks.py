@@ -57,7 +57,10 @@ def test_a_recipe_is_resumed_on_another_number_of_ranks(pool: Pool, alone: recip
         assert_like(each, alone)
 
 
-@pytest.mark.parametrize(("count", "culprit", "then", "step"), [(2, 1, 3, 4), (1, 0, 2, 4), (3, 0, 1, 2)])
+@pytest.mark.parametrize(
+    ("count", "culprit", "then", "step"),
+    [(2, 1, 3, 4), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(1, 0, 2, 4), (3, 0, 1, 2)])],
+)
 def test_a_recipe_that_is_sent_sigterm_goes_on_from_that_step(
     pool: Pool, alone: recipe_jobs.Found, tmp_path: Path, count: int, culprit: int, then: int, step: int
 ) -> None:

@@ -207,7 +207,7 @@ def test_results_tell_gaps_costs_and_locks(tmp_path: Path) -> None:
     assert late.removed == suffix.removed
     assert replace(results, relative=True).gaps(backprop) == [0.0]
     assert replace(results, variants=(suffix,)).gaps(suffix) is None
-    assert backprop.costs.flops < heads.costs.flops <= suffix.costs.flops
+    assert backprop.costs.flops < suffix.costs.flops <= heads.costs.flops
     assert (backprop.removed, suffix.removed) == ({}, {"update": 3, "backward": 3})
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["variants"][2]["gap"] == results.gaps(suffix)
