@@ -17,7 +17,7 @@ from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.passes.automatic_lag import automatic_lag
 from dnifx.passes.compiler import Compiler
 from dnifx.passes.cuts.resolve import CutSpec
-from dnifx.passes.emit.code import program_code
+from dnifx.passes.emit.code import emitted_code, program_code
 from dnifx.passes.emit.folder import write_folder
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root
 from dnifx.passes.emit.step import StepWriter
@@ -28,6 +28,8 @@ from dnifx.passes.rates.rates import Rates
 from dnifx.passes.rates.refusals import refuse_folder
 from dnifx.passes.rates.systems import part_named
 from dnifx.passes.time.states import with_named_states
+from dnifx.report.html import to_html
+from dnifx.report.plays import plays_of
 from dnifx.report.svg import links_to, to_svg
 from dnifx.report.terminal import ProgramReport, render
 from dnifx.requests import check_request
@@ -298,10 +300,18 @@ def picture(program: Program, code: str | os.PathLike[str] | None) -> str:
     return to_svg(program, links_to(text, Path(code).as_posix()))
 
 
+def page(net: Net, schedule: Any = None) -> str:
+    """Return a decoupled module as an HTML page; it plays the given schedule, or its own."""
+    chosen = None if schedule is None else schedules.period_of(schedule, net.program)
+    emitted = [emitted_code(each.program, each.mean, each.part) for each in net.parts]
+    return to_html(net.program, emitted, plays_of(net.program, chosen))
+
+
 EMITTERS = Emitters(
     report=render,
     rich=ProgramReport,
     svg=picture,
+    html=page,
     code=program_code,
     folder=write_package,
     step=step_source,

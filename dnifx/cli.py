@@ -51,6 +51,7 @@ class Format(StrEnum):
     RICH = "rich"
     DOT = "dot"
     SVG = "svg"
+    HTML = "html"
     JSON = "json"
 
 
@@ -104,14 +105,18 @@ def show(
     """Show a model's partitions, boundaries and estimators, and what each costs; without cuts, the model as it is."""
     from dnifx.report.terminal import ProgramReport
 
+    net = None
     if ":" in model and not (cuts or every):
         program = _uncut(model, set, input, meta)
     else:
-        program = decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta).program
+        net = decoupled(model, set, input, cuts, every, gradient, context, num_classes, inputs, meta)
+        program = net.program
     if format is Format.RICH and out is None:
         Console().print(ProgramReport(program))
         if not program.partitions:
             Console().print("", "Not cut yet. Try --cuts 4, --cuts each, or the name of a module.", sep="\n")
+    elif format is Format.HTML:
+        _write(_page(program) if net is None else net.to_html(), out)
     else:
         _write(_text(program, format, code), out)
 
@@ -257,6 +262,14 @@ def _text(program: "Program", format: Format, code: Path | None) -> str:
             return to_dot(program)
         case Format.SVG:
             return picture(program, code)
+
+
+def _page(program: "Program") -> str:
+    """Return the page of a model that nothing cuts."""
+    from dnifx.passes.emit.code import uncut_code
+    from dnifx.report.html import to_html
+
+    return to_html(program, [uncut_code(program)])
 
 
 def _uncut(name: str, settings: list[str] | None, inputs: list[str] | None, meta: bool) -> "Program":

@@ -29,6 +29,7 @@ if not torch.accelerator.is_available():
 
 COMMANDS = {
     "slow": "a long run, by a command of its own: pytest -m slow",
+    "browser": "the page in headless Chromium, by a command of its own: pytest -m browser",
     "models": "the sweep over real models, by a command of its own: pytest -m models",
 }
 

@@ -168,7 +168,8 @@ def test_the_wheel_holds_every_module_once_and_nothing_else(links: str, tmp_path
     packages = package_folders()
     names = [module_name(path) for path in sources() if path.relative_to(ROOT).parts[0] in {"dnifx", *LINKS}]
     wanted = [name.replace(".", "/") + ("/__init__.py" if name in packages else ".py") for name in names]
-    assert wheel_names(checkout, tmp_path / "wheels") == sorted([*wanted, "dnifx/py.typed"])
+    page = [path.relative_to(ROOT).as_posix() for path in files(ROOT / "dnifx" / "report" / "page")]
+    assert wheel_names(checkout, tmp_path / "wheels") == sorted([*wanted, "dnifx/py.typed", *page])
 
 
 def test_no_module_is_imported_by_a_second_name() -> None:

@@ -45,7 +45,7 @@ def groups_of(program: Program, partitions: Sequence[Partition]) -> list[list[Gr
     """Collapse each partition's operations to groups, all at one depth of module paths."""
     nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
     working = [drawn_operations(program, operations(partition, nodes)) for partition in partitions]
-    paths = [[_place(program, node) for node in own] for own in working]
+    paths = [[place_of(program, node) for node in own] for own in working]
     limit = box_limit(len(partitions))
 
     def at(depth: int) -> list[list[list[int]]]:
@@ -59,6 +59,13 @@ def groups_of(program: Program, partitions: Sequence[Partition]) -> list[list[Gr
         members = [[own[position] for position in group] for group in kept]
         found.append([_group(program, each, place == merged) for place, each in enumerate(members)])
     return found
+
+
+def single_operations(program: Program, partitions: Sequence[Partition]) -> list[list[Group]]:
+    """Make a group of each operation, where nothing is collapsed."""
+    nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
+    working = [drawn_operations(program, operations(partition, nodes)) for partition in partitions]
+    return [[Group(_called(node), made(program, node), "", (node.name,)) for node in own] for own in working]
 
 
 def box_limit(partitions: int) -> int:
@@ -121,11 +128,11 @@ def made(program: Program, node: fx.Node) -> str:
 
 def value_name(program: Program, node: fx.Node | None, name: str) -> str:
     """Name a value by the module that makes it, or by its node where no one module does."""
-    path = _place(program, node) if node is not None else ""
+    path = place_of(program, node) if node is not None else ""
     return shorten(path or name, LONGEST)
 
 
-def _place(program: Program, node: fx.Node) -> str:
+def place_of(program: Program, node: fx.Node) -> str:
     """Return the module path of an operation; what is taken out of a module's tuple belongs to the module."""
     path = module_path(node)
     while not path and node.target is getitem and isinstance(source := node.args[0], fx.Node):
@@ -141,7 +148,7 @@ def _folded(program: Program, own: Sequence[fx.Node], groups: list[list[int]]) -
 
     def alike(numbered: tuple[int, list[int]]) -> tuple[object, ...]:
         place, group = numbered
-        path = common_path(_place(program, own[position]) for position in group)
+        path = common_path(place_of(program, own[position]) for position in group)
         parent, _, last = path.rpartition(".")
         if not last.isdecimal():
             return (place,)
@@ -179,7 +186,7 @@ def _named(program: Program, members: Sequence[fx.Node]) -> tuple[str, str]:
     A whole module is named by its path and class, a part of one by the first and the last of its children, and
     operations of no child by their names.
     """
-    places = [_place(program, node) for node in members]
+    places = [place_of(program, node) for node in members]
     path = common_path(places)
     depth = path.count(".") + 1 if path else 0
     children = list(dict.fromkeys(place.split(".")[depth] for place in places if place != path))
@@ -201,7 +208,7 @@ def _is_whole(program: Program, path: str, members: Sequence[fx.Node]) -> bool:
     """Whether a box holds all operations of a module."""
     held = {node.name for node in members}
     graph = program.graph.nodes if program.graph else ()
-    inside = (node for node in graph if f"{_place(program, node)}.".startswith(f"{path}."))
+    inside = (node for node in graph if f"{place_of(program, node)}.".startswith(f"{path}."))
     return all(node.name in held or is_plain(program, node) for node in inside if node.op != "get_attr")
 
 

@@ -1,13 +1,13 @@
 """What a picture of a program shows: boxes, each of the operations of a module, lines between them, and the cuts."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from dnifx.ir import Partition, Program, Recurrence, count_parameters
-from dnifx.report.boxes import LONGEST, groups_of, is_plain, made, value_name
+from dnifx.report.boxes import LONGEST, Group, groups_of, is_plain, made, value_name
 from dnifx.report.facts import BoundaryFacts, ProgramFacts, program_facts, value_facts
 from dnifx.units import percent, plural, quantity, shorten
 
@@ -107,13 +107,18 @@ class Picture:
     gates: tuple[Net, ...]
 
 
-def picture_of(program: Program) -> Picture:
+Collapse = Callable[[Program, Sequence[Partition]], list[list[Group]]]
+"""Says which operations of each partition are one box."""
+
+
+def picture_of(program: Program, collapse: Collapse = groups_of) -> Picture:
     """Collapse a program to what can be drawn. A program without partitions is drawn as one partition."""
     facts = program_facts(program)
     nodes = {node.name: node for node in program.graph.nodes} if program.graph else {}
     partitions = program.partitions or (Partition(0, tuple(nodes)),)
     states = states_of(program)
-    boxes = (*_end_boxes(program, nodes, states, len(partitions)), *_partition_boxes(program, partitions))
+    groups = collapse(program, partitions)
+    boxes = (*_end_boxes(program, nodes, states, len(partitions)), *_partition_boxes(partitions, groups))
     return Picture(
         facts.model, _summary(facts), _bands(facts), boxes, *_connections(program, facts, nodes, states, boxes)
     )
@@ -139,10 +144,10 @@ def states_of(program: Program) -> list[State]:
     ]
 
 
-def _partition_boxes(program: Program, partitions: Sequence[Partition]) -> Iterator[Box]:
-    """Collapse each partition's operations to boxes."""
-    for partition, groups in zip(partitions, groups_of(program, partitions), strict=True):
-        for place, each in enumerate(groups):
+def _partition_boxes(partitions: Sequence[Partition], groups: Sequence[Sequence[Group]]) -> Iterator[Box]:
+    """Make a box of each group of operations."""
+    for partition, own in zip(partitions, groups, strict=True):
+        for place, each in enumerate(own):
             key = f"box_{partition.index}_{place}"
             yield Box(key, partition.index, each.title, each.detail, each.nodes, each.about)
 

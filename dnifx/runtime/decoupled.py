@@ -369,6 +369,14 @@ class DecoupledModule(StandIn):
         """
         return self.emitters.svg(self.program, code)
 
+    def to_html(self, schedule: Any = None) -> str:
+        """Return one HTML file: modules unfold, a click shows shapes, cost and code, and a schedule plays.
+
+        Args:
+            schedule: The schedule that it plays, as in ``trainer``; by default the net's own, beside backpropagation.
+        """
+        return self.emitters.html(self, schedule)
+
     def _repr_svg_(self) -> str:
         """Draw the net in a notebook."""
         return self.to_svg()

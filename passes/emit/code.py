@@ -10,10 +10,11 @@ from torch import fx
 
 from dnifx.errors import PassError
 from dnifx.estimators.suffix import SuffixGradient
-from dnifx.ir import Program, module_path
+from dnifx.ir import Part, Program, module_path
 from dnifx.passes.emit.blocks import named
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.emit.window_lines import without_step
+from dnifx.report.listings import Emitted
 from dnifx.runtime.emitted.source import source_of
 from dnifx.runtime.emitted.text import attribute, comment, docstring, is_identifier
 
@@ -32,6 +33,32 @@ def program_code(program: Program, mean: bool) -> str:
     )
     text = "\n\n".join([*parts, step])
     return f"{import_block(imports, text)}\n\n{text}"
+
+
+def emitted_code(program: Program, mean: bool, part: Part) -> Emitted:
+    """Return the code of one part by what it belongs to; partitions and boundaries are numbered as in the net."""
+    refusal = without_step(program)
+    step = (
+        f"# {comment(refusal)}\n"
+        if refusal or program.schedule is None
+        else StepWriter(program, program.schedule, mean).source()
+    )
+    inside = part.boundaries or tuple(range(len(program.boundaries)))
+    suffixes = {
+        inside[place]: function_code(each.estimator.thin.graph, f"suffix_{boundary.key}", each.detail, program, {})
+        for place, (boundary, each) in enumerate(zip(program.boundaries, program.interfaces, strict=True))
+        if isinstance(each.estimator, SuffixGradient)
+    }
+    return Emitted(dict(zip(part.partitions, partition_code(program, {}), strict=True)), suffixes, step)
+
+
+def uncut_code(program: Program) -> Emitted:
+    """Return the code of a program that has no partitions."""
+    return Emitted(
+        {0: function_code(program.graph, "forward", "the model as it was captured", program, {})}
+        if program.graph
+        else {}
+    )
 
 
 def partition_code(program: Program, imports: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,13 +20,19 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.passes.capture.record import writer
 from dnifx.passes.emit import folder_text, step
-from dnifx.report import svg, terminal
+from dnifx.report import html, svg, terminal
 from dnifx.report.dot import to_dot
 from dnifx.report.facts import as_dict
+from dnifx.report.html import to_html
 from dnifx.report.svg import to_svg
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.emitted import source, text
 from tests.contracts.hostile import BREAKOUTS, FORBIDDEN, RESERVED, RUN, Hostile, Names, all_names, hostile, watched
+from tests.report.page_reader import Page, check_data
+from tests.report.report_programs import chain
+
+PLAIN_PAGE = Page(to_html(chain()))
+"""A page without strange names: its elements, its script and its style are those of every page."""
 
 ALL_BREAKOUTS = [text.format(RUN).replace(".", "") for text in BREAKOUTS]
 NAMED = [name for name in (*ALL_BREAKOUTS, *RESERVED) if name not in FORBIDDEN]
@@ -114,7 +120,28 @@ def check_reports(model: Hostile, batch: dict[str, Tensor]) -> None:
     ElementTree.fromstring(to_svg(net.program))
     assert json.loads(json.dumps(as_dict(net.program)))
     check_dot(to_dot(net.program))
+    check_page(net.to_html())
     assert all(letter.isprintable() or letter == "\n" for letter in str(net))
+
+
+def check_page(written: str) -> None:
+    """A page is ASCII, no name makes an element or reaches its script, and its data are text that can be seen."""
+    read = Page(written)
+    assert written.isascii()
+    assert read.elements == PLAIN_PAGE.elements
+    assert read.texts["script"][1:] == PLAIN_PAGE.texts["script"][1:]
+    assert read.texts["style"] == PLAIN_PAGE.texts["style"]
+    assert "<" not in read.texts["script"][0]
+    check_data(read.data)
+    assert all(letter.isprintable() or letter in "\n\t" for text in texts_in(read.data) for letter in text)
+
+
+def texts_in(data: Any) -> Iterator[str]:
+    """Return all texts in data."""
+    if isinstance(data, str):
+        yield data
+    for each in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from texts_in(each)
 
 
 def check_dot(written: str) -> None:
@@ -235,6 +262,8 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any], Sequence[Names]]] = {
     "any node name": (writer, "reserve_names", lambda graph: None, [WORDS]),
     "markup as it is": (terminal, "shown", lambda each, style="": each, BROKEN),
     "characters as they are": (svg, "visible", str, [CONTROL]),
+    "data of a page as they are": (html, "embedded", json.dumps, BROKEN),
+    "characters of a page as they are": (html, "visible", str, [CONTROL]),
 }
 """Ways to write names that let them act: what is replaced in which module, by what, and the names that show it."""
 

@@ -30,6 +30,7 @@ class Emitters:
         report: The program as text for people.
         rich: The program as a rich renderable.
         svg: The program as a picture; with the file of its emitted code, to which boxes then link.
+        html: A module as a page that unfolds; with the schedule that it plays.
         code: The program as Python; with whether the loss is a mean.
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, whether to diagnose, the rank of each
@@ -44,6 +45,7 @@ class Emitters:
     report: Callable[[Program], str]
     rich: Callable[[Program], Any]
     svg: Callable[[Program, str | os.PathLike[str] | None], str]
+    html: Callable[["Net", Any], str]
     code: Callable[[Program, bool], str]
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
     step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool], str]
