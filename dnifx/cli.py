@@ -115,8 +115,8 @@ def show(
         Console().print(ProgramReport(program))
         if not program.partitions:
             Console().print("", "Not cut yet. Try --cuts 4, --cuts each, or the name of a module.", sep="\n")
-    elif format is Format.HTML:
-        _write(_page(program) if net is None else net.to_html(), out)
+    elif format is Format.HTML and net is not None:
+        _write(net.to_html(), out)
     else:
         _write(_text(program, format, code), out)
 
@@ -262,6 +262,8 @@ def _text(program: "Program", format: Format, code: Path | None) -> str:
             return to_dot(program)
         case Format.SVG:
             return picture(program, code)
+        case Format.HTML:
+            return _page(program)
 
 
 def _page(program: "Program") -> str:

@@ -33,7 +33,9 @@ class Tab:
 
     def __init__(self, browser: Any, path: Path, text: str) -> None:
         path.write_text(text, encoding="ascii")
-        self.page, self.asked, self.errors = browser.new_page(viewport={"width": 1300, "height": 850}), [], []
+        self.page = browser.new_page(viewport={"width": 1300, "height": 850})
+        self.asked: list[str] = []
+        self.errors: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: self.errors.append(message.text))

@@ -3,7 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from itertools import pairwise
 
@@ -51,13 +51,18 @@ def labelled() -> Program:
     return net.program
 
 
+def in_time(name: str) -> Program:
+    """A net with a cut in time."""
+    return recurrent(name).program
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "chain": chain,
     "branches": branches,
     "long": lambda: program_of(Long(900), (torch.zeros(2, 4),), {"middle": "add_300"}),
     "labelled": labelled,
     "blocks": lambda: blocks(12, "h.3", "h.7").program,
-    **{name: (lambda name=name: recurrent(name).program) for name in TIMES},
+    **{name: partial(in_time, name) for name in TIMES},
 }
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 
