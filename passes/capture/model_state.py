@@ -153,12 +153,27 @@ def fixed(leaf: Any) -> Hashable:
 def frozen(value: Any) -> Any:
     """Return a container with containers of its own, which stay as they are when the model changes its own."""
     if isinstance(value, dict):
-        made = copy.copy(value)
-        made.update({key: frozen(part) for key, part in value.items()})
-        return made
+        return frozen_dict(value)
     if isinstance(value, deque):
         return deque(map(frozen, value), value.maxlen)
     return type(value)(map(frozen, value)) if type(value) in (list, tuple, set, frozenset) else value
+
+
+def frozen_dict(value: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a dict with a copy of what it holds, of its own class where that lets itself be copied.
+
+    A class may refuse every change, as configurations do, so its own methods are not asked.
+    """
+    held = {key: frozen(part) for key, part in dict.items(value)}
+    try:
+        made: dict[Any, Any] = copy.copy(value)
+    except Exception:  # noqa: BLE001 - whatever a class of the user's raises
+        return held
+    if made is value or dict.keys(made) != held.keys():
+        return held
+    for key, part in held.items():
+        dict.__setitem__(made, key, part)
+    return made
 
 
 def comparable(value: Any, seen: Any) -> Hashable:

@@ -1,7 +1,7 @@
 """Where forward may read a value from, and how that value may change: the net follows the model in each."""
 
 import enum
-from collections import defaultdict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -47,6 +47,29 @@ class AsAttributes(dict[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
+
+
+class Frozen(OrderedDict[str, Any]):
+    """A dictionary that lets its entries be set once, and refuses every other change."""
+
+    def refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("this configuration is frozen")
+
+    update = pop = setdefault = clear = __delitem__ = refuse
+
+
+class FrozenAfterwards(dict[str, Any]):
+    """A dictionary that refuses even what a copy of it would set."""
+
+    def __init__(self, **entries: Any) -> None:
+        super().__init__(**entries)
+        self.done = True
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise RuntimeError("this configuration is frozen")
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("this configuration is frozen")
 
 
 class Kind(enum.Enum):
@@ -97,6 +120,12 @@ READS: dict[str, tuple[Callable[[], Any], Read, Change]] = {
         lambda m: m.held.rate,
         lambda m: m.held.update(rate=3.0),
     ),
+    "a frozen dict": (lambda: Frozen(rate=1.0), lambda m: m.held["rate"], put("held", Frozen(rate=3.0))),
+    "a frozen dict in which something changes": (
+        lambda: FrozenAfterwards(rates=[1.0]),
+        lambda m: m.held["rates"][0],
+        lambda m: m.held["rates"].insert(0, 3.0),
+    ),
     "a nested dict": (
         lambda: {"a": {"b": [1.0]}},
         lambda m: m.held["a"]["b"][0],
@@ -141,6 +170,8 @@ def test_a_net_follows_what_forward_reads(name: str) -> None:
     torch.manual_seed(0)
     model, x = Model(), torch.randn(5, 4)
     net = dnifx.decouple(model, ["first"], args=(x,))
+    assert net.program.capture is not None
+    assert net.program.capture.method == "record"
     before = net(x)
     change(model)
     assert torch.equal(net(x), model(x))
