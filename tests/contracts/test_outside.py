@@ -416,3 +416,62 @@ def test_code_says_which_variables_it_names() -> None:
     assert Naming(("total",), enclosed=True, stored=True) in found
     assert Naming(("STATE", "rate"), enclosed=False, stored=True) in found
     assert {("COUNT",), ("LOG",), ("weight",)} <= names_of(uses)
+
+
+RATE, CALLS = 1.0, 0
+
+
+def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Scale what a module gives, and count."""
+    global CALLS
+    CALLS += 1
+    return output * RATE
+
+
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    """Measure how far two values are apart, and count."""
+    global CALLS
+    CALLS += 1
+    return RATE * (one - other).abs().sum(-1)
+
+
+class Hooked(nn.Module):
+    """A module of torch with a hook of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.last.register_forward_hook(hook)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.first(x)))
+        return out
+
+
+class Given(nn.Module):
+    """A module of torch that was given a function of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.far = nn.TripletMarginWithDistanceLoss(distance_function=distance, margin=5.0, reduction="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        out: Tensor = self.far(h, h * 0.5, h * 2)
+        return out
+
+
+@pytest.mark.parametrize("make", [Hooked, Given])
+def test_what_functions_inside_modules_of_torch_read_is_followed_and_what_they_write_is_put_back(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(4, WIDTH)
+    monkeypatch.setattr(sys.modules[__name__], "CALLS", 0)
+    net = dnifx.decouple(model, ["first"], args=(x,), gradient="zero")
+    assert CALLS == 0
+    before = net(x)
+    monkeypatch.setattr(sys.modules[__name__], "RATE", 3.0)
+    assert torch.equal(net(x), model(x))
+    assert not torch.equal(net(x), before)

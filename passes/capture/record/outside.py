@@ -222,6 +222,22 @@ def restored(model: nn.Module) -> Iterator[Snapshot]:
         yield snapshot
 
 
+class Pause:
+    """A block in which functions run unwatched; a class, since it is entered for each operation, also within another."""
+
+    def __init__(self, within: Callable[..., Any] | None) -> None:
+        self._within = within
+
+    def __enter__(self) -> None:
+        """Take the watch off."""
+        self._after = sys.gettrace()
+        sys.settrace(self._within)
+
+    def __exit__(self, *error: object) -> None:
+        """Go on as before."""
+        sys.settrace(self._after)
+
+
 class VariableWatch:
     """Saves the variables that the functions of the model's code name, before each of them first runs.
 
@@ -245,11 +261,11 @@ class VariableWatch:
         self._save = save
         self._tell = tell
         self._tells = tells
-        self._done: set[tuple[CodeType, bool]] = set()
-        self._functions: dict[CodeType, list[FunctionType]] = {}
+        self._done: dict[bool, dict[int, CodeType]] = {True: {}, False: {}}  # hashing a code itself takes long
+        self._others: dict[int, CodeType] = {}
+        self._functions: dict[int, list[FunctionType]] = {}
         self._kinds: set[type] = set()
         self._before: Callable[..., Any] | None = None
-        self._trace: Callable[..., Any] | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -257,12 +273,10 @@ class VariableWatch:
         for module in self._model.modules():
             self._know(module)
         before: Callable[..., Any] | None = sys.gettrace()
-        done, tells = self._done, self._tells
+        others = self._others
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            call = frame.f_code, tells()
-            if call not in done:
-                done.add(call)
+            if id(frame.f_code) not in others:
                 self._called(frame)
             if before is None:
                 return None
@@ -270,33 +284,33 @@ class VariableWatch:
             sys.settrace(trace)  # the tracer of coverage takes its place when it is called
             return inner
 
-        self._before, self._trace = before, trace
+        self._before = before
         sys.settrace(trace)
         try:
             yield
         finally:
             sys.settrace(before)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> "Pause":
         """Let functions run unwatched within the block."""
-        sys.settrace(self._before)
-        try:
-            yield
-        finally:
-            sys.settrace(self._trace)
+        return Pause(self._before)
 
     def _called(self, frame: FrameType) -> None:
         code = frame.f_code
         if is_installed(code.co_filename) or not is_models(code.co_filename, code.co_firstlineno):
+            self._others[id(code)] = code
             return
+        done = self._done[self._tells()]
+        if id(code) in done:
+            return
+        done[id(code)] = code
         for naming in namings(code):
             for at in self._enclosed(code, naming) if naming.enclosed else self._global(frame.f_globals, naming):
                 found = self._followed(at, naming.names[1:])
                 self._know_function(found.value)
                 if (naming.stored or found.value is not Missing) and _counts(found.value):
                     self._read(found)
-        for function in self._functions.get(code, ()):
+        for function in self._functions.get(id(code), ()):
             for name, value in defaults(function).items():
                 if not isinstance(value, PLAIN) and _counts(value):
                     self._read(
@@ -311,7 +325,7 @@ class VariableWatch:
     def _enclosed(self, code: CodeType, naming: Naming) -> Iterator[Read]:
         """Yield the variable of the function around, for each function that this code is known to be of."""
         name = naming.names[0]
-        for function in self._functions.get(code, ()):
+        for function in self._functions.get(id(code), ()):
             cell = (function.__closure__ or ())[code.co_freevars.index(name)]
             yield Read(holder_of(cell, Enclosed), "value", f"{function.__module__}.{code.co_qualname}.<closure>:{name}")
 
@@ -344,13 +358,14 @@ class VariableWatch:
                 self._kinds.add(kind)
                 held += vars(kind).values()
         for each in held:
-            self._know_function(each)
+            if isinstance(each, _WRAPPERS):
+                self._know_function(each)
 
     def _know_function(self, value: Any) -> None:
         """Note a function with those that it encloses, as decorators do."""
         within = ("__func__", "fget", "__wrapped__", "func") if isinstance(value, _WRAPPERS) else ()
         for each in (value, *(getattr(value, name, None) for name in within)):
-            known = self._functions.setdefault(each.__code__, []) if isinstance(each, FunctionType) else [each]
+            known = self._functions.setdefault(id(each.__code__), []) if isinstance(each, FunctionType) else [each]
             if isinstance(each, FunctionType) and each not in known:
                 known.append(each)
                 for cell in each.__closure__ or ():

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType, MappingProxyType
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -17,6 +18,10 @@ _OPENED = (
 )
 """The modules of torch that are opened; all others stay one node."""
 
+_GLOBAL_HOOKS: tuple[Mapping[int, object], ...] = (
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_forward_pre_hooks,
+)
 _MADE = "<made in forward>."
 
 
@@ -28,6 +33,15 @@ def made_path(module: nn.Module) -> str:
 def is_made(path: str) -> bool:
     """Whether a path is that of a module that forward creates."""
     return path.startswith(_MADE)
+
+
+def runs_torch_alone(module: nn.Module) -> bool:
+    """Whether a call of a module runs torch's own code and no other: it has no parts, no hooks, and no function that it was given."""
+    if not type(module).__module__.startswith("torch.nn.modules."):
+        return False
+    held = object.__getattribute__(module, "__dict__")
+    hooks = (held["_forward_hooks"], held["_forward_pre_hooks"], *_GLOBAL_HOOKS)
+    return not (held["_modules"] or any(hooks) or any(map(callable, held.values())))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dnifx.passes.capture.record.guards import Guards
 from dnifx.passes.capture.record.hazards import model_line
 from dnifx.passes.capture.record.node_values import NodeValue, Path
 from dnifx.passes.capture.record.open_modules import OpenModules
-from dnifx.passes.capture.record.plan import Plan, ancestry, is_made, made_path
+from dnifx.passes.capture.record.plan import Plan, ancestry, is_made, made_path, runs_torch_alone
 from dnifx.passes.capture.record.sizes import Number, SymbolicInt, plain, symbolic
 from dnifx.passes.capture.record.state import Snapshot
 from dnifx.passes.capture.record.structure import contents_of, gives_tensors, tensors_in
@@ -88,7 +88,7 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a torch function and write it down."""
-        with self.unwatched():
+        with nullcontext() if any(map(callable, (*args, *(kwargs or {}).values()))) else self.unwatched():
             if not self.active:
                 if self._opaque:
                     self._look_into_opaque(args)
@@ -232,13 +232,14 @@ class Recorder(TorchFunctionMode):
                 self.read_inside.setdefault(path)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
-        with self.paused():
+        with self.unwatched(), self.paused():
             opened = bool(self.modules.regions) and self._plan.may_open(path, module)
             is_leaf = self._plan.is_leaf(path, module) and not opened and not self._has_other_parameters(module)
         if is_leaf:
             if is_made(path):
                 return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
-            return self._leaf(call, module, path, args, kwargs)
+            with self.unwatched() if runs_torch_alone(module) else nullcontext():
+                return self._leaf(call, module, path, args, kwargs)
         self.modules.enter(module, path)
         try:
             result = call(module, *args, **kwargs)
