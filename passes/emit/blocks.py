@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import fx, nn
+
 from dnifx.ir import Action, Boundary, Interface, Kind, Program, Schedule, own_parameters
 from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.checkpoints import regions_of
@@ -31,6 +33,13 @@ class Block:
 
     title: str
     lines: tuple[str, ...]
+
+
+def normalizes_groups(node: fx.Node, program: Program) -> bool:
+    """Whether a node calls a group norm, or a module that holds one."""
+    if node.op == "call_module":
+        return any(isinstance(each, nn.GroupNorm) for each in program.model.get_submodule(str(node.target)).modules())
+    return node.op == "call_function" and "group_norm" in str(getattr(node.target, "__name__", node.target))
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,8 @@ class StepPlan:
 
     def leaves(self, boundary: Boundary) -> list[str]:
         """Write the leaves that the consumers of a boundary on this rank read."""
-        grad = ".requires_grad_()" if self.runs(Kind.TARGET, boundary.index) else ""
+        needed = self.runs(Kind.TARGET, boundary.index) or self.reaches_group_norm(boundary)
+        grad = ".requires_grad_()" if needed else ""
         if not self.spread(boundary):
             return [f"{leaf(name)} = {local(name)}.detach(){grad}" for name in boundary.values]
         return [
@@ -122,6 +132,15 @@ class StepPlan:
             for name in boundary.values
             if name in self.program.partitions[index].inputs
         ]
+
+    def reaches_group_norm(self, boundary: Boundary) -> bool:
+        """Whether a consumer normalizes groups.
+
+        The backward pass of torch's group norm ends the process where its input lies channels last, on the CPU, and needs no
+        gradient (torch 2.13). So the input gets one, whether anybody asks for it or not.
+        """
+        held = {name for index in boundary.consumers for name in self.program.partitions[index].nodes}
+        return any(node.name in held and normalizes_groups(node, self.program) for node in captured(self.program).nodes)
 
     def gradient_of(self, name: str, partition: int) -> str:
         """Return the gradient that a consumer gave to a value of a boundary that is spread over ranks."""
