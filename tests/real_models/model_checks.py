@@ -283,7 +283,10 @@ def runs_in_double(factory: Factory) -> bool:
 
 
 class Detached(fx.Interpreter):
-    """Runs a captured graph with every value detached on its way from one partition to another."""
+    """Runs a captured graph with every value detached on its way from one partition to another.
+
+    What is detached gets a gradient that nobody reads: torch's group norm ends the process without, in channels last.
+    """
 
     def __init__(self, net: DecoupledModule) -> None:
         graph = net.program.graph
@@ -302,7 +305,8 @@ class Detached(fx.Interpreter):
         def value(node: fx.Node) -> Any:
             held = self.env[node]
             crosses = node.op != "placeholder" and self.partition_of[node.name] != self.partition_of[n.name]
-            return held.detach() if crosses and isinstance(held, Tensor) and held.requires_grad else held
+            cut = crosses and isinstance(held, Tensor) and held.requires_grad
+            return held.detach().requires_grad_() if cut else held
 
         return fx.node.map_arg(args, value)
 
