@@ -121,7 +121,7 @@ class StepPlan:
 
     def leaves(self, boundary: Boundary) -> list[str]:
         """Write the leaves that the consumers of a boundary on this rank read."""
-        needed = self.runs(Kind.TARGET, boundary.index) or self.reaches_group_norm(boundary)
+        needed = self.runs(Kind.TARGET, boundary.index) or not self.group_norms.isdisjoint(boundary.consumers)
         grad = ".requires_grad_()" if needed else ""
         if not self.spread(boundary):
             return [f"{leaf(name)} = {local(name)}.detach(){grad}" for name in boundary.values]
@@ -133,14 +133,17 @@ class StepPlan:
             if name in self.program.partitions[index].inputs
         ]
 
-    def reaches_group_norm(self, boundary: Boundary) -> bool:
-        """Whether a consumer normalizes groups.
+    @cached_property
+    def group_norms(self) -> frozenset[int]:
+        """The partitions that normalize groups.
 
         The backward pass of torch's group norm ends the process where its input lies channels last, on the CPU, and needs no
-        gradient (torch 2.13). So the input gets one, whether anybody asks for it or not.
+        gradient (torch 2.13). So what these partitions read gets one, whether anybody asks for it or not.
         """
-        held = {name for index in boundary.consumers for name in self.program.partitions[index].nodes}
-        return any(node.name in held and normalizes_groups(node, self.program) for node in captured(self.program).nodes)
+        program = self.program
+        return frozenset(
+            program.partition_of[node.name] for node in captured(program).nodes if normalizes_groups(node, program)
+        )
 
     def gradient_of(self, name: str, partition: int) -> str:
         """Return the gradient that a consumer gave to a value of a boundary that is spread over ranks."""

@@ -76,10 +76,9 @@ def test_accelerate() -> None:
     check(net, whole())
 
 
-def test_lightning(tmp_path: Path) -> None:
+def lightning_module() -> Any:
+    """Return a LightningModule that trains the net."""
     import lightning
-
-    from dnifx.adapters.lightning import TellLossScale
 
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
@@ -92,7 +91,15 @@ def test_lightning(tmp_path: Path) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return sgd(self.net)
 
-    module = Classifier()
+    return Classifier()
+
+
+def test_lightning(tmp_path: Path) -> None:
+    import lightning
+
+    from dnifx.adapters.lightning import TellLossScale
+
+    module = lightning_module()
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )

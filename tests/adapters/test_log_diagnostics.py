@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from dnifx.errors import InputError
-from tests.adapters.test_adapters import X, Y, made, sgd
+from tests.adapters.test_adapters import X, Y, lightning_module, made, sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -38,17 +37,6 @@ def test_lightning(tmp_path: Path) -> None:
 
     from dnifx.adapters.lightning import LogDiagnostics
 
-    class Classifier(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = made()
-
-        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-            return cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return sgd(self.net)
-
     logger = CSVLogger(tmp_path)
     trainer = lightning.Trainer(
         max_steps=6,
@@ -60,7 +48,7 @@ def test_lightning(tmp_path: Path) -> None:
         enable_model_summary=False,
         callbacks=[LogDiagnostics()],
     )
-    trainer.fit(Classifier(), DataLoader(TensorDataset(X, Y), batch_size=4))
+    trainer.fit(lightning_module(), DataLoader(TensorDataset(X, Y), batch_size=4))
     with Path(logger.log_dir, "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["dni/0/cosine"]]
     assert [int(row["step"]) for row in rows] == [2, 5]
