@@ -20,6 +20,7 @@ from dnifx.passes.cuts.resolve import CutSpec
 from dnifx.passes.emit.code import emitted_code, program_code
 from dnifx.passes.emit.folder import write_folder
 from dnifx.passes.emit.fused import INPUT_MODELS, interface_root
+from dnifx.passes.emit.joined_updates import can_wait
 from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.insert.interfaces import Choices, InputChoices
 from dnifx.passes.pipeline import Callback
@@ -170,13 +171,15 @@ def step_source(
     ranks: schedules.Ranks = (),
     rank: int = 0,
     scaled: bool = False,
+    joined: bool = False,
     *,
     clocked: bool = False,
 ) -> str:
     """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
 
     With ``ranks``, those of the partitions, it is the step of one rank. Where it is ``scaled``, its backward passes are those of a
-    multiple of the loss. Where it is ``clocked``, it tells ``self.clock`` the name of each action when it has ended.
+    multiple of the loss. Where updates may be ``joined``, they wait for each other as long as nothing reads what they write. Where it
+    is ``clocked``, it tells ``self.clock`` the name of each action when it has ended.
 
     Raises:
         ScheduleError: The schedule runs an action before what it depends on.
@@ -187,7 +190,9 @@ def step_source(
     if ranks:
         wanted = schedules.transferred(wanted, program, ranks)
         schedules.validate(wanted, program, partial=True)
-    return StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled, clocked=clocked).source()
+    waits = joined and not clocked and can_wait(program)
+    writer = StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled, clocked=clocked, joined=waits)
+    return writer.source()
 
 
 def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> str:

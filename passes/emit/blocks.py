@@ -56,6 +56,7 @@ class StepPlan:
         evaluates: Whether the step only runs forward, for the output.
         scaled: Whether the backward passes are those of a multiple of the loss.
         clocked: Whether the step tells ``self.clock`` the name of each action when it has ended.
+        joined: Whether updates wait, to be made together.
     """
 
     program: Program
@@ -67,6 +68,11 @@ class StepPlan:
     evaluates: bool = False
     scaled: bool = False
     clocked: bool = False
+    joined: bool = False
+
+    def applied(self, optimizer: str) -> str:
+        """Write an update by an optimizer; or, where updates are joined, what is done of it now."""
+        return f"self.joined.take({optimizer})" if self.joined else f"apply_gradients({optimizer})"
 
     def compares_producer(self, partition: int) -> bool:
         """Whether the step compares what estimates and targets do to a partition's parameters.

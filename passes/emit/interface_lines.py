@@ -166,5 +166,5 @@ class InterfaceLines(StepPlan):
         if self.imagined(boundary):
             values = tuple_of(f"{leaf(name)}.detach()" for name in boundary.values)
             lines += fit_lines((f"*imagined_{key}", fit_gradients(f"imagined_{key}", values, self.scaled)))
-        lines.append(f"apply_gradients(self.estimator_optimizers[{key!r}])")
+        lines.append(self.applied(f"self.estimator_optimizers[{key!r}]"))
         return Block(f"{action}: fit the interface of {boundary.name}", tuple(lines))

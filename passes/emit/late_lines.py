@@ -48,7 +48,7 @@ class LateLines(StepPlan):
             f"{late} = self.late.due({key!r})",
             f"if {late} is not None:",
             f"    diagnostics[{literal(boundary.name)}] = compare(*{fitted})" if self.diagnose else f"    {fitted}",
-            f"    apply_gradients(self.estimator_optimizers[{key!r}])",
+            f"    {self.applied(f'self.estimator_optimizers[{key!r}]')}",
         )
         return Block(f"{action}: fit the interface of {boundary.name} to the target of {steps(action.lag)} ago", lines)
 

@@ -11,6 +11,7 @@ from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, leaf, local, t
 from dnifx.passes.emit.delayed_lines import DelayedLines
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
+from dnifx.passes.emit.joined_updates import made_after
 from dnifx.passes.emit.late_lines import LateLines
 from dnifx.passes.emit.transfer_lines import TransferLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
@@ -20,6 +21,9 @@ from dnifx.passes.time.states import kept_positions
 from dnifx.runtime.emitted.text import comment, docstring, literal
 from dnifx.schedules import with_time
 from dnifx.schedules.language import unplaced
+
+MAKE = "self.joined.make()"
+"""The line that makes the updates that wait."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class StepWriter(StepPlan):
         own = [action for action in self.schedule.actions if not self.ranks or action.rank == self.rank]
         ahead = [self.prelude(), *([start] if start else [])]
         blocks = [*ahead, *map(self.block, own)]
+        made = made_after(own, self.program) if self.joined else frozenset[int]()
+        blocks = [
+            replace(each, lines=(*each.lines, MAKE)) if place - len(ahead) in made else each
+            for place, each in enumerate(blocks)
+        ]
         told = ["begin"] * len(ahead) + [str(unplaced(action)) for action in own]
         where = f", on rank {self.rank}" if self.ranks else ""
         body = [f'"""One training step: {docstring(self.schedule.name)}{where}."""']
@@ -251,7 +260,7 @@ class StepWriter(StepPlan):
     def update(self, action: Action) -> Block:
         """Update a partition's own parameters."""
         name = self.program.partitions[action.index].name
-        return Block(f"{action}: update {name}", (f"apply_gradients(self.optimizers[{name!r}])",))
+        return Block(f"{action}: update {name}", (self.applied(f"self.optimizers[{name!r}]"),))
 
     def reads(self, name: str, partition: int) -> str:
         """Return what a partition reads for a value: a leaf for a boundary value or a state, else the value itself."""

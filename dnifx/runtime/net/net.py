@@ -34,7 +34,8 @@ class Emitters:
         code: The program as Python; with whether the loss is a mean.
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, whether to diagnose, the rank of each
-            partition, the rank that it is for, and whether its backward passes are those of a multiple of the loss.
+            partition, the rank that it is for, whether its backward passes are those of a multiple of the loss, and whether updates
+            may be joined.
         evaluation: The source of a forward pass over ranks.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         lag: From what a user gives as lag and as places, and a schedule's specification, to a number of steps.
@@ -48,7 +49,7 @@ class Emitters:
     html: Callable[["Net", Any], str]
     code: Callable[[Program, bool], str]
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
-    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool], str]
+    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool, bool], str]
     evaluation: Callable[[Program, tuple[int, ...], int], str]
     probe: Callable[[Program, bool, bool], str]
     lag: Callable[[Any, Any, Any, Program], int]

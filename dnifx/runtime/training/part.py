@@ -24,6 +24,7 @@ from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import statistics_of
 from dnifx.runtime.training.flight import Flight
+from dnifx.runtime.training.joined import Joined
 from dnifx.runtime.training.late import Late
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
@@ -99,7 +100,7 @@ class TrainedPart:
         self.estimator_optimizers = {key: estimator_optimizers[key] for key in fitted}
         steered = {*names.values(), *self.estimator_optimizers}
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
-        self.window, self.late = Window(self.program), Late()
+        self.window, self.late, self.joined = Window(self.program), Late(), Joined()
         self.flight = Flight(self.program.model, {each.name: each.parameters for each in self.program.partitions})
         known = dict(self.program.model.named_parameters(remove_duplicate=False))
         here = {known[name] for name in self.program.partitions[-1].uses}
@@ -123,11 +124,13 @@ class TrainedPart:
             "parameter": self.parameter,
             "own_losses": own_losses,
             "terms": self.terms,
+            "joined": self.joined,
         }
         self.statistics = Statistics(statistics_of(self.program))
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
+        scaled, waits = self.scaling is not None, options.penalty is None and not callable(options.clip)
         self.functions = Steps(
-            captured, net.emitters, shared, self.ownership, engine, self.cast, self.scaling is not None, own_losses
+            captured, net.emitters, shared, self.ownership, engine, self.cast, scaled, waits, own_losses
         )
 
     def fire(
@@ -212,7 +215,8 @@ class TrainedPart:
                 if not holds:
                     continue
             try:
-                with torch.enable_grad(), explaining(input_kind.program, input_kind.signature.inputs, inputs):
+                explained = explaining(input_kind.program, input_kind.signature.inputs, inputs)
+                with torch.enable_grad(), explained, self.joined.settled():
                     found: tuple[Tensor | None, Any, Mapping[str, Any]] = step(
                         self.functions.names(input_kind), *inputs, target, context
                     )

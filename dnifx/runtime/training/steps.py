@@ -77,6 +77,7 @@ class Steps:
         engine: Says which partitions run here.
         cast: From a function to one that runs under autocast, where the trainer does.
         scaled: Whether the backward passes are those of a multiple of the loss.
+        joined: Whether updates may wait, to be made together.
         own_losses: What partitions train themselves of what they leave on the model.
     """
 
@@ -87,6 +88,7 @@ class Steps:
     engine: Engine
     cast: Callable[[Any], Any]
     scaled: bool = False
+    joined: bool = False
     own_losses: OwnLosses = field(default_factory=dict)
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _evaluations: dict[int, Step] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class Steps:
             program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            options = self.part.mean, diagnose, self.ranks, self.engine.rank, self.scaled
+            options = self.part.mean, diagnose, self.ranks, self.engine.rank, self.scaled, self.joined
             source = self.emitters.step(program, schedule, *options)
             self._functions[key] = compile_step(source)
         self._latest = input_kind, schedule, diagnose, self._functions[key]

@@ -29,7 +29,7 @@ class Turn:
 
     def __init__(self) -> None:
         self.updated: list[str] = []
-        self.under_way: str | None = None
+        self.under_way: list[str] = []
         self._lock = threading.Lock()
 
     @contextmanager
@@ -58,28 +58,28 @@ class Turn:
         """
         refuse_inference()
         with self.taken():
-            self.updated, self.under_way = [], None
+            self.updated, self.under_way = [], []
             try:
                 yield
             except BaseException as error:
                 error.add_note(self.note(number, [each.name for each in updates]))
                 raise
 
-    def begin(self, name: str) -> None:
+    def begin(self, *names: str) -> None:
         """Note that something is being updated."""
-        self.under_way = name
+        self.under_way += names
 
-    def end(self, name: str) -> None:
+    def end(self, *names: str) -> None:
         """Note that it is updated."""
-        self.under_way = None
-        self.updated.append(name)
+        self.under_way = [each for each in self.under_way if each not in names]
+        self.updated += names
 
     def note(self, number: int, names: Iterable[str]) -> str:
         """Return what a step that broke off had updated."""
-        if not self.updated and self.under_way is None:
+        if not self.updated and not self.under_way:
             return f"step {number} broke off before it had updated anything; the next step goes on"
-        half = f" In the middle of its update: {self.under_way}." if self.under_way is not None else ""
-        rest = [name for name in names if name not in self.updated and name != self.under_way]
+        half = f" In the middle of its update: {listed(self.under_way)}." if self.under_way else ""
+        rest = [name for name in names if name not in self.updated and name not in self.under_way]
         return (
             f"step {number} broke off. Updated: {listed(self.updated)}.{half} Not updated: {listed(rest)}. The next step goes on from "
             "these weights; trainer.load_state_dict goes back to a saved state"

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from dnifx.errors import LossError, OptimizerError, StateError
 from dnifx.ir import Boundary, Recurrence
 from dnifx.runtime.emitted.backward import added
-from dnifx.runtime.emitted.finite import Flag, clear_where, not_finite, step_unless, why_not_updated
+from dnifx.runtime.emitted.finite import Flag, changed, clear_where, not_finite, put_back, step_unless, why_not_updated
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.replicas import average
 from dnifx.runtime.training.scaling import Scaling
@@ -106,6 +106,15 @@ class Update:
         Raises:
             LossError: A gradient is not finite.
         """
+        if self.ready():
+            self.make()
+
+    def ready(self) -> bool:
+        """Do all of ``step`` before the optimizer is called; return whether it is to be called.
+
+        Raises:
+            LossError: A gradient is not finite.
+        """
         several = self.options.accumulate > 1
         if self.options.averaged and not several:
             average(self.parameters)  # before the look at them, so that all processes see the same
@@ -120,22 +129,43 @@ class Update:
             for parameter in self.parameters:
                 parameter.grad = None
             if not several:
-                return
+                return False
         elif isinstance(bad, Tensor) and several:
             clear_where(bad, self.parameters)
         if several and not self.complete():
-            return
+            return False
         if self.options.averaged and several:
             average(self.parameters)
         if callable(self.options.clip):
             self.options.clip(self.parameters)
         elif self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        return True
+
+    @property
+    def flag(self) -> Tensor | None:
+        """Says on a device whether the update that is ready is to change nothing; None where it is to be made."""
+        return self.refused if isinstance(self.refused, Tensor) and self.options.accumulate == 1 else None
+
+    def kept(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Return what an update may change, and copies of it, where a flag says on a device whether it does."""
+        if self.flag is None:
+            return None
+        tensors = changed(self.optimizer, self.flag)
+        return tensors, [each.detach().clone() for each in tensors]
+
+    def put_back(self, kept: tuple[list[Tensor], list[Tensor]] | None) -> None:
+        """Put back what was kept, where the flag says so."""
+        if kept is not None and self.flag is not None:
+            put_back(*kept, self.flag)
+
+    def make(self) -> None:
+        """Call the optimizer."""
         self.turn.begin(self.name)
-        if isinstance(bad, Tensor) and not several:
-            step_unless(self.optimizer, bad)
-        else:
+        if self.flag is None:
             self.optimizer.step()
+        else:
+            step_unless(self.optimizer, self.flag)
         self.turn.end(self.name)
         torch.clear_autocast_cache()  # or the next step, under the same autocast, runs on copies of the old weights
 
@@ -170,6 +200,11 @@ class Update:
             parameter.grad = total / self.options.accumulate
         self._sums, self.count = {}, 0
         return True
+
+    def drop(self) -> None:
+        """Drop the gradients of the step, without the profiling of ``zero_grad``."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def zero_grad(self) -> None:
         """Drop the gradients of the step."""
