@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.mutants.faults import Fault, faults
+from tests.mutants.found import Found
 from tests.mutants.tests_of import Coverage, areas, measure, measured, read
 from tests.mutants.trial import Outcome, attempt, check_whole, copied
 
@@ -34,11 +35,12 @@ def main(
     budget: Annotated[float, typer.Option(help="Seconds of tests for each fault.")] = 30.0,
     again: Annotated[float, typer.Option(help="Seconds of tests in all for one that those do not find.")] = 300.0,
     processes: Annotated[int, typer.Option(help="How many faults are tried at the same time.")] = 2,
-    kept: Annotated[Path, typer.Option(help="Where the coverage of the suite is kept.")] = ROOT / ".mutants",
+    kept: Annotated[Path, typer.Option(help="Where the coverage of the suite, and what was found, is kept.")] = ROOT
+    / ".mutants",
     area: Annotated[
         list[str] | None, typer.Option(help="Measure only tests of these folders: tests/passes/cuts.")
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Measure the coverage anew.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Measure the coverage anew, and try all faults again.")] = False,
     goal: Annotated[float, typer.Option(help="Exit with 1 where a smaller share is found.")] = 0.95,
 ) -> None:
     """Put faults into the code and tell which the tests do not find."""
@@ -49,7 +51,10 @@ def main(
             measure(ROOT, kept, ("dnifx", "passes"), tests)
     coverage = read(kept)
     drawn = draw(count, seed, tuple(below or SOURCES))
-    outcomes = try_all(drawn, coverage, (budget, again), processes, console)
+    if fresh:
+        (kept / "found.jsonl").unlink(missing_ok=True)
+    found = Found(ROOT, kept / "found.jsonl")
+    outcomes = try_all(drawn, coverage, found, (budget, again), processes, console)
     excused = equivalents()
     survivors = [each for each in outcomes if each.result in ("survived", "unmet")]
     for each in survivors:
@@ -58,12 +63,12 @@ def main(
             f"{each.result} ({each.by}): {each.fault}" + (f"  equivalent: {reason}" if reason else ""), markup=False
         )
     real = [each for each in survivors if line_of(each.fault) not in excused]
-    found = 1 - len(real) / max(len(outcomes), 1)
+    share = 1 - len(real) / max(len(outcomes), 1)
     console.print(
         f"{dict(Counter(each.result for each in outcomes))}, {len(survivors) - len(real)} of these equivalent"
     )
-    console.print(f"found or equivalent: {found:.1%} of {len(outcomes)} (seed {seed})")
-    sys.exit(found < goal)
+    console.print(f"found or equivalent: {share:.1%} of {len(outcomes)} (seed {seed})")
+    sys.exit(share < goal)
 
 
 def draw(count: int, seed: int, below: tuple[str, ...]) -> list[Fault]:
@@ -75,13 +80,19 @@ def draw(count: int, seed: int, below: tuple[str, ...]) -> list[Fault]:
 
 
 def try_all(
-    drawn: list[Fault], coverage: Coverage, budgets: tuple[float, float], processes: int, console: Console
+    drawn: list[Fault],
+    coverage: Coverage,
+    found: Found,
+    budgets: tuple[float, float],
+    processes: int,
+    console: Console,
 ) -> list[Outcome]:
     """Try faults, several at the same time, each in a copy of the checkout of its own.
 
     Args:
         drawn: The faults.
         coverage: Which tests run which line.
+        found: The faults that were found before, which are not tried again.
         budgets: Seconds of tests for each fault, and in all for one that those do not find.
         processes: How many faults are tried at the same time.
         console: Tells what becomes of each.
@@ -89,6 +100,9 @@ def try_all(
     copies: SimpleQueue[Path] = SimpleQueue()
 
     def one(fault: Fault) -> Outcome:
+        before = found.outcome(fault)
+        if before is not None:
+            return before
         first, more = (coverage.tests(fault, budget) for budget in budgets)
         copy = copies.get()
         try:
@@ -107,6 +121,8 @@ def try_all(
         outcomes = []
         for outcome in track(pool.map(one, drawn), "faults", len(drawn), console=console):
             outcomes.append(outcome)
+            if found.outcome(outcome.fault) is None:
+                found.add(outcome)
             console.print(f"{outcome.result:9} {outcome.fault}  [{outcome.by}]", markup=False, highlight=False)
         return outcomes
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.faults import Fault, broken, faults
+from tests.mutants.found import Found, digest
 from tests.mutants.tests_of import Coverage, nearness
-from tests.mutants.trial import attempt, check_whole
+from tests.mutants.trial import Outcome, attempt, check_whole
 
 SOURCE = '''"""A module."""
 
@@ -87,6 +88,18 @@ def test_tests_that_fail_without_a_fault_are_told(checkout: Path) -> None:
 def test_a_line_that_no_test_runs_is_unmet(checkout: Path) -> None:
     fault = faults(checkout, "clamp.py")[0]
     assert attempt(checkout, fault, [], 1.0).result == "unmet"
+
+
+def test_what_was_found_is_kept_until_the_file_changes(checkout: Path) -> None:
+    one, two = faults(checkout, "clamp.py")[:2]
+    Found(checkout, checkout / "kept" / "found").add(Outcome(one, "killed", "a test"))
+    Found(checkout, checkout / "kept" / "found").add(Outcome(two, "survived", "7 tests"))
+    again = Found(checkout, checkout / "kept" / "found")
+    assert again.outcome(one) == Outcome(one, "killed", "a test")
+    assert again.outcome(two) is None, "a test may have been written since"
+    (checkout / "clamp.py").write_text(SOURCE + "\n")
+    digest.cache_clear()
+    assert again.outcome(one) is None
 
 
 def test_tests_of_the_own_package_and_quick_ones_come_first() -> None:
