@@ -1,5 +1,7 @@
 """Runs that are saved to folders: whole saves alone count, and a run goes on bit for bit, on another number of ranks too."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from dnifx.errors import StateError
+from dnifx.runtime.training import checksums
 from tests.engines import jobs
 from tests.engines.pool import Pool, started
 
@@ -28,6 +31,9 @@ def test_a_run_goes_on_from_a_folder(
         count = 1 if places is None else 2
         found = pool.run(jobs.saved_in_a_folder, str(tmp_path), stop, part, places, gradient, count=count)
         assert found == [""] * count
+    for each in tmp_path.glob("step-*"):
+        lines = (each / checksums.NAME).read_text().splitlines()
+        assert {line[66:] for line in lines} == {path.name for path in each.iterdir()} - {checksums.NAME}
 
 
 def test_only_whole_saves_count(tmp_path: Path) -> None:
@@ -62,3 +68,32 @@ def test_a_save_of_another_trainer_changes_nothing(tmp_path: Path) -> None:
         trainer.load(tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in other.net.state_dict().items())
     other.step(*data[0][:1], target=data[0][1])
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 0.999])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", checksums.NAME])
+def test_a_flipped_bit_is_found(name: str, place: float, tmp_path: Path) -> None:
+    data, trainer = jobs.batches(2), jobs.chain().trainer(jobs.adam)
+    trainer.step(*data[0][:1], target=data[0][1])
+    trainer.save(tmp_path)
+    trainer.step(*data[1][:1], target=data[1][1])
+    whole = trainer.save(tmp_path)
+    content = bytearray((whole / name).read_bytes())
+    content[int(place * len(content))] ^= 0x02
+    (whole / name).write_bytes(content)
+    before = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+    with pytest.raises(StateError, match=r"step-2 cannot be read.*remove it, to go on from the save before"):
+        trainer.load(tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.net.state_dict().items())
+    shutil.rmtree(whole)
+    trainer.load(tmp_path)
+    assert trainer.steps == 1
+
+
+def test_the_checksums_are_those_of_a_common_tool_and_may_be_missing(tmp_path: Path) -> None:
+    trainer = jobs.chain().trainer(jobs.adam)
+    whole = trainer.save(tmp_path)
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "-c", "--quiet", checksums.NAME], cwd=whole, check=True)
+    (whole / checksums.NAME).unlink()
+    trainer.load(tmp_path)

@@ -1,6 +1,7 @@
 """A trainer's state in a folder, by torch.distributed.checkpoint: each rank writes what it alone keeps up to date.
 
-A save goes to a folder of its own, ``step-12``, which counts once it is whole; the one before stays until then.
+A save goes to a folder of its own, ``step-12``, which counts once it is whole; the one before stays until then. Each
+has the checksums of its files.
 """
 
 import io
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from dnifx.engines.stopping import KILLED
 from dnifx.errors import StateError
+from dnifx.runtime.training.checksums import checksums, refuse_damaged, write_checksums
 from dnifx.runtime.training.over_ranks import OverRanks, named_tensors, own_state, own_tensors, receive_late, take_state
 from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
 from dnifx.runtime.training.turns import Turn
-from dnifx.writing import PART, clear
+from dnifx.writing import PART, clear, sync_folder
 
 WHOLE = ".metadata"
 """What torch.distributed.checkpoint writes last."""
@@ -41,7 +43,7 @@ class InFolders(OverRanks):
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the run to a folder, by torch.distributed.checkpoint. Over ranks every rank calls it, and writes its own part.
 
-        Two saves stay there. ``load`` takes the last whole one, on any number of ranks, if all see the folder.
+        Two saves stay there, with checksums. ``load`` takes the last whole one, on any number of ranks, if all see the folder.
 
         Raises:
             StateError: The net has several rates, or the folder cannot be written to; earlier saves are whole.
@@ -57,7 +59,7 @@ class InFolders(OverRanks):
             missing_ok: Where there is no whole save, change nothing and return False.
 
         Raises:
-            StateError: There is none, or it belongs to another trainer; this one is as it was.
+            StateError: There is none, or it is damaged, or belongs to another trainer; this one is as it was.
         """
         with self.turn.taken():
             found = last_save(self, Path(folder))
@@ -136,14 +138,23 @@ def save(trainer: OverRanks, folder: Path) -> Path:
         clear(folder, "step-*")
     trainer.engine.collected(None)
     failed: BaseException | None = None
+    written: dict[str, str] = {}
     try:
-        with quiet():
-            save(content, checkpoint_id=draft, no_dist=ranks is None)
-        if first:
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-    except (OSError, CheckpointException) as error:
-        failed = error
+        try:
+            with quiet():
+                save(content, checkpoint_id=draft, no_dist=ranks is None)
+            written = checksums([*draft.glob(f"__{trainer.engine.rank}_*"), *([draft / WHOLE] if first else [])])
+        except (OSError, CheckpointException) as error:
+            failed = error
+        everyone = trainer.engine.collected((written, failed is None))
+        if first and all(done for _, done in everyone):
+            try:
+                write_checksums(draft, {name: each for known, _ in everyone for name, each in known.items()})
+                shutil.rmtree(target, ignore_errors=True)
+                draft.rename(target)
+                sync_folder(folder)
+            except OSError as error:
+                failed = error
     finally:
         if first:
             shutil.rmtree(draft, ignore_errors=True)
@@ -232,6 +243,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
+        refuse_damaged(path)
         known = FileSystemReader(path).read_metadata().state_dict_metadata
         content: dict[str, Any] = {
             name: torch.empty(each.size, dtype=each.properties.dtype)
