@@ -14,7 +14,7 @@ except ImportError:  # Windows, which neither locks files in this way nor opens 
     fcntl = None  # type: ignore[assignment]
 
 PART = ".part"
-"""How the ending of what is being written begins. The number of a process may follow."""
+"""The ending of what is being written."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
@@ -70,8 +70,8 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
 @contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Give a path beside another for what is being written; remove what is there at the end, and what killed runs left there."""
-    part = path.with_name(f".{path.name}{PART}{os.getpid()}")  # torch.save writes a name down, but not its ending
-    clear(path.parent, escape(path.name))
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    clear(path.parent, f"{escape(path.name)}.[0-9]*")
     try:
         yield part
     finally:
@@ -105,7 +105,7 @@ def clear(folder: Path, names: str = "*") -> None:
         folder: The folder.
         names: A pattern of what was being written.
     """
-    for part in folder.glob(f".{names}{PART}*"):
+    for part in folder.glob(f".{names}{PART}"):
         with suppress(OSError):
             file = os.open(part, os.O_RDONLY)
             try:
@@ -143,12 +143,9 @@ def save(content: Any, path: Path) -> None:
     import torch  # here, since a help text needs none
 
     try:
-        torch.save(content, path)
-    except RuntimeError:
-        try:
-            with path.open("wb") as file:  # where Python writes, its error tells the reason
-                torch.save(content, file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            raise
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise

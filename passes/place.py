@@ -73,7 +73,7 @@ def placed_ranks(places: Places, program: Program, count: int) -> schedules.Rank
             f"{len(set(ranks))} of {count} ranks have partitions ({', '.join(map(str, ranks))}); give every rank one, or start as many "
             "processes as there are ranks"
         )
-    for first, second, reason in conflicts(program):
+    for first, second, reason in conflicts(program, ranks):
         if ranks[first] != ranks[second]:
             names = program.partitions[first].name, program.partitions[second].name
             raise PlaceError(
@@ -119,7 +119,8 @@ def balanced(program: Program, count: int, seconds: Mapping[Action, float] | Non
     """Return ranks for runs of neighbouring partitions, such that the costliest rank costs as little as possible.
 
     A partition costs what its actions and those of the boundaries that it produces do: estimators count. ``seconds`` are the costs of
-    the actions, where they were measured; by default they are counted in FLOPs.
+    the actions, where they were measured; by default they are counted in FLOPs. Partitions that share parameters get one rank, as long
+    as there are other places to divide at: ranks that share parameters wait for each other in every step.
 
     Raises:
         PlaceError: There are fewer partitions than ranks, or too many that have to stay together.
@@ -127,10 +128,10 @@ def balanced(program: Program, count: int, seconds: Mapping[Action, float] | Non
     wiring, costs = links(program), [0.0] * len(program.partitions)
     for action, cost in (measured_costs(program) if seconds is None else seconds).items():
         costs[wiring.place(action)] += cost
-    together = [(first, second, reason) for first, second, reason in conflicts(program)]
-    starts = [
-        place for place in range(1, len(costs)) if not any(first < place <= second for first, second, _ in together)
-    ]
+    together, sharing = list(conflicts(program)), shared_parameters(program)
+    starts = starts_outside(len(costs), [*together, *sharing])
+    if count > len(starts) + 1:
+        starts = starts_outside(len(costs), together)
     if count > len(starts) + 1:
         why = f". {together[0][2]}, so that partitions stay together" if together else ""
         raise PlaceError(
@@ -138,6 +139,11 @@ def balanced(program: Program, count: int, seconds: Mapping[Action, float] | Non
             "processes"
         )
     return divided(costs, [0, *starts, len(costs)], count)
+
+
+def starts_outside(count: int, together: Sequence[Conflict]) -> list[int]:
+    """Return where a rank's partitions may begin, such that none of these pairs is divided."""
+    return [place for place in range(1, count) if not any(first < place <= second for first, second, _ in together)]
 
 
 def divided(costs: Sequence[float], starts: Sequence[int], count: int) -> tuple[int, ...]:
@@ -182,15 +188,22 @@ def traffic(program: Program, ranks: schedules.Ranks) -> dict[int, Traffic]:
     wiring = links(program)
     values: set[tuple[int, int]] = set()
     targets: set[tuple[int, int, int]] = set()
+    gradients: set[tuple[int, int]] = set()
+    weights: set[tuple[int, int]] = set()
     for user, sources in enumerate(wiring.sources):
         values |= {(source, ranks[user]) for source in sources if ranks[source] != ranks[user]}
     for boundary, gate in enumerate(wiring.gates):
         own = ranks[gate.producer]
         targets |= {(boundary, own, ranks[user]) for user in gate.consumers if ranks[user] != own}
+    for owner, users in enumerate(wiring.users):
+        gradients |= {(user, ranks[owner]) for user in users if ranks[user] != ranks[owner]}
+        weights |= {(owner, ranks[user]) for user in users if ranks[user] != ranks[owner]}
     return {
         rank: Traffic(
             Counter(ranks[source] for source, taker in values if taker == rank),
             Counter(sender for _, taker, sender in targets if taker == rank),
+            Counter(ranks[user] for user, taker in gradients if taker == rank),
+            Counter(ranks[owner] for owner, taker in weights if taker == rank),
         )
         for rank in set(ranks)
     }
@@ -211,8 +224,8 @@ def refuse_everywhere(program: Program) -> None:
         raise PlaceError(f"{reason}: this does not run over ranks. Leave places= out, and train in one process")
 
 
-def conflicts(program: Program) -> Iterator[Conflict]:
-    """Return the partitions that cannot run on different ranks."""
+def conflicts(program: Program, ranks: schedules.Ranks = ()) -> Iterator[Conflict]:
+    """Return the partitions that cannot run on different ranks; with ``ranks``, where the partitions are on these."""
     last = len(program.partitions) - 1
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
         if interface.needs_end:
@@ -222,26 +235,40 @@ def conflicts(program: Program) -> Iterator[Conflict]:
                 last,
                 f"the estimator of {boundary.name!r} needs the {what}, which only the last rank knows",
             )
-    yield from _read_by_suffixes(program)
+    yield from _read_by_suffixes(program, ranks)
+    yield from _shared_buffers(program)
+
+
+def shared_parameters(program: Program) -> list[Conflict]:
+    """Return the partitions that share parameters. They can run on different ranks, which then wait for each other."""
+    found = []
     for owner in program.partitions:
         for user in program.partitions:
             shared = sorted(set(user.uses) & set(owner.parameters)) if user is not owner else []
             if shared:
                 first, second = sorted((owner.index, user.index))
-                yield first, second, f"they share the parameter {shared[0]!r}"
-    yield from _shared_buffers(program)
+                found.append((first, second, f"they share the parameter {shared[0]!r}"))
+    return found
 
 
-def _read_by_suffixes(program: Program) -> Iterator[Conflict]:
-    """Partitions whose weights or values a suffix reads, and the one that asks it: nothing brings these to another rank."""
+def _read_by_suffixes(program: Program, ranks: schedules.Ranks) -> Iterator[Conflict]:
+    """Partitions whose weights or values a suffix reads, and the one that asks it: nothing brings these to another rank.
+
+    A weight that several partitions use is on the ranks of all of them.
+    """
     names = {id(each): name for name, each in program.model.named_parameters()}
-    owners = {name: each.index for each in program.partitions for name in each.parameters}
+    homes_of: dict[str, list[int]] = {}
+    for partition in program.partitions:
+        for name in partition.uses:
+            homes_of.setdefault(name, []).append(partition.index)
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
         found: list[tuple[int, str]] = []
         for mirror in interface.estimator.mirrors if isinstance(interface.estimator, SuffixGradient) else ():
             name = names.get(id(mirror.source), "")
-            if name in owners:
-                found.append((owners[name], f"copies {name!r} (readout='own' and decay=None copy nothing)"))
+            users = homes_of.get(name, [])
+            if users and not (ranks and ranks[boundary.producer] in {ranks[user] for user in users}):
+                nearest_user = min(users, key=lambda user: abs(user - boundary.producer))
+                found.append((nearest_user, f"copies {name!r} (readout='own' and decay=None copy nothing)"))
         taken = program.partitions[boundary.producer].inputs
         homes = ((program.partition_of.get(name), name) for name in interface.reads if name not in taken)
         found += [(home, f"reads {name!r}") for home, name in homes if home is not None]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import resource
 import signal
 import stat
@@ -19,7 +18,7 @@ import dnifx
 from dnifx import cli
 from dnifx.report.trace import write_chrome_trace
 from dnifx.runtime.training.trainer import Trainer
-from dnifx.writing import PART, save, write_whole, write_whole_folder
+from dnifx.writing import PART, write_whole, write_whole_folder
 from dnifx.zoo.files import Resource, find
 from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.pictures import picture
@@ -149,47 +148,10 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(writer: Callable[[Path]
     assert number > 2
 
 
-@pytest.mark.parametrize("writer", [a_checkpoint, a_drawing, a_package])
-def test_every_process_writes_the_same_bytes(writer: Callable[[Path], None], tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for folder in (ours, theirs):
-        assert end(writer, folder) == (0, "")
-    assert content(ours) == content(theirs)
-
-
-@pytest.mark.parametrize("size", range(0, 4000, 190))
-def test_a_disk_that_is_full_is_told_as_such(size: int, tmp_path: Path) -> None:
-    def write() -> None:
-        with pytest.raises(OSError, match="File too large"):
-            save({"weights": torch.zeros(900), "steps": list(range(99))}, tmp_path / "file")
-
-    assert ended(write, full(size)) == (0, "")
-
-
-def test_what_cannot_be_pickled_is_told_as_such(tmp_path: Path) -> None:
-    with pytest.raises((AttributeError, pickle.PicklingError), match="local object"):
-        save({"loss": lambda: 0}, tmp_path / "file")
-
-
-@pytest.mark.parametrize("name", ["run.pt", "größe.pt", "a.b.part7"])
-def test_a_save_of_the_users_own_gets_a_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    got = []
-
-    def own(content: object, path: Path) -> None:
-        path.write_text(repr(content))
-        got.append(path)
-
-    monkeypatch.setattr(torch, "save", own)
-    Checkpoint(tmp_path / name, {}).save({"step": 7})
-    assert got[0].parent == tmp_path
-    assert (tmp_path / name).read_text(errors="replace").startswith("{'format': 1")
-    assert files(tmp_path) == {name}
-
-
 def test_room_is_made_before_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    for name in (f".curves.png{PART}77", f".trial{PART}", f"checkpoints/.run.pt{PART}78"):
-        (tmp_path / name).write_text("half")
+    for name in (".curves.png.77", ".trial", "checkpoints/.run.pt.78"):
+        (tmp_path / f"{name}{PART}").write_text("half")
     status, errors = ended(partial(prepare, tmp_path), full(0))
     assert status
     assert "cannot be written" in errors

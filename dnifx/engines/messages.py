@@ -7,8 +7,8 @@ message takes several.
 
 import json
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -49,6 +49,22 @@ DTYPES = {str(each): each for each in vars(torch).values() if isinstance(each, t
 PLAIN = (bool, int, float, str)
 
 
+class Sparse(NamedTuple):
+    """Stands before the indices and the values of a sparse tensor in a message."""
+
+    shape: list[int]
+    coalesced: bool
+
+
+def flattened(values: Sequence[Any]) -> Iterator[Any]:
+    """Take sparse tensors apart."""
+    for value in values:
+        if isinstance(value, Tensor) and value.layout is torch.sparse_coo:
+            yield from (Sparse([*value.shape], value.is_coalesced()), value._indices(), value._values())
+        else:
+            yield value
+
+
 def packed(label: Label, values: Sequence[Any]) -> Tensor:
     """Return a message as bytes.
 
@@ -61,8 +77,10 @@ def packed(label: Label, values: Sequence[Any]) -> Tensor:
     """
     tensors: list[Tensor] = []
     parts: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
+    for value in flattened(values):
+        if isinstance(value, Sparse):
+            parts.append([*value])
+        elif isinstance(value, Tensor):
             strides = value.stride()
             order = sorted(range(value.dim()), key=[-each for each in strides].__getitem__)
             tensors.append(value.detach().permute(order).contiguous().cpu())
@@ -94,15 +112,25 @@ def unpacked(whole: Tensor) -> tuple[Label, tuple[Any, ...]]:
     label, parts = json.loads(bytes(whole[HEAD : HEAD + count].tolist()))
     start, values = aligned(HEAD + count), list[Any]()
     for part in parts:
-        if len(part) == 1:
-            values.append(part[0])
+        if len(part) < 3:
+            values.append(part[0] if len(part) == 1 else Sparse(*part))
             continue
         dtype, shape, order = DTYPES[part[0]], part[1], part[2]
         own = torch.Size(shape).numel() * dtype.itemsize
         flat = whole[start : start + own].view(dtype) if own else torch.empty(0, dtype=dtype)
         values.append(flat.view(shape).permute([order.index(dim) for dim in range(len(order))]))
         start += aligned(own)
-    return (label[0], label[1], label[2]), tuple(values)
+    return (label[0], label[1], label[2]), tuple(whole_values(iter(values)))
+
+
+def whole_values(parts: Iterator[Any]) -> Iterator[Any]:
+    """Put sparse tensors together again."""
+    for each in parts:
+        if isinstance(each, Sparse):
+            shape, known = each.shape, each.coalesced
+            yield torch.sparse_coo_tensor(next(parts), next(parts), shape, is_coalesced=known, check_invariants=False)
+        else:
+            yield each
 
 
 def aligned(count: int) -> int:
@@ -121,30 +149,32 @@ class Sender:
 
     def __init__(self, group: Group, peer: int, tag: int) -> None:
         self.group, self.peer, self.tag, self.size = group, peer, tag, 0
-        self._under_way: deque[tuple[int, Any, Tensor]] = deque()
+        self._under_way: deque[tuple[Label, Any, Tensor]] = deque()
 
     def send(self, label: Label, values: Sequence[Any]) -> None:
         """Send a message. The first one tells the receiver how long the pieces are."""
         whole = packed(label, values)
         if not self.size:
             self.size = len(whole)
-            self._start(label[1], torch.tensor([self.size]))
+            self._start(label, torch.tensor([self.size]))
         for piece in torch.split(whole, self.size):
-            self._start(label[1], piece)
+            self._start(label, piece)
 
-    def _start(self, step: int, piece: Tensor) -> None:
+    def _start(self, label: Label, piece: Tensor) -> None:
         try:
-            self._under_way.append((step, dist.isend(piece, self.peer, self.group, self.tag), piece))
+            self._under_way.append((label, dist.isend(piece, self.peer, self.group, self.tag), piece))
         except RuntimeError as error:
             raise Lost(self.peer, str(error)) from error
 
-    def settle(self, step: int) -> None:
+    def settle(self, step: int, epoch: int) -> None:
         """Wait until the messages of steps before ``step`` have left, so that not too many are held.
+
+        Those from before the last restart left before them; nobody asks for them sooner.
 
         Raises:
             Lost: The receiver is gone.
         """
-        while self._under_way and self._under_way[0][0] < step:
+        while next((found < step for (_, found, of), *_ in self._under_way if of == epoch), False):
             waited(self._under_way[0][1], self.peer)
             self._under_way.popleft()
 

@@ -6,7 +6,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -35,11 +35,19 @@ class Traffic:
 
     Attributes:
         values: From each other rank, those with values.
-        targets: From each other rank, those with gradients.
+        targets: From each other rank, those with the gradients of boundaries.
+        gradients: From each other rank, those with the gradients of shared parameters.
+        weights: From each other rank, those with new values of shared parameters.
     """
 
     values: Mapping[int, int]
     targets: Mapping[int, int]
+    gradients: Mapping[int, int] = field(default_factory=dict)
+    weights: Mapping[int, int] = field(default_factory=dict)
+
+
+CHANNELS = {"values": ("values", 0), "targets": ("targets", 0), "gradients": ("values", 2), "weights": ("targets", 2)}
+"""The process group and the tag of each kind of message; those of an evaluation have the next tag."""
 
 
 def fingerprint(batch: Any) -> str:
@@ -98,9 +106,7 @@ class Ranks:
 
     def send_values(self, partition: int, peer: int, *values: Any) -> None:
         """Send what a partition made to a rank; wait only if too many steps' values are under way."""
-        sender = self._sender("values", peer)
-        sender.send(self._label(partition), (self._batch, *values))
-        sender.settle(self._label(partition)[1] - self.lag - 2)
+        self._send("values", partition, peer, (self._batch, *values))
 
     def receive_values(self, partition: int, peer: int) -> tuple[Any, ...]:
         """Receive what a partition on another rank made in this step.
@@ -118,12 +124,34 @@ class Ranks:
 
     def send_target(self, boundary: int, peer: int, *gradients: Tensor | None) -> None:
         """Send the gradients that this rank gives to the values of a boundary; None where it used one not at all."""
-        self._sender("targets", peer).send(self._label(boundary), gradients)
+        self._send("targets", boundary, peer, gradients)
 
     def receive_target(self, boundary: int, peer: int, lag: int = 0) -> tuple[Any, ...]:
         """Receive the gradients that another rank gave to a boundary's values ``lag`` steps ago."""
         index, step, epoch = self._label(boundary)
         return self._received("targets", peer, (index, step - lag, epoch))
+
+    def send_gradients(self, partition: int, peer: int, *gradients: Tensor | None) -> None:
+        """Send what a partition's backward pass gave to parameters that another rank updates; None for no gradient."""
+        self._send("gradients", partition, peer, gradients)
+
+    def receive_gradients(self, partition: int, peer: int) -> tuple[Any, ...]:
+        """Receive what the backward pass of a partition on another rank gave to parameters of this rank in this step."""
+        return self._received("gradients", peer, self._label(partition))
+
+    def send_weights(self, partition: int, peer: int, *values: Tensor) -> None:
+        """Send the new values of parameters that a partition here has updated."""
+        self._send("weights", partition, peer, values)
+
+    def receive_weights(self, partition: int, peer: int) -> tuple[Any, ...]:
+        """Receive the new values of parameters that a partition on another rank has updated in this step."""
+        return self._received("weights", peer, self._label(partition))
+
+    def _send(self, way: str, index: int, peer: int, content: Sequence[Any]) -> None:
+        """Send a message; wait only if too many steps' messages are under way."""
+        label, sender = self._label(index), self._sender(way, peer)
+        sender.send(label, content)
+        sender.settle(label[1] - self.lag - 2, self._epoch)
 
     def _label(self, index: int) -> tuple[int, int, int]:
         return index, self._evaluations if self._evaluates else self._step, self._epoch
@@ -131,15 +159,17 @@ class Ranks:
     def _sender(self, way: str, peer: int) -> Sender:
         key = way, peer, self._evaluates
         if key not in self._senders:
-            self._senders[key] = Sender(self._groups[way], peer, int(self._evaluates))
+            group, tag = CHANNELS[way]
+            self._senders[key] = Sender(self._groups[group], peer, tag + self._evaluates)
         return self._senders[key]
 
     def _received(self, way: str, peer: int, label: tuple[int, int, int]) -> tuple[Any, ...]:
         key = way, peer, self._evaluates
         if key not in self._receivers:
-            messages = (self.traffic.values if way == "values" else self.traffic.targets).get(peer, 1)
-            ahead = messages * (self.lag + 2)
-            self._receivers[key] = Receiver(self._groups[way], peer, int(self._evaluates), ahead)
+            messages: int = getattr(self.traffic, way).get(peer, 1)
+            ahead = messages * (self.lag + 2) if way in self._groups else messages  # shared parameters are waited for
+            group, tag = CHANNELS[way]
+            self._receivers[key] = Receiver(self._groups[group], peer, tag + self._evaluates, ahead)
         found = self._receivers[key].receive(label)
         return tuple(each.to(self.device) if isinstance(each, Tensor) else each for each in found)
 

@@ -18,13 +18,25 @@ class Kind(StrEnum):
     RECEIVE_VALUES = "RECV_F"
     SEND_TARGET = "SEND_T"
     RECEIVE_TARGET = "RECV_T"
+    SEND_GRADIENTS = "SEND_B"
+    RECEIVE_GRADIENTS = "RECV_B"
+    SEND_WEIGHTS = "SEND_U"
+    RECEIVE_WEIGHTS = "RECV_U"
 
 
-TRANSFERS = frozenset({Kind.SEND_VALUES, Kind.RECEIVE_VALUES, Kind.SEND_TARGET, Kind.RECEIVE_TARGET})
-"""What moves values or gradients from one rank to another."""
+RECEIVED = {
+    Kind.RECEIVE_VALUES: Kind.SEND_VALUES,
+    Kind.RECEIVE_TARGET: Kind.SEND_TARGET,
+    Kind.RECEIVE_GRADIENTS: Kind.SEND_GRADIENTS,
+    Kind.RECEIVE_WEIGHTS: Kind.SEND_WEIGHTS,
+}
+"""What each receive takes."""
 
-SENDS = frozenset({Kind.SEND_VALUES, Kind.SEND_TARGET})
-"""Those of them that send."""
+SENDS = frozenset(RECEIVED.values())
+"""What sends something from one rank to another."""
+
+TRANSFERS = SENDS | RECEIVED.keys()
+"""What moves values, gradients or weights from one rank to another."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,8 @@ class Action:
     """One step of a schedule, written ``F1``, ``B1@cuda:0``, ``F1@rank1:cuda:0/2`` (rank, device, stream) or ``M0-4`` (lag).
 
     ``index`` numbers a partition for ``F`` (forward), ``B`` (backward), ``U`` (update), ``I`` (synthetic input) and for the
-    transfers of the values that its forward made. It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the
+    transfers of the values that its forward made, of the gradients that its backward pass gave to parameters of another rank, and
+    of the parameters that its update changed. It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the
     target arrives), ``M`` (fit) and for the transfers of its target. Transfers name the other rank:
     ``SEND_F0@rank0>rank1``, ``RECV_F0@rank1<rank0``.
 

@@ -23,6 +23,10 @@ SAYS = {
     Kind.RECEIVE_VALUES: "the values of {} are received",
     Kind.SEND_TARGET: "the target of {} is sent",
     Kind.RECEIVE_TARGET: "the target of {} is received",
+    Kind.SEND_GRADIENTS: "{} sends the gradients of shared parameters",
+    Kind.RECEIVE_GRADIENTS: "the gradients of {} for shared parameters are received",
+    Kind.SEND_WEIGHTS: "{} sends its shared parameters",
+    Kind.RECEIVE_WEIGHTS: "the shared parameters of {} are received",
 }
 """What an action does to its partition or its boundary."""
 

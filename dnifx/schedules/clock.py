@@ -8,6 +8,7 @@ from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Program, Schedule
 from dnifx.schedules.dependencies import Links, links
 from dnifx.schedules.drawing import device_of, needs_over_ranks
 from dnifx.schedules.language import unplaced
+from dnifx.schedules.transfers import Ranks, moved_parameters, ranks_of
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ def turns_of(
     schedule: Schedule, program: Program, costs: Mapping[Action, float], link: Link, numbers: Numbers
 ) -> list[Turn]:
     """Return the actions of a window with all that does not change from step to step."""
-    wiring, sizes = links(program), value_bytes(program)
+    wiring, sizes, ranks = links(program), value_bytes(program), ranks_of(schedule, program) or ()
     needed, turns = needs_over_ranks(schedule, program, wiring), []
     for action in schedule.actions:
-        bare, size, late = unplaced(action), moved_bytes(action, program, sizes), _late_need(action)
+        bare, size, late = unplaced(action), moved_bytes(action, program, sizes, ranks), _late_need(action)
         turn = Turn(
             action,
             numbers[bare],
@@ -174,15 +175,19 @@ def value_bytes(program: Program) -> dict[str, int]:
     return {**specs, **{name: measure.bytes for name, measure in program.measures.items()}}
 
 
-def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int]) -> int:
-    """Return the size of what a transfer moves: the values of a partition, or the gradients of a boundary; else 0.
+def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int], ranks: Ranks = ()) -> int:
+    """Return the size of what a transfer moves: values, the gradients of a boundary, or those of shared parameters; else 0.
 
-    ``sizes`` are those of ``value_bytes``.
+    ``sizes`` are those of ``value_bytes``, and ``ranks`` those of the partitions.
     """
     if action.kind not in TRANSFERS:
         return 0
     if action.kind in (Kind.SEND_TARGET, Kind.RECEIVE_TARGET):
         return sum(spec.bytes for spec in program.boundaries[action.index].specs)
+    if action.kind not in (Kind.SEND_VALUES, Kind.RECEIVE_VALUES):
+        known = dict(program.model.named_parameters())
+        names = [name for name in moved_parameters(action, program.partitions, ranks) if name in known]
+        return sum(known[name].numel() * known[name].element_size() for name in names)
     return sum(sizes.get(name, 0) for name in program.partitions[action.index].outputs)
 
 

@@ -24,6 +24,10 @@ _STYLES = {
     Kind.RECEIVE_VALUES: "dim cyan",
     Kind.SEND_TARGET: "dim blue",
     Kind.RECEIVE_TARGET: "dim blue",
+    Kind.SEND_GRADIENTS: "dim green",
+    Kind.RECEIVE_GRADIENTS: "dim green",
+    Kind.SEND_WEIGHTS: "dim yellow",
+    Kind.RECEIVE_WEIGHTS: "dim yellow",
 }
 
 

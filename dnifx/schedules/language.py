@@ -26,16 +26,18 @@ _MEANINGS = {
     Kind.RECEIVE_VALUES: "receive the values of partition",
     Kind.SEND_TARGET: "send the target of boundary",
     Kind.RECEIVE_TARGET: "receive the target of boundary",
+    Kind.SEND_GRADIENTS: "send the gradients of shared parameters of partition",
+    Kind.RECEIVE_GRADIENTS: "receive the gradients of shared parameters of partition",
+    Kind.SEND_WEIGHTS: "send the new values of shared parameters of partition",
+    Kind.RECEIVE_WEIGHTS: "receive the new values of shared parameters of partition",
 }
-_ON_PARTITIONS = frozenset(
-    {Kind.FORWARD, Kind.BACKWARD, Kind.UPDATE, Kind.INPUT, Kind.SEND_VALUES, Kind.RECEIVE_VALUES}
-)
+_ON_BOUNDARIES = frozenset({Kind.SYNTHESISE, Kind.TARGET, Kind.FIT, Kind.SEND_TARGET, Kind.RECEIVE_TARGET})
 _LATE = frozenset({Kind.TARGET, Kind.FIT, Kind.BACKWARD, Kind.RECEIVE_TARGET})
 
 
 def on_partition(kind: Kind) -> bool:
     """Whether the index of such an action is a partition's; for the other kinds it is a boundary's."""
-    return kind in _ON_PARTITIONS
+    return kind not in _ON_BOUNDARIES
 
 
 def unplaced(action: Action) -> Action:

@@ -5,12 +5,19 @@ from dataclasses import replace
 from functools import lru_cache
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Partition, Program, Schedule
+from dnifx.ir import RECEIVED, SENDS, TRANSFERS, Action, Kind, Partition, Program, Schedule
 from dnifx.schedules.dependencies import Links, links
 from dnifx.schedules.language import described, unplaced
 
 Ranks = tuple[int, ...]
 """The rank of each partition."""
+
+MADE_BY = {
+    Kind.SEND_VALUES: Kind.FORWARD,
+    Kind.SEND_GRADIENTS: Kind.BACKWARD,
+    Kind.SEND_WEIGHTS: Kind.UPDATE,
+}
+"""The action of the same partition that makes what is sent."""
 
 
 def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
@@ -18,7 +25,8 @@ def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
 
     Values are sent as soon as they are made and received just before their first use. A target is sent as soon as all its
     consumers on a rank have run backward. It is received where the target is taken, or, where it has a lag, before the fit.
-    Everything else keeps its order. A schedule that has transfers keeps them.
+    What a backward pass gives to parameters of another rank is sent after it, and received before their update. Their new values
+    are sent and received after the update. Everything else keeps its order. A schedule that has transfers keeps them.
 
     Raises:
         ScheduleError: The number of ranks is not that of the partitions, or the schedule names other ranks.
@@ -46,7 +54,7 @@ def _transferred(schedule: Schedule, partitions: tuple[Partition, ...], ranks: R
         placed = replace(action, rank=at.rank(action))
         receives = [each for each in at.received_before(placed) if each not in received]
         received.update(receives)
-        order += [*receives, placed, *at.sent_after(placed)]
+        order += [*receives, placed, *at.moved_after(placed)]
     return replace(schedule, actions=tuple(order))
 
 
@@ -113,6 +121,10 @@ class _Ranked:
                 receive = Action(Kind.RECEIVE_VALUES, source, rank=here, peer=self.ranks[source])
                 if receive.peer != here:
                     yield receive
+        if action.kind is Kind.UPDATE:
+            users = sorted(user for user in self.wiring.users[action.index] if self.ranks[user] != here)
+            for user in (each for each in users if Action(Kind.BACKWARD, each) in self.actions):
+                yield Action(Kind.RECEIVE_GRADIENTS, user, rank=here, peer=self.ranks[user])
         if action.kind is self.takes(action):
             for sender in self.senders(action.index):
                 yield Action(Kind.RECEIVE_TARGET, action.index, rank=here, lag=action.lag, peer=sender)
@@ -123,12 +135,19 @@ class _Ranked:
             return None
         return Kind.FIT if action.lag and not self.wiring.gates[action.index].late else Kind.TARGET
 
-    def sent_after(self, action: Action) -> Iterator[Action]:
-        """The sends that can follow an action."""
+    def moved_after(self, action: Action) -> Iterator[Action]:
+        """The sends that can follow an action, and the receives of new weights, which are everywhere when the step goes on."""
         if action.kind is Kind.FORWARD:
             for taker in self.takers(action.index):
                 yield Action(Kind.SEND_VALUES, action.index, rank=action.rank, peer=taker)
+        if action.kind is Kind.UPDATE:
+            for taker in sorted({self.ranks[user] for user in self.wiring.users[action.index]} - {action.rank}):
+                yield Action(Kind.SEND_WEIGHTS, action.index, rank=action.rank, peer=taker)
+                yield Action(Kind.RECEIVE_WEIGHTS, action.index, rank=taker, peer=action.rank)
         if action.kind is Kind.BACKWARD:
+            updated = [each for each in self.wiring.owners[action.index] if Action(Kind.UPDATE, each) in self.actions]
+            for owner in sorted({self.ranks[each] for each in updated} - {action.rank}):
+                yield Action(Kind.SEND_GRADIENTS, action.index, rank=action.rank, peer=owner)
             for boundary in self.wiring.consumed[action.index]:
                 gate = self.wiring.gates[boundary]
                 here = [each for each in gate.consumers if each in self.backward and self.ranks[each] == action.rank]
@@ -139,6 +158,18 @@ class _Ranked:
                     and Action(Kind.TARGET, boundary) in self.actions
                 ):
                     yield Action(Kind.SEND_TARGET, boundary, rank=action.rank, peer=self.ranks[gate.producer])
+
+
+def moved_parameters(action: Action, partitions: Sequence[Partition], ranks: Ranks) -> tuple[str, ...]:
+    """Return the shared parameters whose gradients (``SEND_B``, ``RECV_B``) or new values (``SEND_U``, ``RECV_U``) a transfer moves."""
+    own = partitions[action.index]
+    other = action.peer if action.kind in SENDS else action.rank
+    there = [each for each in partitions if ranks[each.index] == other]
+    if action.kind in (Kind.SEND_GRADIENTS, Kind.RECEIVE_GRADIENTS):
+        owned = {name for each in there for name in each.parameters}
+        return tuple(name for name in own.uses if name in owned)
+    used = {name for each in there for name in each.uses}
+    return tuple(name for name in own.parameters if name in used)
 
 
 def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[Action, ...]]:
@@ -155,15 +186,15 @@ def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[A
             received = tuple(map(unplaced, at.received_before(replace(action, rank=at.rank(action)))))
             if received:
                 found[unplaced(action)] = received
-        elif action.kind is Kind.SEND_VALUES:
-            found[unplaced(action)] = (Action(Kind.FORWARD, action.index),)
+        elif action.kind in MADE_BY:
+            found[unplaced(action)] = (Action(MADE_BY[action.kind], action.index),)
         elif action.kind is Kind.SEND_TARGET:
             users = wiring.gates[action.index].consumers if action.index < len(wiring.gates) else frozenset()
             here = sorted(user for user in users if ranks[user] == action.rank)
             found[unplaced(action)] = tuple(Action(Kind.BACKWARD, user) for user in here)
         elif not action.lag:
-            kind = Kind.SEND_VALUES if action.kind is Kind.RECEIVE_VALUES else Kind.SEND_TARGET
-            found[unplaced(action)] = (Action(kind, action.index, rank=action.peer, peer=action.rank),)
+            send = Action(RECEIVED[action.kind], action.index, rank=action.peer, peer=action.rank)
+            found[unplaced(action)] = (send,)
     return found
 
 
@@ -191,7 +222,8 @@ def transfer_faults(schedule: Schedule, program: Program) -> Iterator[tuple[int,
             if need not in done:
                 yield place, f"it needs {described(need, names)} before it: add {need} there, or move it."
         done.add(bare)
-    for missing in sorted((each for each in wanted if unplaced(each) not in done and each.kind in SENDS), key=str):
+    ends = SENDS | {Kind.RECEIVE_WEIGHTS}  # other receives are missed by what stands after them
+    for missing in sorted((each for each in wanted if unplaced(each) not in done and each.kind in ends), key=str):
         yield (
             len(schedule.actions) - 1,
             f"{missing} is missing after it. Add it, or leave all transfers out: they are put in.",

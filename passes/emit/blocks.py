@@ -10,6 +10,7 @@ from torch import fx, nn
 from dnifx.ir import Action, Boundary, Interface, Kind, Program, Schedule, own_parameters
 from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.checkpoints import regions_of
+from dnifx.runtime.emitted.text import literal
 from dnifx.schedules import Ranks
 from dnifx.schedules.language import unplaced
 
@@ -18,12 +19,12 @@ RESERVED = frozenset(
     "value estimate made advance_trace apply_gradients arrived attach_trace auxiliary_fit backpropagate begin_trace by_example "
     "compare count_only detached_at extend_trace "
     "fit_by_trace fit_gradient fit_late keeping_weights output_error parameter_cosine pass_on per_example propagated summed without_rows "
-    "unflatten differentiating need_target scheduled_alone LossScale FiniteUpdates watched".split()
+    "give_gradient take_gradients take_values unflatten differentiating need_target scheduled_alone LossScale FiniteUpdates watched".split()
 )
 """Names that a step or a folder uses, beside those that begin with one of the ``PREFIXES``."""
 PREFIXES = tuple(
     "value_ leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated_ end_ window_ jacobian_ trace_ late_ "
-    "gradients_".split()
+    "gradients_ tied_".split()
 )
 
 
@@ -110,10 +111,28 @@ class StepPlan:
         taken = {name for each in users for name in each.inputs}
         return [name for name in self.program.partitions[source].outputs if name in taken]
 
+    @property
+    def backward_order(self) -> list[int]:
+        """The partitions in the order in which they run backward."""
+        return [action.index for action in self.actions if action.kind is Kind.BACKWARD]
+
     def consumers(self, boundary: Boundary) -> list[int]:
         """Return the consumers of a boundary in the order in which they run backward."""
-        order = [action.index for action in self.actions if action.kind is Kind.BACKWARD]
+        order = self.backward_order
         return sorted(boundary.consumers, key=lambda index: order.index(index) if index in order else len(order))
+
+    @cached_property
+    def tied(self) -> tuple[str, ...]:
+        """The trainable parameters that partitions on several ranks use, in the order in which partitions use them first."""
+        homes: dict[str, set[int]] = {}
+        for each in self.program.partitions:
+            for name in each.uses:
+                homes.setdefault(name, set()).add(self.rank_of(each.index))
+        return tuple(name for name, ranks in homes.items() if len(ranks) > 1)
+
+    def tied_gradient(self, name: str, partition: int) -> str:
+        """Return what a step calls the gradient that a partition gave to a parameter of several ranks."""
+        return f"tied_{self.tied.index(name)}_of_{partition}"
 
     def spread(self, boundary: Boundary) -> bool:
         """Whether each consumer of a boundary has leaves of its own: some are on other ranks, or gradients are late."""
@@ -190,6 +209,11 @@ class StepPlan:
     def imagined(self, boundary: Boundary) -> bool:
         """Whether a consumer of a boundary runs on synthetic inputs in this step."""
         return self.imagines(boundary) and any(self.runs(Kind.INPUT, index) for index in boundary.consumers)
+
+
+def parameter(path: str) -> str:
+    """Return the expression of a parameter of the model."""
+    return f"self.parameter({literal(path)})"
 
 
 def local(name: str) -> str:

@@ -6,11 +6,11 @@ user's function looks at. So a step calls few optimizers, each with the paramete
 
 from collections.abc import Sequence
 
-from dnifx.ir import Action, Kind, Program
+from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Program
 from dnifx.schedules.language import unplaced
 
 UPDATES = frozenset({Kind.UPDATE, Kind.FIT})
-RECEIVES = frozenset({Kind.RECEIVE_VALUES, Kind.RECEIVE_TARGET})
+RECEIVES = TRANSFERS - SENDS
 """Actions that wait for another rank: updates are made before, not after."""
 
 
@@ -38,6 +38,8 @@ def reads(action: Action, update: Action, program: Program) -> bool:
     """Whether an action may read what an update writes."""
     if action.kind in RECEIVES:
         return True
+    if action.kind is Kind.SEND_WEIGHTS:
+        return update == Action(Kind.UPDATE, action.index)
     if action.kind in (Kind.SYNTHESISE, Kind.FIT):
         suffix = bool(program.interfaces[action.index].suffix)
         return suffix or (update.kind is Kind.FIT and update.index == action.index)

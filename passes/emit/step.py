@@ -7,7 +7,7 @@ from typing import Any
 
 from dnifx.errors import PassError
 from dnifx.ir import Action, Kind, Partition, Term, terms
-from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, leaf, local, tuple_of
+from dnifx.passes.emit.blocks import Block, StepPlan, dead_after, leaf, local, parameter, tuple_of
 from dnifx.passes.emit.delayed_lines import DelayedLines
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
@@ -127,6 +127,10 @@ class StepWriter(StepPlan):
             Kind.RECEIVE_VALUES: self.transfers.receive_values,
             Kind.SEND_TARGET: self.transfers.send_target,
             Kind.RECEIVE_TARGET: self.transfers.receive_target,
+            Kind.SEND_GRADIENTS: self.transfers.send_gradients,
+            Kind.RECEIVE_GRADIENTS: self.transfers.receive_gradients,
+            Kind.SEND_WEIGHTS: self.transfers.send_weights,
+            Kind.RECEIVE_WEIGHTS: self.transfers.receive_weights,
         }
         return writers[action.kind](action)
 
@@ -201,8 +205,9 @@ class StepWriter(StepPlan):
             f"self.terms[{literal(term.path)}] = {self.made(term)}.detach() * self.own_losses[{literal(term.names[0])}]"
             for term in own
         ]
+        apart = self.apart(action.index)
         if not pairs:
-            return Block(title, ("pass",))
+            return Block(title, apart or ("pass",))
         shared = self.shared(action.index)
         asked = [*map(tuple_of, zip(*pairs, strict=True)), *([tuple_of(shared)] if shared else [])]
         asked += ["retain_graph=True"] if self.compares_producer(action.index) else []
@@ -212,8 +217,15 @@ class StepWriter(StepPlan):
             (
                 *told,
                 f"{'torch.autograd.backward' if sure else 'backpropagate'}({', '.join(asked)})",
+                *apart,
             ),
         )
+
+    def apart(self, partition: int) -> tuple[str, ...]:
+        """Write the line that keeps what a backward pass gave to parameters of several ranks, for their owner to add."""
+        names = [name for name in self.program.partitions[partition].uses if name in self.tied]
+        kept = "".join(f"{self.tied_gradient(name, partition)}, " for name in names)
+        return (f"{kept}= take_gradients({', '.join(map(parameter, names))})",) if names else ()
 
     def own_terms(self, partition: int) -> list[Term]:
         """Return the terms of the loss that a partition trains itself."""
@@ -231,7 +243,7 @@ class StepWriter(StepPlan):
         several = {leaf(name) for name in read}
         leaves = [each for each in (self.reads(name, partition) for name in here.inputs) if each in several]
         used = {name for other in others for name in other.uses}
-        parameters = [f"self.parameter({literal(name)})" for name in here.uses if name in used]
+        parameters = [parameter(name) for name in here.uses if name in used and name not in self.tied]
         return leaves + parameters
 
     def carries_surely(self, partition: int) -> bool:
@@ -258,9 +270,14 @@ class StepWriter(StepPlan):
         return all(name in sure for boundary in self.produced(partition) for name in boundary.values)
 
     def update(self, action: Action) -> Block:
-        """Update a partition's own parameters."""
-        name = self.program.partitions[action.index].name
-        return Block(f"{action}: update {name}", (self.applied(f"self.optimizers[{name!r}]"),))
+        """Update a partition's own parameters; what several ranks gave to one is added in the order of the backward passes."""
+        own, order = self.program.partitions[action.index], self.backward_order
+        lines = []
+        for name in (each for each in own.parameters if each in self.tied):
+            users = [index for index in order if name in self.program.partitions[index].uses]
+            given = ", ".join(self.tied_gradient(name, user) for user in users)
+            lines.append(f"give_gradient({parameter(name)}, {given})")
+        return Block(f"{action}: update {own.name}", (*lines, self.applied(f"self.optimizers[{own.name!r}]")))
 
     def reads(self, name: str, partition: int) -> str:
         """Return what a partition reads for a value: a leaf for a boundary value or a state, else the value itself."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from dnifx.ir import Action
-from dnifx.passes.emit.blocks import Block, StepPlan, local
+from dnifx.passes.emit.blocks import Block, StepPlan, local, parameter, tuple_of
+from dnifx.schedules.transfers import moved_parameters
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,46 @@ class TransferLines(StepPlan):
             return Block(title, (f"gradients_{boundary.key}_{action.peer} = {call}",))
         call = f"lambda: self.ranks.receive_target({self.ends(action)}, lag={action.lag})"
         return Block(f"{title}, {action.lag} steps late", (f"self.late.fill({boundary.key!r}, {action.peer}, {call})",))
+
+    def send_gradients(self, action: Action) -> Block:
+        """Send what a backward pass gave to parameters that partitions on another rank own."""
+        given = "".join(f", {self.tied_gradient(name, action.index)}" for name in self.moved(action))
+        return Block(
+            f"{action}: gradients of {self.shown(action)} to rank {action.peer}, which updates them",
+            (f"self.ranks.send_gradients({self.ends(action)}{given})",),
+        )
+
+    def receive_gradients(self, action: Action) -> Block:
+        """Receive what a backward pass on another rank gave to parameters that partitions here own."""
+        names = "".join(f"{self.tied_gradient(name, action.index)}, " for name in self.moved(action))
+        return Block(
+            f"{action}: gradients of {self.shown(action)} from rank {action.peer}",
+            (f"{names}= self.ranks.receive_gradients({self.ends(action)})",),
+        )
+
+    def send_weights(self, action: Action) -> Block:
+        """Send the new values of parameters that partitions on another rank use too."""
+        given = "".join(f", {parameter(name)}" for name in self.moved(action))
+        return Block(
+            f"{action}: {self.shown(action)} to rank {action.peer}",
+            (f"self.ranks.send_weights({self.ends(action)}{given})",),
+        )
+
+    def receive_weights(self, action: Action) -> Block:
+        """Take the new values of parameters that a partition on another rank has updated."""
+        owned = tuple_of(map(parameter, self.moved(action)))
+        return Block(
+            f"{action}: {self.shown(action)} from rank {action.peer}",
+            (f"take_values({owned}, self.ranks.receive_weights({self.ends(action)}))",),
+        )
+
+    def moved(self, action: Action) -> tuple[str, ...]:
+        """Return the shared parameters that a transfer is about."""
+        return moved_parameters(action, self.program.partitions, self.ranks)
+
+    def shown(self, action: Action) -> str:
+        """Return the names of these parameters."""
+        return ", ".join(self.moved(action))
 
     def ends(self, action: Action) -> str:
         """Return the first two arguments of a transfer: what crosses, and the rank at the other end."""

@@ -33,11 +33,11 @@ class Labelled(nn.Module):
         return {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
-def made(labelled: bool = False, gradient: Any = None) -> DecoupledModule:
+def made(labelled: bool = False) -> DecoupledModule:
     torch.manual_seed(0)
     model = Labelled() if labelled else nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     args = (X, Y) if labelled else (X,)
-    net = dnifx.decouple(model, "first" if labelled else "0", args=args, gradient=gradient or Synthetic(hidden=0))
+    net = dnifx.decouple(model, "first" if labelled else "0", args=args, gradient=Synthetic(hidden=0))
     for parameter in net.interface_parameters():
         nn.init.normal_(parameter, std=0.3)
     return net

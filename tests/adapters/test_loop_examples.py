@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from dnifx.errors import InputError
 from dnifx.estimators import Oracle, Synthetic
-from tests.adapters.half import lightning_options, scaling
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = sorted((ROOT / "docs" / "examples" / "loops").glob("*.py"))
@@ -26,13 +25,6 @@ EXACT: dict[str, dict[str, Any]] = {
     "in_transformers": {"bf16": False},
 }
 """What leaves mixed precision out."""
-HALF: dict[str, Callable[[], dict[str, Any]]] = {
-    "in_a_plain_loop": lambda: {"dtype": torch.float16},
-    "in_lightning": lightning_options,
-    "in_accelerate": lambda: {"precision": "fp16"},
-    "in_transformers": lambda: {"bf16": False, "fp16": True},
-}
-"""What makes mixed precision float16, with a scaled loss."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -70,20 +62,13 @@ def load(path: Path) -> ModuleType:
 
 
 @pytest.fixture(params=SCRIPTS, ids=[each.stem for each in SCRIPTS])
-def script(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+def script(request: pytest.FixtureRequest) -> ModuleType:
     """Return one of the scripts."""
-    with scaling():
-        yield load(request.param)
+    if request.param.stem == "in_accelerate":  # which keeps the precision of the first accelerator of a process
+        from accelerate.state import AcceleratorState
 
-
-@pytest.fixture(params=["its own", "float16"])
-def precision(request: pytest.FixtureRequest, script: ModuleType) -> Callable[[], dict[str, Any]]:
-    """Return what makes the options of a script's mixed precision: bfloat16 in three of them, or float16 with a scaled loss."""
-    if request.param == "its own":
-        return dict
-    if name_of(script) == "in_a_plain_loop":
-        pytest.skip("float16 is its own")
-    return HALF[name_of(script)]
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return load(request.param)
 
 
 def name_of(script: ModuleType) -> str:
@@ -113,12 +98,12 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 
 def test_under_the_oracle_it_trains_as_the_plain_model(
-    script: ModuleType, precision: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, plain = script.make_net(Oracle()), Plain(script.make_model())
     losses = []
     for each in (net, plain):
-        given = {**(without_a_net(script, monkeypatch) if each is plain else {}), **precision()}
+        given = without_a_net(script, monkeypatch) if each is plain else {}
         folder = tmp_path / type(each).__name__
         folder.mkdir()
         torch.manual_seed(1)
@@ -127,9 +112,9 @@ def test_under_the_oracle_it_trains_as_the_plain_model(
     assert same(plain, net.original), "in mixed precision, bit for bit"
 
 
-@pytest.mark.parametrize("form", ["float32", "mixed", "float16"])
+@pytest.mark.parametrize("exact", [True, False], ids=["float32", "mixed precision"])
 def test_parts_are_one_big_batch(
-    form: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact: bool, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)  # which does not make large what is small
     ended = []
@@ -141,26 +126,21 @@ def test_parts_are_one_big_batch(
         before = {name: each.clone() for name, each in net.named_parameters()}
         folder = tmp_path / str(parts)
         folder.mkdir()
-        given = {"float32": EXACT[name_of(script)], "mixed": {}, "float16": HALF[name_of(script)]()}[form]
-        script.train(net, place(folder, script), 1, parts=parts, **given)
+        script.train(net, place(folder, script), 1, parts=parts, **(EXACT[name_of(script)] if exact else {}))
         ended.append({name: each.detach() - before[name] for name, each in net.named_parameters()})
     assert any(name.startswith("interfaces") and bool(each.any()) for name, each in ended[1].items())
     for name, whole in ended[1].items():
         far = (ended[0][name] - whole).norm() / whole.norm().clamp(min=1e-8)
-        assert far < (1e-3 if form == "float32" else 0.3), (
-            name
-        )  # half precision rounds; a wrong factor of 4 would be 0.75 or 3
+        assert far < (1e-3 if exact else 0.3), name  # half precision rounds; a wrong factor of 4 would be 0.75 or 3
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(
-    script: ModuleType, precision: Callable[[], dict[str, Any]], tmp_path: Path
-) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(script: ModuleType, tmp_path: Path) -> None:
     nets, losses = {}, {}
     for name, updates in (("whole", 4), ("halves", 2), ("halves", 4)):
         net = script.make_net(Synthetic(hidden=0))
         torch.manual_seed(1 if updates == 2 or name == "whole" else 2)
         (tmp_path / name).mkdir(exist_ok=True)
-        losses[name] = script.train(net, place(tmp_path / name, script), updates, **precision())
+        losses[name] = script.train(net, place(tmp_path / name, script), updates)
         nets[name] = net
     assert losses["whole"] == losses["halves"]
     assert same(nets["whole"], nets["halves"]), "estimators too"

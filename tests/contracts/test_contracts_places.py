@@ -19,8 +19,8 @@ SCHEDULES = (
     "warm_up{steps=2}",
     "alternate{true=1,synthetic=2}",
 )
-WITHOUT = ("dropout", "shared module", "tied modules", "used parameter")
-"""Every process has random numbers of its own; partitions that share parameters share a rank, as other tests see to."""
+WITHOUT = ("dropout",)
+"""Every process has random numbers of its own."""
 
 
 @pytest.fixture(scope="module")

@@ -53,3 +53,15 @@ def test_memory_formats_arrive_too() -> None:
 def test_what_cannot_cross_is_refused(value: object) -> None:
     with pytest.raises(RankError, match=type(value).__name__):
         packed((0, 0, 0), [value])
+
+
+@pytest.mark.parametrize("coalesced", [False, True])
+def test_sparse_gradients_arrive_too(coalesced: bool) -> None:
+    rows, values = torch.tensor([[4, 1, 4]]), torch.randn(3, 2)
+    sparse = torch.sparse_coo_tensor(rows, values, (6, 2), check_invariants=True)
+    sent = sparse.coalesce() if coalesced else sparse
+    _, (before, found, after) = unpacked(packed((0, 0, 0), [1.5, sent, torch.ones(2)]))
+    assert (before, found.is_coalesced()) == (1.5, coalesced)
+    assert torch.equal(found._indices(), sent._indices())
+    assert torch.equal(found._values(), sent._values())
+    assert torch.equal(after, torch.ones(2))

@@ -107,7 +107,7 @@ class Trials:
             trial.kinds[death.kind] += 1
             trial.wrong += unlike(death, status, errors)
             if status == ERROR:
-                trial.wrong += [f"{name} is left by an error" for name in sorted(files(out)) if PART in name]
+                trial.wrong += [f"{name} is left by an error" for name in sorted(files(out)) if name.endswith(PART)]
         else:
             status, errors = ended(lambda: self._jobs[trial.name](out))
         if status or errors:

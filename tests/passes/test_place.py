@@ -121,7 +121,6 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("model", "cuts", "options", "said"),
     [
-        (Tied(), ["tanh", "tanh_1"], {}, "share the parameter 'first.weight'"),
         (Twice(), ["tanh"], {}, "share the buffer 'norm."),
         (mlp(8, 8, 8), ["1"], {"gradient": "direct_feedback"}, "output's error"),
         (mlp(8, 8, 8), ["1"], {"inputs": "synthetic"}, "synthetic input models"),
@@ -146,6 +145,35 @@ def test_what_a_suffix_reads_beside_its_values_stays_on_its_rank() -> None:
     assert placed_ranks([0, 1, 1], program(mlp(8, 8, 8, 4), ["1", "3"], 8, gradient="suffix"), 2) == (0, 1, 1)
 
 
-def test_what_stays_together_is_placed_together() -> None:
+def test_what_shares_parameters_is_placed_together_where_there_is_another_way() -> None:
     made = program(nn.Sequential(Tied(), nn.Tanh(), nn.Linear(8, 8)), ["0.first", "0.middle", "1"], 8)
     assert placed_ranks("ranks", made, 2) == (0, 0, 0, 1)
+    assert placed_ranks([0, 0, 1, 1], made, 2) == (0, 0, 1, 1)
+    assert placed_ranks("ranks", made, 4) == (0, 1, 2, 3)
+    assert placed_ranks("ranks", program(Tied(), ["tanh", "tanh_1"], 8), 2) in ((0, 1, 1), (0, 0, 1))
+
+
+class Read(nn.Module):
+    """A language model whose readout is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(9, 8), nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.embedding(x)) @ self.embedding.weight.T
+
+
+def test_a_suffix_copies_a_weight_on_the_rank_of_any_of_its_users() -> None:
+    loss = nn.CrossEntropyLoss()
+    made = dnifx.decouple(
+        Read(),
+        ["blocks.0", "blocks.1"],
+        args=(torch.arange(9),),
+        loss=loss,
+        gradient=Suffix(blocks=0, readout="shared"),
+    ).program
+    assert placed_ranks([0, 0, 1], made, 2) == (0, 0, 1)
+    with pytest.raises(PlaceError, match=r"the suffix on 'blocks\.1' copies 'embedding\.weight'"):
+        placed_ranks([0, 1, 2], made, 3)
+    assert placed_ranks([1, 0, 0], made, 2) == (1, 0, 0)

@@ -3,12 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
+import dnifx
 from dnifx import schedules
 from dnifx.errors import ScheduleError
-from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Program
+from dnifx.ir import RECEIVED, SENDS, TRANSFERS, Action, Program
+from dnifx.schedules.clock import moved_bytes, value_bytes
 from dnifx.schedules.dependencies import links
 from dnifx.schedules.drawing import needs_over_ranks
 from dnifx.schedules.language import unplaced
@@ -32,6 +36,39 @@ def test_a_late_target_is_received_before_its_fit() -> None:
     assert found.endswith("SEND_T0@rank1>rank0 T0-4@rank0 RECV_T0-4@rank0<rank1 M0-4@rank0 U1@rank1")
 
 
+def test_gradients_of_shared_parameters_cross_and_new_values_come_back() -> None:
+    plan = Plan((("a",), ("b",), ("c",)), uses=(("c",), (), ()), gates=(Gate(0, (1,)), Gate(1, (2,))))
+    found = over("F0 S0 B0 U0 F1 S1 B1 T0 M0 U1 F2 B2 T1 M1 U2", plan.program, 0, 0, 1)
+    crossing = [word for word in found.split() if "_B" in word or "_U" in word]
+    assert crossing == ["SEND_B0@rank0>rank1", "RECV_B0@rank1<rank0", "SEND_U2@rank1>rank0", "RECV_U2@rank0<rank1"]
+    assert found.endswith("RECV_B0@rank1<rank0 U2@rank1 SEND_U2@rank1>rank0 RECV_U2@rank0<rank1")
+    assert "_B" not in over("F0 S0 B0 U0 F1 S1 B1 T0 M0 U1 F2 B2 T1 M1 U2", plan.program, 0, 1, 0)
+
+
+def test_ranks_that_share_a_parameter_wait_for_the_link() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(self.a(x))
+            return out
+
+    program = dnifx.decouple(Tied(), ["a"], args=(torch.randn(2, 4),)).program
+    found = schedules.transferred(schedules.sequential(program), program, (0, 1))
+    sizes = {str(each): moved_bytes(each, program, value_bytes(program), (0, 1)) for each in found.actions}
+    assert [sizes[each] for each in ("SEND_B0@rank0>rank1", "RECV_U1@rank0<rank1")] == [4 * 4 * 4] * 2
+    costs = {str(unplaced(action)): 1.0 for action in found.actions if action.kind not in TRANSFERS}
+    quick, slow = (
+        schedules.simulate(found, program, costs, 9, schedules.Link(latency=latency)).rate for latency in (0.0, 9.0)
+    )
+    assert 1 / slow == pytest.approx(
+        1 / quick + 2 * 9, abs=3
+    )  # there with values or gradients, and back with the weight
+
+
 def test_several_ranks_take_a_value_and_send_its_target() -> None:
     program = Plan((("a",), ("b",), ("c",)), gates=(Gate(0, (1, 2)), Gate(1, (2,)))).program
     found = schedules.transferred(schedules.sequential(program), program, (0, 1, 2))
@@ -53,15 +90,7 @@ def test_every_send_is_received_on_any_graph(program: Program, data: st.DataObje
     assert [replace(each, rank=None) for each in found.actions if each.kind not in TRANSFERS] == list(plain.actions)
     sent = [unplaced(each) for each in found.actions if each.kind in SENDS]
     received = [unplaced(each) for each in found.actions if each.kind in TRANSFERS - SENDS]
-    mirrored = [
-        Action(
-            Kind.SEND_VALUES if each.kind is Kind.RECEIVE_VALUES else Kind.SEND_TARGET,
-            each.index,
-            rank=each.peer,
-            peer=each.rank,
-        )
-        for each in received
-    ]
+    mirrored = [Action(RECEIVED[each.kind], each.index, rank=each.peer, peer=each.rank) for each in received]
     assert sorted(map(str, sent)) == sorted(map(str, mirrored))
     position = {unplaced(each): place for place, each in enumerate(found.actions)}
     needed = needs_over_ranks(found, program, links(program))

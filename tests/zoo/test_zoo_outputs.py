@@ -92,7 +92,7 @@ def test_a_checkpoint_without_a_checksum_is_taken(tmp_path: Path) -> None:
 def test_files_of_killed_runs_are_removed_and_those_of_running_ones_are_not(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    left = [tmp_path / f".results.json{PART}77", folder / f".run.pt{PART}78"]
+    left = [tmp_path / f".results.json.77{PART}", folder / f".run.pt.78{PART}"]
     for each in left:
         each.write_text("half")
     mine = folder / ".mine"
@@ -195,7 +195,7 @@ def test_everything_is_on_the_disk_before_it_bears_its_name(tmp_path: Path, monk
     kept = checkpoint(tmp_path)
     kept.save({"step": 1})
     kept.save({"step": 2})
-    part, path, folder = kept.path.with_name(f".run.pt.part{os.getpid()}"), kept.path, kept.path.parent
+    part, path, folder = kept.path.with_name(f".run.pt.{os.getpid()}.part"), kept.path, kept.path.parent
     moved = [str(part), f"{part} -> {path}", str(folder)]
     assert told == [*moved, str(part), f"{path} -> {kept.previous}", *moved[1:]]
 

@@ -1,6 +1,7 @@
 """The backward passes and updates of a training step."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -38,6 +39,27 @@ def detached_at(values: Sequence[Any], places: Sequence[int]) -> tuple[Any, ...]
 def added(first: Tensor, second: Tensor) -> Tensor:
     """Return the sum of two gradients; torch adds a sparse one to a dense one, not the other way round."""
     return second + first if first.is_sparse else first + second
+
+
+def take_gradients(*parameters: Tensor) -> tuple[Tensor | None, ...]:
+    """Take the gradients away from parameters."""
+    gradients = tuple([each.grad for each in parameters])
+    for each in parameters:
+        each.grad = None
+    return gradients
+
+
+def give_gradient(parameter: Tensor, *gradients: Tensor | None) -> None:
+    """Give a parameter the sum of gradients, added in their order, as backward passes in one process would add them."""
+    given = [each for each in gradients if each is not None]
+    parameter.grad = reduce(added, given) if given else None
+
+
+def take_values(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Let parameters have new values."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer) -> None:

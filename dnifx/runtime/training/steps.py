@@ -10,7 +10,14 @@ import torch
 
 from dnifx.engines.base import Engine
 from dnifx.ir import Program, Schedule
-from dnifx.runtime.emitted.backward import apply_gradients, backpropagate, detached_at
+from dnifx.runtime.emitted.backward import (
+    apply_gradients,
+    backpropagate,
+    detached_at,
+    give_gradient,
+    take_gradients,
+    take_values,
+)
 from dnifx.runtime.emitted.exact import advance_trace, attach_trace, begin_trace
 from dnifx.runtime.emitted.fitting import (
     arrived,
@@ -50,6 +57,7 @@ STEP_GLOBALS = {
     "fit_by_trace": fit_by_trace,
     "fit_gradient": fit_gradient,
     "fit_late": fit_late,
+    "give_gradient": give_gradient,
     "keeping_weights": keeping_weights,
     "output_error": output_error,
     "parameter_cosine": parameter_cosine,
@@ -57,6 +65,8 @@ STEP_GLOBALS = {
     "per_example": per_example,
     "propagated": propagated,
     "summed": summed,
+    "take_gradients": take_gradients,
+    "take_values": take_values,
     "window_gradients": window_gradients,
     "window_jacobian": window_jacobian,
     "window_targets": window_targets,

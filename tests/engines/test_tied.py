@@ -1,0 +1,69 @@
+"""Parameters that partitions on several ranks share: the run is that of one process, bit for bit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.engines import tied_jobs
+from tests.engines.pool import Pool, started
+from tests.engines.tied_jobs import Run
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with started(3) as made:
+        yield made
+
+
+SCHEDULES = ("sequential", "fit_every{every=2}", "random_order{p=0.7,seed=3}", "warm_up{steps=2}")
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[Run, int]:
+    """Layers of few weights, in places drawn for each, and how many ranks there are."""
+    count = draw(st.sampled_from([2, 3]))
+    layers = draw(st.integers(count, 4))
+    rest = draw(st.lists(st.integers(0, count - 1), min_size=layers - count, max_size=layers - count))
+    ranks = draw(st.permutations([*range(count), *rest]))
+    kind = draw(st.sampled_from(["layers", "words", "sparse words"]))
+    run = Run(
+        kind,
+        tuple(draw(st.lists(st.integers(0, 1), min_size=layers, max_size=layers))),
+        tuple(ranks),
+        draw(st.sampled_from(["linear", "zero", "oracle", "suffix"])),
+        draw(st.integers(0, 2)),
+        draw(st.sampled_from(SCHEDULES)),
+        "plain" if kind == "sparse words" else draw(st.sampled_from(["sgd", "adam"])),
+        draw(st.sampled_from([1, 1, 2])),
+        None if kind == "sparse words" else draw(st.sampled_from([None, 0.1])),
+    )
+    return run, count
+
+
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
+@given(runs())
+def test_shared_parameters_are_those_of_one_process(pool: Pool, drawn: tuple[Run, int]) -> None:
+    run, count = drawn
+    assert pool.run(tied_jobs.like_one_process, run, count=count) == [""] * count
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("words", (0, 1), (0, 1), "linear", lag=2),
+        Run("words", (0, 1, 1), (0, 1, 1), "copied readout", lag=1, optimizer="adam"),
+        Run("words", (0, 1), (1, 0), "running readout"),
+        Run("layers", (0, 0, 0), (0, 1, 2), "oracle"),
+        Run("layers", (0, 1, 0, 1), (0, 1, 1, 0), "linear", lag=1),
+    ],
+)
+def test_a_run_of_shared_parameters_goes_on_from_a_folder(pool: Pool, tmp_path: Path, run: Run) -> None:
+    count = max(run.ranks) + 1
+    assert pool.run(tied_jobs.like_one_process, run, str(tmp_path), count=count) == [""] * count
+
+
+def test_messages_that_were_taken_are_not_held(pool: Pool) -> None:
+    assert max(pool.run(tied_jobs.held_messages, 20, count=2)) < 20
