@@ -12,14 +12,18 @@ APART = {"seconds", "command", "out"}
 """What may differ: how long the steps took, and the name of the folder."""
 
 
-def differences(found: Path, expected: Path) -> Iterator[str]:
-    """Tell in words what differs between two output folders."""
+PREVIOUS = ".previous"
+"""The ending of the generation of a checkpoint before the last. A stop that is saved may leave it at another step."""
+
+
+def differences(found: Path, expected: Path, previous: bool = True) -> Iterator[str]:
+    """Tell in words what differs between two output folders; what the checkpoints before the last hold, if ``previous``."""
     ours, theirs = files(found), files(expected)
     for name in sorted(ours - theirs):
         yield f"{name} is left behind"
     for name in sorted(theirs - ours):
         yield f"{name} is missing"
-    for name in sorted(ours & theirs):
+    for name in sorted(each for each in ours & theirs if previous or not each.endswith(PREVIOUS)):
         yield from different(content(found / name), content(expected / name), name)
 
 
@@ -33,7 +37,7 @@ def content(path: Path) -> Any:
     try:
         if path.suffix == ".json":
             return json.loads(path.read_text())
-        if path.suffix in (".pt", ".previous"):
+        if path.suffix in (".pt", PREVIOUS):
             return torch.load(path, weights_only=True)
     except (RuntimeError, ValueError):
         pass

@@ -16,7 +16,8 @@ WRITING = ((os, "mkdir"), (fcntl, "flock"), (os, "fsync"), (os, "replace"), (os,
 
 ERROR = 2
 INTERRUPTED = (1, 130)
-"""How a command ends: with an error that is told in one line, and after Ctrl-C."""
+SAVED = 143
+"""How a command ends: with an error that is told in one line, after Ctrl-C, and after a SIGTERM that found it training."""
 
 
 def nothing(*_: Any) -> None:
@@ -151,7 +152,8 @@ def by_signal(sent: signal.Signals, status: int, errors: str) -> bool:
     if sent is signal.SIGINT:
         in_torch = status == -signal.SIGABRT and "python_error" in errors  # Ctrl-C met C++ code, which ends the process
         return (status in INTERRUPTED and "Traceback" not in errors) or in_torch
-    return status == -sent
+    saved = sent is signal.SIGTERM and status == SAVED and not errors
+    return status == -sent or saved
 
 
 def told(status: int, errors: str) -> bool:

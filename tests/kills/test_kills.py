@@ -18,7 +18,7 @@ from tests.kills.deaths import at_call, full_disk, in_write
 from tests.kills.disks import small_disk
 from tests.kills.processes import FAILED, ended
 from tests.kills.recipes import BRIEF, QUICK, train, warm
-from tests.kills.trials import Trials, unlike
+from tests.kills.trials import Trials, unlike, wrong_with
 
 STEPS = 3
 
@@ -146,6 +146,18 @@ def test_a_run_that_does_not_go_on_where_it_was_is_found(trials: Trials, tmp_pat
     assert ended(partial(forgetful, tmp_path / "out")) == (0, "")
     (text, *_) = differences(tmp_path / "out", trials.whole("steps").out)
     assert text.startswith("checkpoints/run.pt/state/total: tensor([3.0000")
+
+
+@pytest.mark.parametrize(("total", "right"), [(0.0, True), (0.5, False)])
+def test_a_run_goes_on_from_a_checkpoint_that_a_stop_left_at_another_step(
+    trials: Trials, tmp_path: Path, total: float, right: bool
+) -> None:
+    whole, out = trials.whole("steps").out, tmp_path / "out"
+    assert ended(partial(steps, out)) == (0, "")
+    path = out / "checkpoints" / "run.pt"
+    for state in ({"step": 1, "total": torch.full((3,), total)}, {"step": 3, "total": torch.full((3,), 3.0)}):
+        Checkpoint(path, {"lr": 0.1}).save(state)
+    assert (wrong_with(steps, out, whole) == []) is right
 
 
 def test_what_differs_is_told_with_its_place() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dnifx.writing import PART
-from tests.kills.comparing import differences, files
+from tests.kills.comparing import PREVIOUS, differences, files
 from tests.kills.deaths import ERROR, Death, after_time, at_call, full_disk, in_write, on_writing
 from tests.kills.disks import small_disk
 from tests.kills.processes import ended
@@ -112,7 +112,7 @@ class Trials:
             status, errors = ended(lambda: self._jobs[trial.name](out))
         if status or errors:
             trial.wrong.append(f"the last run ended with {status}: {errors}")
-        trial.wrong += differences(out, whole.out)
+        trial.wrong += wrong_with(self._jobs[trial.name], out, whole.out)
 
     def whole(self, name: str) -> Whole:
         """Return the run of a job that nobody killed, made once.
@@ -143,6 +143,26 @@ def _counted(job: Job, out: Path, calls: Path) -> None:
 
         on_writing(call)
         job(out)
+
+
+def wrong_with(job: Job, out: Path, whole: Path) -> list[str]:
+    """Tell in words what is wrong with a run that ended.
+
+    Where only the checkpoints before the last differ, since a stop was saved at another step, the run goes on from them too.
+
+    Args:
+        job: The job.
+        out: Its output, which the run from these checkpoints writes anew.
+        whole: The output of the run that nobody killed.
+    """
+    wrong = [*differences(out, whole, previous=False)]
+    if wrong or not any(differences(out, whole)):
+        return wrong
+    for path in [*out.rglob(f"*{PREVIOUS}")]:
+        path.replace(path.with_suffix(""))
+    status, errors = ended(lambda: job(out))
+    wrong += [f"the run from the checkpoints before the last ended with {status}: {errors}"] if status else []
+    return wrong + [f"from the checkpoint before, {each}" for each in differences(out, whole, previous=False)]
 
 
 def draw(drawn: random.Random, whole: Whole, disk: Path | None) -> Death:
