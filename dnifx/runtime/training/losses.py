@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from dnifx.errors import DnifxError, LossError
@@ -41,14 +42,16 @@ class TaskLoss:
         """Return the loss as the function gives it; that of step 0 is computed with care.
 
         Raises:
-            LossError: It cannot be computed, has a wrong form, or depends on parameters of other partitions. The latter is looked for
-                in steps 0, 1, 2, 4, 8, ...
+            LossError: It cannot be computed, has a wrong form, depends on parameters of other partitions, or on nothing. The latter two
+                are looked for in steps 0, 1, 2, 4, 8, ...
         """
         loss: Tensor = self.first(output, target) if step == 0 else self.computed(output, target)
         if step:
             self.check_form(loss, output)
         if step & (step - 1) == 0:
-            refuse_penalty(loss, self.elsewhere)
+            nodes = nodes_of(loss)
+            refuse_penalty(nodes, self.elsewhere)
+            refuse_apart(nodes, output, self.teaches)
         return loss
 
     def computed(self, output: Any, target: Any) -> Any:
@@ -128,11 +131,21 @@ class TaskLoss:
         return loss
 
 
-def refuse_penalty(loss: Tensor, elsewhere: Mapping[Tensor, str]) -> None:
-    """Raise LossError where a loss depends on parameters of partitions before the last one."""
-    waiting, seen = [loss.grad_fn], {loss.grad_fn}
+def nodes_of(loss: Tensor) -> set[Any]:
+    """Return the nodes of the graph that a loss was computed by."""
+    waiting = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen = {*waiting}
     while waiting:
-        node = waiting.pop()
+        for below, _ in waiting.pop().next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+    return seen
+
+
+def refuse_penalty(nodes: Iterable[Any], elsewhere: Mapping[Tensor, str]) -> None:
+    """Raise LossError where a loss depends on parameters of partitions before the last one."""
+    for node in nodes:
         name = elsewhere.get(getattr(node, "variable", None))  # type: ignore[arg-type]
         if name is not None:
             raise LossError(
@@ -140,10 +153,18 @@ def refuse_penalty(loss: Tensor, elsewhere: Mapping[Tensor, str]) -> None:
                 "penalty inside loss= would train the last partition alone. Take it out of the loss, and give it as "
                 "net.trainer(..., penalty=), a callable from a partition's parameters, by name, to a scalar; or use weight decay"
             )
-        for below, _ in node.next_functions if node is not None else ():
-            if below is not None and below not in seen:
-                seen.add(below)
-                waiting.append(below)
+
+
+def refuse_apart(nodes: set[Any], output: Any, teaches: Sequence[Tensor]) -> None:
+    """Raise LossError where a loss depends neither on the output nor on what learns from it, as one made of a number."""
+    own = {id(each) for each in teaches}
+    outputs = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    reached = [get_gradient_edge(leaf).node in nodes for leaf in outputs]
+    if reached and not any(reached) and not any(id(getattr(node, "variable", None)) in own for node in nodes):
+        raise LossError(
+            "the loss has a gradient, but none that reaches the output, so nothing can learn from it: compute it from the output by "
+            "differentiable operations (no .item(), no torch.tensor(..., requires_grad=True))"
+        )
 
 
 def sums(loss: Loss, value: Tensor, output: Any, target: Any) -> bool:

@@ -1,5 +1,10 @@
 """What a trainer refuses before its first step."""
 
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
 from dnifx.errors import InputError, ScheduleError, StateError, nearest
 from dnifx.ir import Program
 
@@ -29,6 +34,31 @@ def refuse_idle(program: Program) -> None:
             f"the estimators of {nearest('', idle, 3)} were frozen after dnifx.decouple. To keep them as they are, give the trainer a "
             "schedule without their fits (M0, M1, ...), or a learning rate of 0 (estimator_optimizer=), and put requires_grad back"
         )
+
+
+Place = tuple[dict[str, nn.Parameter | None], str, nn.Parameter, str]
+"""Where a module keeps a parameter: the module's own registry, the name there, the parameter, and its path."""
+
+
+def places_of(net: nn.Module) -> list[Place]:
+    """Return where the modules of a net keep its parameters."""
+    return [
+        (module._parameters, name, parameter, f"{path}.{name}" if path else name)
+        for path, module in net.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+
+
+def refuse_replaced(places: Iterable[Place]) -> None:
+    """Raise StateError where a parameter is another than the one that the optimizers hold."""
+    for registry, name, parameter, path in places:
+        if registry.get(name) is not parameter:
+            raise StateError(
+                f"the parameter {path!r} was replaced after net.trainer(...), and its optimizer holds the one before. Make the trainer "
+                "afterwards, or write into the parameter: load_state_dict without assign=True, or parameter.data.copy_(...)"
+            )
 
 
 def refuse_late(program: Program) -> None:

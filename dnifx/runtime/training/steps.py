@@ -36,7 +36,7 @@ from dnifx.runtime.net.net import Emitters
 from dnifx.runtime.training.late import fit_late, summed
 from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
-from dnifx.runtime.training.refusals import refuse_idle
+from dnifx.runtime.training.refusals import places_of, refuse_idle, refuse_replaced
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
 Step = Callable[..., Any]
@@ -109,6 +109,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         self._parameters = tuple(self.part.net.parameters())
+        self._places = places_of(self.part.net)
 
     def training(self, input_kind: InputKind, schedule: Schedule, diagnose: bool) -> Step:
         """Return the function of a schedule in an input kind, generated once.
@@ -141,8 +142,9 @@ class Steps:
         """Drop the functions where parameters were frozen or unfrozen since: they are written for what learns.
 
         Raises:
-            StateError: An estimator was frozen.
+            StateError: An estimator was frozen, or a parameter was replaced.
         """
+        refuse_replaced(self._places)
         learning = tuple([each.requires_grad for each in self._parameters])
         if learning != self._learning:
             refuse_idle(self.part.program)
