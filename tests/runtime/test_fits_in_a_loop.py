@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import dnifx
 from dnifx.errors import DnifxWarning, OptimizerError
 from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.emitted.finite import not_finite
+from dnifx.runtime.net import fits
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 
@@ -197,6 +199,29 @@ def test_a_net_that_applies_its_fits_does_what_the_loop_would(factor: float, no_
         both.step()
     for name, value in other.state_dict().items():
         torch.testing.assert_close(own.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["looked at", "as on a GPU"])
+@pytest.mark.parametrize("optimizer", [sgd, torch.optim.Adam, partial(torch.optim.Adam, fused=True)])
+@pytest.mark.parametrize(("inputs", "factor"), [(X * float("nan"), 1.0), (X, 3e38)])
+def test_fits_that_are_not_finite_are_not_applied(
+    inputs: Tensor, factor: float, optimizer: Any, waits: bool, no_warning: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not waits:
+        monkeypatch.setattr(fits, "not_finite", lambda gradients: torch.tensor(not_finite(gradients)))
+    net, twin = made(estimator_optimizer=optimizer), made(estimator_optimizer=optimizer)
+    net.loss_scale = factor
+    for _ in range(2):
+        torch.autograd.backward(8 * nn.functional.cross_entropy(net(inputs), Y) * factor)
+    for name, value in twin.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+    assert all(each.grad is None for each in net.interface_parameters())
+    net.loss_scale = 1.0
+    backward(net)
+    backward(twin)
+    for name, value in twin.state_dict().items():
+        far = 0.0 if waits or optimizer is sgd else 0.05  # where nothing waits, Adam's number of steps goes on
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=far, atol=far, msg=name)
 
 
 def test_a_copy_of_such_a_net_applies_its_own_fits() -> None:

@@ -13,7 +13,7 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from dnifx.errors import DnifxWarning, OptimizerError
-from dnifx.runtime.emitted.backward import apply_gradients
+from dnifx.runtime.emitted.finite import not_finite, step_unless, trained
 from dnifx.runtime.emitted.loss_scale import Factor
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -106,7 +106,8 @@ def scales(frame: FrameType | None) -> bool:
 class OwnFits:
     """Applies the fits after each backward pass, and leaves nothing in ``.grad`` of the estimators.
 
-    Fits are applied in units of the true loss, whatever it was multiplied by.
+    Fits are applied in units of the true loss, whatever it was multiplied by. Where one of them is not finite, none is applied:
+    after an overflow in half precision the loop makes no update either.
 
     Args:
         parameters: The parameters of estimators and input models.
@@ -137,10 +138,15 @@ class OwnFits:
         )  # after what others have asked for, such as DDP
 
     def apply(self) -> None:
-        """Apply the fits."""
+        """Apply the fits; a GPU is not waited for."""
         if not (isinstance(self.factor, float) and self.factor == 1):
             unscale(self.optimizer, self.factor)
-        apply_gradients(self.optimizer)
+        bad = not_finite([each.grad for each in trained(self.optimizer) if each.grad is not None])
+        if isinstance(bad, Tensor):
+            step_unless(self.optimizer, bad)
+        elif not bad:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def unscale(optimizer: Optimizer, factor: Factor) -> None:
