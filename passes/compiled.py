@@ -23,7 +23,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def why_closed(module: nn.Module) -> str | None:
     """Return why the inside of a module cannot be looked into; None where it can."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if issubclass(type(module), torch.jit.ScriptModule):
         return "TorchScript has no Python to look into"
     return "torch.compile was called on it" if is_compiled(module) else None
 

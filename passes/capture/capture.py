@@ -1,6 +1,7 @@
 """Capture: from a module to a graph over the module's own paths."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
 from torch import fx, nn
@@ -94,7 +95,7 @@ class CaptureGraph(Pass):
 def refuse_names_without_a_path(model: nn.Module) -> None:
     """Raise CaptureError where a module holds something under a name that no path can lead to."""
     for module in model.modules():
-        for name in (*module._modules.keys(), *module._parameters.keys(), *module._buffers.keys()):
+        for name in chain(module._modules.keys(), module._parameters.keys(), module._buffers.keys()):
             if not isinstance(name, str) or not name or "." in name:
                 raise CaptureError(
                     f"a {type(module).__name__} of {type(model).__name__} holds something under the name {name!r}, but paths of modules "

@@ -93,7 +93,9 @@ def calls_anew(observer: AnewObserver, model: nn.Module) -> Iterator[Patch]:
         standins[id(getattr(module, name))] = saying(observer, f"{module.__name__}.{name}", getattr(module, name))
         yield module, name, standins[id(getattr(module, name))]
     yield logging.Logger, "_log", logging_to(observer)
-    places = dict.fromkeys(kind.__module__ for each in model.modules() for kind in type(each).__mro__)
+    places = dict.fromkeys(
+        base.__module__ for kind in dict.fromkeys(map(type, model.modules())) for base in kind.__mro__
+    )
     for place in places:
         held = vars(sys.modules[place]) if place in sys.modules and place.partition(".")[0] not in _OWN else {}
         for name, value in held.items():

@@ -1,7 +1,7 @@
 """What Python reads from a model's attributes while the model runs, and what it writes there."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
@@ -197,6 +197,7 @@ class ModelAttributes:
     def refilled(
         self,
         snapshot: Snapshot,
+        changes: Iterable[tuple[Any, str]],
         opened: Collection[int],
         added: Callable[[Read], list[Any] | None],
     ) -> None:
@@ -204,6 +205,7 @@ class ModelAttributes:
 
         Args:
             snapshot: The model as it was.
+            changes: The attributes that are or hold something else now.
             opened: Identities of the modules whose forward was recorded.
             added: Returns what forward adds to a container that it does not read: then its content is no part of the input kind.
         """
@@ -213,7 +215,7 @@ class ModelAttributes:
         for holder, before in self.unshown:
             for name in [name for name, value in vars(holder).items() if value is not before.get(name, Missing)]:
                 self.written[id(holder), name] = self.known.at(holder, name)
-        for holder, name in snapshot.changes():
+        for holder, name in changes:
             key, value = (id(holder), name), held_at(holder, name)
             at = self.held[key][0] if key in self.held else self.fixed.get(key)
             made = isinstance(value, Tensor) and id(holder) in opened and self._recorder.writer.find(value) is not None
@@ -328,15 +330,14 @@ def reads_of(
     with preserved(model) as snapshot, snapshot.watching():
         with torch.enable_grad(), watching(model, reads, snapshot):
             model(*own_args, **own_kwargs)
-        return tuple(reads.found.values()), changed_in_place(snapshot, ())
+        return tuple(reads.found.values()), changed_in_place(snapshot.changes(), ())
 
 
-def changed_in_place(snapshot: Snapshot, writes: Sequence[Write]) -> tuple[str, ...]:
+def changed_in_place(changes: Mapping[tuple[Any, str], str], writes: Sequence[Write]) -> tuple[str, ...]:
     """Return the attributes that a run changed, beside those that the graph leaves: what modules kept whole do is among it."""
-    changes = snapshot.changes().items()
     found = (
         f"self.{name}" if isinstance(holder, nn.Module) else name
-        for (holder, _), names in changes
+        for (holder, _), names in changes.items()
         for name in names.split(", ")
     )
     left = {each.path for each in writes}

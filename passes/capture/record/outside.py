@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dnifx.passes.capture.model_state import CONTAINERS, PLAIN, Missing, Outside, Read
 from dnifx.passes.capture.record.anew import GENERATORS
 from dnifx.passes.capture.record.attribute_watch import AttributeObserver, AttributeWatch, is_object
-from dnifx.passes.capture.record.contents import is_open
+from dnifx.passes.capture.record.contents import ATOMS, is_open
 from dnifx.passes.capture.record.hazards import is_installed, is_models
 from dnifx.passes.capture.record.state import Snapshot, preserved
 
@@ -350,9 +350,10 @@ class VariableWatch:
 
     def _know(self, module: nn.Module) -> None:
         """Note the functions of a module: its own, those of its classes, and its hooks."""
-        held = [*vars(module).values()]
-        for registry in [each for each in held if isinstance(each, dict)]:
-            held += registry.values()
+        held: list[Any] = []
+        for each in vars(module).values():
+            if type(each) not in ATOMS:
+                held += each.values() if isinstance(each, dict) else (each,)
         for kind in type(module).__mro__:
             if kind not in self._kinds and is_open(kind):
                 self._kinds.add(kind)

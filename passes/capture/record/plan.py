@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import CodeType, MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +44,19 @@ def runs_torch_alone(module: nn.Module) -> bool:
     held = object.__getattribute__(module, "__dict__")
     hooks = (held["_forward_hooks"], held["_forward_pre_hooks"], *_GLOBAL_HOOKS)
     return not (held["_modules"] or any(hooks) or any(map(callable, held.values())))
+
+
+def is_closed(module: nn.Module) -> bool:
+    """Whether the inside of a module cannot be recorded: it is compiled, or its parameters are computed when they are read."""
+    if why_closed(module) is not None:
+        return True
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module)
+
+
+@lru_cache(maxsize=1024)
+def stays_closed(kind: type) -> bool:
+    """Whether torch's modules of a class stay one node, since they compute one thing."""
+    return kind.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not issubclass(kind, _OPENED)
 
 
 @dataclass(frozen=True)
@@ -99,18 +114,19 @@ class Plan:
         """Whether a module stays one node."""
         if path == "" or path in self.leaking:
             return False
-        if path in self.whole or why_closed(module) or parametrize.is_parametrized(module):
+        if path in self.whole or is_closed(module):
             return True
         if is_made(path):
             return False
-        if type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _OPENED):
+        kind: Any = type(module)  # a class is hashable, which mypy doubts
+        if stays_closed(kind):
             return True
         below_leak = any(path.startswith(f"{leak}.") for leak in self.leaking)
         return self.open_paths is not None and path not in self.open_paths and not below_leak
 
     def may_open(self, path: str, module: nn.Module) -> bool:
         """Whether a module of torch that is usually one node can be opened: autocast has to stand around each of its calls."""
-        closed = bool(why_closed(module)) or parametrize.is_parametrized(module) or is_made(path)
+        closed = is_closed(module) or is_made(path)
         return path not in self.whole and not closed and type(module).__module__.startswith("torch.nn.")
 
     def must_open(self, path: str, draws: bool = False) -> bool:

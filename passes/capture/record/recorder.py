@@ -22,7 +22,7 @@ from dnifx.passes.capture.record.open_modules import OpenModules
 from dnifx.passes.capture.record.plan import Plan, ancestry, is_made, made_path, runs_torch_alone
 from dnifx.passes.capture.record.sizes import Number, SymbolicInt, plain, symbolic
 from dnifx.passes.capture.record.state import Snapshot
-from dnifx.passes.capture.record.structure import contents_of, gives_tensors, tensors_in
+from dnifx.passes.capture.record.structure import contents_of, gives_tensors, tensors_among, views_of
 from dnifx.passes.capture.record.unseen import UnseenTensors
 from dnifx.passes.capture.record.writer import Writer
 from dnifx.passes.graph import RAGGED
@@ -72,6 +72,7 @@ class Recorder(TorchFunctionMode):
         self.draws = Draws(self, self.writer, self.modules, self.guards, plan)
         self._plan = plan
         self._opaque = 0
+        self._untold = False
         self.read_inside: dict[str, None] = {}
         self._checkpoints = 0
 
@@ -88,6 +89,8 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a torch function and write it down."""
+        if self._untold:
+            return func(*args, **kwargs or {})
         with nullcontext() if any(map(callable, (*args, *(kwargs or {}).values()))) else self.unwatched():
             if not self.active:
                 if self._opaque:
@@ -143,21 +146,8 @@ class Recorder(TorchFunctionMode):
 
     def _with_own_identity(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Replace a result that is one of the arguments by a view of it, so that both keep their nodes."""
-        given = {id(item) for item in (*args, *kwargs.values()) if isinstance(item, Tensor)}
-        given |= {id(part) for item in args if type(item) in (list, tuple) for part in item if isinstance(part, Tensor)}
-        return self._views_of(given, result)
-
-    def _views_of(self, given: set[int], result: Any) -> Any:
-        if isinstance(result, Tensor):
-            if id(result) not in given:
-                return result
-            with self.paused():
-                return result.view_as(result) if result.layout is torch.strided and not result.is_nested else result
-        if type(result) in (list, tuple):
-            return type(result)(self._views_of(given, part) for part in result)
-        if type(result) is dict:
-            return {key: self._views_of(given, part) for key, part in result.items()}
-        return result
+        with self.paused():
+            return views_of(tensors_among((*args, *kwargs.values())), result)
 
     def compared(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> None:
         """Python took a decision on numbers; see ``sizes.Owner``."""
@@ -232,14 +222,14 @@ class Recorder(TorchFunctionMode):
                 self.read_inside.setdefault(path)
             return call(module, *args, **kwargs)
         path = made_path(module) if path is None else path
-        with self.unwatched(), self.paused():
-            opened = bool(self.modules.regions) and self._plan.may_open(path, module)
-            is_leaf = self._plan.is_leaf(path, module) and not opened and not self._has_other_parameters(module)
+        with self.unwatched():
+            is_leaf = self._is_leaf(path, module)
+            if is_leaf and runs_torch_alone(module) and not is_made(path):
+                return self._leaf(call, module, path, args, kwargs, torch_alone=True)
+        if is_leaf and not is_made(path):
+            return self._leaf(call, module, path, args, kwargs)
         if is_leaf:
-            if is_made(path):
-                return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
-            with self.unwatched() if runs_torch_alone(module) else nullcontext():
-                return self._leaf(call, module, path, args, kwargs)
+            return self._opaque_call(lambda *a, **k: call(module, *a, **k), ops.call, (module,), args, kwargs)
         self.modules.enter(module, path)
         try:
             result = call(module, *args, **kwargs)
@@ -248,33 +238,42 @@ class Recorder(TorchFunctionMode):
         finally:
             self.modules.leave()
 
-    def _has_other_parameters(self, module: nn.Module) -> bool:
-        """Whether a module runs with other parameters than its own (torch.func.functional_call)."""
-        held = (parameter for parameter in module._parameters.values() if parameter is not None)
-        return any(id(parameter) not in self.writer.owned for parameter in held)
+    def _is_leaf(self, path: str, module: nn.Module) -> bool:
+        """Whether a call is one node: not where a module runs with others' parameters (torch.func.functional_call)."""
+        self.active = False
+        try:
+            opened = bool(self.modules.regions) and self._plan.may_open(path, module)
+            own = all(id(each) in self.writer.owned for each in module._parameters.values() if each is not None)
+            return own and not opened and self._plan.is_leaf(path, module)
+        finally:
+            self.active = True
 
     def _leaf(
-        self, call: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        call: Callable[..., Any],
+        module: nn.Module,
+        path: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        torch_alone: bool = False,
     ) -> Any:
-        """Run a module as one node."""
+        """Run a module as one node; within one that runs ``torch_alone`` there is nothing to look at."""
         items, named = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
-        given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and not item.is_inference()]
-        versions = {id(item): item._version for item in given}
+        before = self._versions(args, kwargs)
         whole = path in self._plan.whole
         if whole:
             self.modules.note_draws(model_line)
-        held = contents_of((args, kwargs))
-        self.active, self.inside_leaf = False, path
+        held = () if torch_alone else contents_of((args, kwargs))
+        self.active, self.inside_leaf, self._untold = False, path, torch_alone
         try:
             result = call(module, *map(plain, args), **{key: plain(value) for key, value in kwargs.items()})
+            result = views_of(dict(before.items() & self._versions(args, kwargs).items()), result)
         finally:
-            self.active, self.inside_leaf = True, None
-        if contents_of((args, kwargs)) != held:
+            self.active, self.inside_leaf, self._untold = True, None, False
+        if not torch_alone and contents_of((args, kwargs)) != held:
             self.leaking.add(path)
         if whole:
             self.modules.forget_draws()
-        written = {id(item) for item in given if item._version != versions[id(item)]}
-        result = self._views_of({id(item) for item in given} - written, result)
         node = self.writer.add("call_module", path, items, named)
         number = self.modules.count(path)
         node.meta.pop("call", None)
@@ -285,11 +284,17 @@ class Recorder(TorchFunctionMode):
         result = self._numbers(result, node, ())
         self.writer.bind(result, node)
         if not torch.is_grad_enabled():
-            for _, tensor in tensors_in(result):
-                if tensor.is_floating_point() and self.writer.find(tensor) is not None:
-                    detached = self.writer.add("call_method", "detach", (self.writer.tensor(tensor),))
-                    self.writer.remember(tensor, NodeValue(detached))
+            self.writer.detach(result)
         return result
+
+    def _versions(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, int]:
+        """Return how often torch saw each of the tensors that a call is given being written."""
+        self._untold = True
+        try:
+            given = (item for item in (*args, *kwargs.values()) if isinstance(item, Tensor))
+            return {id(item): item._version for item in given if not item.is_inference()}
+        finally:
+            self._untold = False
 
     def _numbers(self, result: Any, node: fx.Node, path: Path) -> Any:
         """Make the numbers in a module's output symbolic, since another call may give others."""

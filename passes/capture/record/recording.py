@@ -125,11 +125,12 @@ def _run(
             refuse_filled_arguments([*given.values(), *map(itemgetter(1), walk(result))], filled)
             outputs = writer.variables(result)
             opened = set(map(id, recorder.modules.opened.values()))
+            changes = snapshot.changes()
             recorder.attributes.refilled(
-                snapshot, opened, lambda at: added_unread(model, at, args, kwargs, snapshot.outside)
+                snapshot, changes, opened, lambda at: added_unread(model, at, args, kwargs, snapshot.outside)
             )
             writes, left = recorder.attributes.writes(bool(snapshot.new_hooks()))
-            in_place = changed_in_place(snapshot, writes)
+            in_place = changed_in_place(changes, writes)
             writer.graph.output((*(node for _, node in outputs), *left))
             output = FirstOutputs(ops.Template(result, [part for part, _ in outputs]).build, len(outputs))
         except Exception as error:  # noqa: BLE001 - whatever the model raises is reported with its place

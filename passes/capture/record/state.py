@@ -337,18 +337,18 @@ class ParameterWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation."""
-        self.look(func, args, kwargs or {})
+        if func._schema.is_mutable:
+            self.look(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the snapshot what the operation is about to write."""
-        if func._schema.is_mutable:
-            arguments = func._schema.arguments
-            given = {**{argument.name: value for argument, value in zip(arguments, args, strict=False)}, **kwargs}
-            written = [given[each.name] for each in arguments if each.is_write and each.name in given]
-            for tensor in tree_leaves(written):
-                if isinstance(tensor, Tensor):
-                    self.snapshot.about_to_write(tensor)
+        """Tell the snapshot what an operation, one that writes, is about to write."""
+        arguments = func._schema.arguments
+        given = {**{argument.name: value for argument, value in zip(arguments, args, strict=False)}, **kwargs}
+        written = [given[each.name] for each in arguments if each.is_write and each.name in given]
+        for tensor in tree_leaves(written):
+            if isinstance(tensor, Tensor):
+                self.snapshot.about_to_write(tensor)
 
 
 @contextmanager

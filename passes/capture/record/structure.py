@@ -2,9 +2,10 @@
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import torch
@@ -133,6 +134,25 @@ def gives_tensors(result: Any) -> bool:
     if result is None or isinstance(result, bool | int | float | str | torch.dtype | torch.device):
         return False
     return bool(tensors_in(result))
+
+
+def tensors_among(arguments: Iterable[Any]) -> set[int]:
+    """Return the identities of the tensors among a call's arguments, and in the lists and tuples among them."""
+    items = [*arguments]
+    parts = chain.from_iterable(item for item in items if type(item) in (list, tuple))
+    return {id(item) for item in chain(items, parts) if isinstance(item, Tensor)}
+
+
+def views_of(given: Container[int], result: Any) -> Any:
+    """Replace the tensors of a result that a call was given by views of them."""
+    if isinstance(result, Tensor):
+        viewed = id(result) in given and result.layout is torch.strided and not result.is_nested
+        return result.view_as(result) if viewed else result
+    if type(result) in (list, tuple):
+        return type(result)(views_of(given, part) for part in result)
+    if type(result) is dict:
+        return {key: views_of(given, part) for key, part in result.items()}
+    return result
 
 
 def contents_of(arguments: Any) -> tuple[int, ...]:

@@ -51,7 +51,8 @@ class UnseenTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and remember who made its result."""
-        self._watch.look(func, args, kwargs or {})
+        if func._schema.is_mutable:
+            self._watch.look(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         if self._recorder.active:
             constant = all(self.is_constant(item) for item in _tensors(args)) and not is_random(str(func))
@@ -78,4 +79,6 @@ class UnseenTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -15,7 +15,7 @@ from dnifx.passes.capture.record.arrays import FollowedArray
 from dnifx.passes.capture.record.functions import SHAPED_LIKE_FIRST, is_random, name_of
 from dnifx.passes.capture.record.node_values import STEPS, NodeValue, Path
 from dnifx.passes.capture.record.sizes import Expression, Number, Owner, SymbolicFloat, SymbolicInt, plain_number
-from dnifx.passes.capture.record.structure import variables_in
+from dnifx.passes.capture.record.structure import tensors_in, variables_in
 from dnifx.runtime.emitted import ops
 from dnifx.runtime.emitted.checkpoints import CHECKPOINT, Region, regions_of
 from dnifx.runtime.emitted.source import reserve_names
@@ -299,6 +299,12 @@ class Writer:
         elif depth < _DEEPEST and not isinstance(value, nn.Module | type):
             for name, part in getattr(value, "__dict__", {}).items():
                 self.bind(part, node, (*path, ("attribute", name)), depth + 1)
+
+    def detach(self, value: Any) -> None:
+        """Let the graph detach the tensors in a value that it knows, which were made without a gradient."""
+        for _, tensor in tensors_in(value):
+            if tensor.is_floating_point() and self.find(tensor) is not None:
+                self.remember(tensor, NodeValue(self.add("call_method", "detach", (self.tensor(tensor),))))
 
 
 def drawn_by(node: fx.Node, name: str) -> str:
