@@ -12,7 +12,7 @@ from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
 from dnifx.engines.joining import join_ranks
 from dnifx.engines.ranks import Ranks
-from dnifx.errors import DnifxError, LossError, PlaceError, ScheduleError
+from dnifx.errors import CaptureError, DnifxError, LossError, PlaceError, ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
 from dnifx.passes.automatic_lag import automatic_lag
 from dnifx.passes.compiler import Compiler
@@ -103,6 +103,10 @@ def decouple(
         Jaderberg et al. 2017, "Decoupled Neural Interfaces using Synthetic Gradients", ICML (arXiv 1608.05343).
     """
     check_request(model, args, kwargs, loss, every, callback)
+    if isinstance(model, DecoupledModule):
+        raise CaptureError(
+            "model= is a net of dnifx.decouple already; give all cuts in one call, dnifx.decouple(net.original, cuts, ...)"
+        )
     positional = (args,) if isinstance(args, Tensor) else tuple(args)
     cuts = with_named_states(model, cuts)
     compiler = Compiler(cuts, gradient, inputs, context, num_classes, mask, every, verify, callback)
@@ -116,6 +120,11 @@ def decouple(
     except DnifxError as error:
         rates = "" if every is None else f", every={dict(every)!r}"
         error.add_note(f"while decoupling {type(model).__name__} with cuts={cuts!r}{rates}")
+        inner = [path for path, each in model.named_modules() if isinstance(each, DecoupledModule)]
+        if inner:
+            error.add_note(
+                f"{inner[0]!r} is a net of dnifx.decouple already: cut beside it, or give all its cuts at once"
+            )
         raise
     roots = interface_root(program.model), interface_root(program.model, INPUT_MODELS)
     one = len({each.mean for each in losses.values()}) < 2

@@ -194,7 +194,8 @@ class DecoupledModule(StandIn):
             written = (inputs[position] for position in input_kind.written)
             before = Undo(self, written, self.whole.attributes)
             try:
-                return self.answer(input_kind, inputs, target)
+                with explaining(input_kind.program, input_kind.signature.inputs, inputs):
+                    return self.answer(input_kind, inputs, target)
             except GuardError:
                 before.restore()
         if not self.whole.steered:

@@ -97,3 +97,11 @@ def test_the_checksums_are_those_of_a_common_tool_and_may_be_missing(tmp_path: P
         subprocess.run(["sha256sum", "-c", "--quiet", checksums.NAME], cwd=whole, check=True)
     (whole / checksums.NAME).unlink()
     trainer.load(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    trainer = jobs.chain().trainer(jobs.adam)
+    with pytest.raises(StateError, match=r"file cannot be made: .*; give a folder that can be written to"):
+        trainer.save_on_signal(tmp_path / "file")
+    assert trainer.folder is None

@@ -96,6 +96,7 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
     "an estimator that answers with a tuple of None": lambda: decouple(gradient=answering(lambda v, w: (None,))),
     "an estimator with lazy layers": lambda: decouple(gradient=Lazy),
     "`dnifx.decouple` under inference mode": lambda: inside(decouple),
+    "a net that is decoupled already": lambda: decouple(module=decouple()),
     "a model that was made under inference mode": lambda: decouple(module=inside(model)),
     "an estimator that answers with a list": lambda: decouple(gradient=answering(lambda v, w: [v * w])),
     "an answer of another shape": lambda: decouple(gradient=answering(lambda v, w: (v[:, :2] * w,))),

@@ -23,6 +23,21 @@ def step_in_inference_mode() -> object:
         return made.step(X, target=Y)
 
 
+def of_a_number(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(F.cross_entropy(output, target).item(), requires_grad=True)
+
+
+def transformed() -> object:
+    net = decouple()
+    return torch.func.grad(lambda x: net(x).sum())(X)
+
+
+def assigned() -> object:
+    made = trainer()
+    made.net.load_state_dict({name: value.clone() for name, value in made.net.state_dict().items()}, assign=True)
+    return made.step(X, target=Y)
+
+
 def stepped(scheduler: Callable[[torch.optim.Optimizer], object], metric: object = None) -> object:
     made = trainer(given={"lr_scheduler": scheduler})
     return [made.step(X, target=Y, metric=metric) for _ in range(3)]
@@ -101,6 +116,7 @@ STEPS: Mapping[str, Callable[[], object]] = {
     "a loss that fails": lambda: step(loss=lambda output, target: output.logits),
     "a loss that is a float": lambda: step(loss=lambda output, target: F.cross_entropy(output, target).item()),
     "a loss without a gradient": lambda: step(loss=lambda output, target: F.cross_entropy(output, target).detach()),
+    "a loss that is made of a number": lambda: step(loss=of_a_number),
     "a loss that is a matrix": lambda: step(loss=lambda output, target: output),
     "a loss that is a tuple": lambda: step(loss=lambda output, target: (output.sum(), output)),
     "a complex loss": lambda: step(loss=lambda output, target: output.sum() * 1j),
@@ -113,6 +129,7 @@ STEPS: Mapping[str, Callable[[], object]] = {
         lambda output, target: F.cross_entropy(output, target, reduction="none")
     ),
     "a loss that fails, later": lambda: four_steps(lambda output, target: output + torch.ones(99)),
+    "weights that are assigned, later": assigned,
     "a probe with a wrong target": lambda: trainer().probe(X, target=Y[:3]),
     "a probe of a period without rates": lambda: trainer().probe_period([(X, Y)]),
     "a reset of another number of examples": lambda: windows().reset(torch.ones(3)),
@@ -130,6 +147,7 @@ STEPS: Mapping[str, Callable[[], object]] = {
     ),
     "the net with an empty batch": lambda: decouple()(X[:0]),
     "the net with an input from inference mode": lambda: decouple()(in_inference_mode()),
+    "the net in a transform of functions": transformed,
     "the net with too many inputs": lambda: decouple()(X, X),
     "the net with an input of another width": lambda: decouple()(X[:, :5]),
     "the net with an input of another dtype": lambda: decouple()(X.double()),

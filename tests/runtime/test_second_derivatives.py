@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import dnifx
 from dnifx.errors import DerivativeError, DnifxError, LegalizeError
@@ -150,3 +151,42 @@ def test_a_cut_beside_it_trains_as_the_model(cut: Any) -> None:
         optimizer.step()
     for one, wanted in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, wanted)
+
+
+class Branching(nn.Sequential):
+    """A model that reads a size, so that its graph has a guard."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x if x.size(0) > 99 else x)  # type: ignore[no-any-return]
+
+
+def forward_mode(net: Any) -> None:
+    with forward_ad.dual_level():
+        net(forward_ad.make_dual(X, torch.ones_like(X)))
+
+
+TRANSFORMS: list[Callable[[Any], object]] = [
+    lambda net: torch.vmap(lambda x: net(x[None]))(X),
+    lambda net: torch.func.grad(lambda x: net(x).sum())(X),
+    lambda net: torch.func.jacrev(lambda x: net(x).sum(0))(X),
+    lambda net: torch.func.jvp(net, (X,), (X,)),
+    lambda net: torch.func.grad(lambda own: torch.func.functional_call(net, own, (X,)).sum())(
+        dict(net.named_parameters())
+    ),
+    forward_mode,
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # in torch's own forward mode
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_transform_of_functions_is_refused_and_the_remedy_works(
+    transform: Callable[[Any], object], guarded: bool
+) -> None:
+    model = Branching(*mlp(6, 6, 3)) if guarded else mlp(6, 6, 3)
+    net = dnifx.decouple(model, "0", args=(X,))
+    with pytest.raises(DerivativeError, match=r"Call the net under `with net\.backprop"):
+        transform(net)
+    with net.backprop():
+        transform(net)
+    net(X).sum().backward()

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from dnifx.errors import InputError
+from dnifx.errors import DerivativeError, InputError
 from dnifx.ir import Program
 from dnifx.runtime.emitted.ops import GuardError
 
@@ -35,7 +36,16 @@ def refuse_inputs(program: Program, names: Sequence[str], inputs: Sequence[Any])
 
 
 def explained(error: Exception, program: Program, names: Sequence[str], inputs: Sequence[Any]) -> Exception:
-    """Return an error of a step, as an InputError where inputs differ from those of the example in more than their batch."""
+    """Return an error of a step, as an InputError where inputs differ from those of the example in more than their batch.
+
+    Under a function transform, which torch cannot take through an interface, it is a DerivativeError.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return DerivativeError(
+            "interfaces go with backward(), and not with a transform of torch.func (grad, vmap, jacrev, jvp) or forward-mode derivatives. "
+            "Call the net under `with net.backprop():`, where gradients are those of the model; or use torch.autograd.grad. Torch says: "
+            f"{str(error)[:150]}"
+        )
     found = list(differences(program, names, inputs))
     if not found or isinstance(error, torch.OutOfMemoryError):
         return error

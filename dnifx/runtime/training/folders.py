@@ -82,11 +82,16 @@ class InFolders(OverRanks):
             signals: The signals, such as SIGTERM, by which schedulers of jobs and torchrun end a process.
 
         Raises:
-            StateError: The net has several rates, or this is not the main thread.
+            StateError: The net has several rates, the folder cannot be made, or this is not the main thread.
         """
         refuse_rates(self)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(
+                f"{folder} cannot be made: {error.strerror}; give a folder that can be written to"
+            ) from error
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.engine.listen(signals, self.steps)
 
     def stop(self) -> None:
