@@ -1,7 +1,7 @@
 """``dnifx.decouple``: from a model and cuts to a decoupled module."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
+from dnifx.engines.devices import Devices
 from dnifx.engines.joining import join_ranks
+from dnifx.engines.places import Place
 from dnifx.engines.ranks import Ranks
 from dnifx.errors import CaptureError, DnifxError, LossError, PlaceError, ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
@@ -25,6 +27,7 @@ from dnifx.passes.emit.step import StepWriter
 from dnifx.passes.insert.interfaces import Choices, InputChoices
 from dnifx.passes.pipeline import Callback
 from dnifx.passes.place import placed_ranks, traffic
+from dnifx.passes.place_devices import names_devices, placed_devices, refuse_apart
 from dnifx.passes.rates.rates import Rates
 from dnifx.passes.rates.refusals import refuse_folder
 from dnifx.passes.rates.systems import part_named
@@ -181,18 +184,23 @@ def step_source(
     rank: int = 0,
     scaled: bool = False,
     joined: bool = False,
+    places: Sequence[Place] = (),
     *,
     clocked: bool = False,
 ) -> str:
     """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
 
-    With ``ranks``, those of the partitions, it is the step of one rank. Where it is ``scaled``, its backward passes are those of a
+    With ``ranks``, those of the partitions, it is the step of one rank; or, where ``places`` says what these are in one process, of all
+    of them. Where it is ``scaled``, its backward passes are those of a
     multiple of the loss. Where updates may be ``joined``, they wait for each other as long as nothing reads what they write. Where it
     is ``clocked``, it tells ``self.clock`` the name of each action when it has ended.
 
     Raises:
         ScheduleError: The schedule runs an action before what it depends on.
     """
+    if places:
+        refuse_apart(program, places, ranks)
+        schedule = schedules.without_devices(schedule, program, ranks, places)
     schedules.validate(schedule, program, partial=True)
     schedules.refuse_other_places(schedule, program, ranks)
     wanted = schedules.diagnosed(schedule, program) if diagnose else schedule
@@ -201,11 +209,11 @@ def step_source(
         schedules.validate(wanted, program, partial=True)
     waits = joined and not clocked and can_wait(program)
     writer = StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled, clocked=clocked, joined=waits)
-    return writer.source()
+    return replace(writer, places=tuple(map(str, places))).source()
 
 
-def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> str:
-    """Return the source of a rank's forward pass, without gradients.
+def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int, places: Sequence[Place] = ()) -> str:
+    """Return the source of a rank's forward pass, without gradients; or that over all places of this process.
 
     Raises:
         PlaceError: The program has another number of partitions than there are ranks.
@@ -216,9 +224,8 @@ def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int) -> st
             "same ranks. Call trainer.collect(), and evaluate with net(x)"
         )
     forward = Schedule("evaluation", tuple(Action(Kind.FORWARD, each.index) for each in program.partitions))
-    return StepWriter(
-        program, schedules.transferred(forward, program, ranks), ranks=ranks, rank=rank, evaluates=True
-    ).source()
+    wanted, called = schedules.transferred(forward, program, ranks), tuple(map(str, places))
+    return StepWriter(program, wanted, ranks=ranks, rank=rank, evaluates=True, places=called).source()
 
 
 def ranks_for(places: Any, spec: schedules.Spec, program: Program) -> schedules.Ranks:
@@ -238,7 +245,7 @@ def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) ->
     Raises:
         ScheduleError: It is no number of steps, or there are no ranks to measure.
     """
-    if lag == "auto" and places is None:
+    if lag == "auto" and (places is None or names_devices(places)):
         raise ScheduleError(
             "lag='auto' measures the links between ranks, and one process has none: give a number of steps, or places=\"ranks\""
         )
@@ -250,22 +257,30 @@ def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) ->
     return lag
 
 
+def devices_for(places: Any, spec: schedules.Spec, program: Program) -> Any:
+    """Return the places in this process, as they were given or as the schedule names them; None where it names none."""
+    if places is not None:
+        return places if names_devices(places) else None
+    return schedules.places_of(schedules.period_of(spec, program), program)
+
+
 def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float) -> Engine:
-    """Return what runs a trainer's steps: this process alone, or all processes of a run.
+    """Return what runs a trainer's steps: this process, in one place or in several, or all processes of a run.
 
     Raises:
         PlaceError: There are no processes, or the partitions cannot run on these ranks.
     """
+    given = devices_for(places, spec, program)
+    late = max([lag, *(each.late for each in program.interfaces)])
+    if given is not None:
+        return Devices(program, *placed_devices(given, program), late)
     if places is None:
         return OneProcess()
     ranks, (rank, _) = ranks_for(places, spec, program), join_ranks()
-    lag = max([lag, *(each.late for each in program.interfaces)])
-    return Ranks(ranks, lag, traffic(program, ranks)[rank], program.partitions[ranks.index(rank)].device, timeout)
+    return Ranks(ranks, late, traffic(program, ranks)[rank], program.partitions[ranks.index(rank)].device, timeout)
 
 
-def trained_schedule(
-    spec: schedules.Spec, program: Program, lag: int, ranks: schedules.Ranks
-) -> schedules.ScheduleSource:
+def trained_schedule(spec: schedules.Spec, program: Program, lag: int, engine: Engine) -> schedules.ScheduleSource:
     """Return the source of a trainer's schedule, after checking its first step or period, places and lag included.
 
     Raises:
@@ -276,7 +291,10 @@ def trained_schedule(
         source = schedules.resolve(schedules.Lagged(lag, source), program)
     if schedules.is_delayed(program):
         source = schedules.resolve(schedules.Delayed(source), program)
-    schedules.refuse_other_places(schedules.period_of(source, program), program, ranks)
+    first = schedules.period_of(source, program)
+    if engine.places and isinstance(first, Schedule):
+        first = schedules.without_devices(first, program, engine.places, engine.named)
+    schedules.refuse_other_places(first, program, engine.ranks or ())
     return source
 
 

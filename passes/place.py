@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import inf
@@ -100,8 +100,8 @@ def by_hand(places: Places, program: Program) -> schedules.Ranks:
         given = [read_rank(word) for word in places.split(",")] if isinstance(places, str) else list(places)
     if any(isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 for rank in given):
         raise PlaceError(
-            f'places={places!r}: give "ranks", or the rank of each partition, such as [0, 0, 1]. Several devices in one process are not '
-            "run: start one process for each with torchrun"
+            f'places={places!r}: give "ranks", or the rank of each partition, such as [0, 0, 1], in processes that torchrun '
+            "started; or, in one process, devices, such as ['cuda:0', 'cuda:1']"
         )
     if len(given) != len(names):
         raise PlaceError(
@@ -115,12 +115,19 @@ def read_rank(word: str) -> object:
     return int(word) if word.strip().isdecimal() else word
 
 
-def balanced(program: Program, count: int, seconds: Mapping[Action, float] | None = None) -> schedules.Ranks:
+def balanced(
+    program: Program,
+    count: int,
+    seconds: Mapping[Action, float] | None = None,
+    apart: Iterable[Conflict] = (),
+    word: str = "ranks",
+) -> schedules.Ranks:
     """Return ranks for runs of neighbouring partitions, such that the costliest rank costs as little as possible.
 
     A partition costs what its actions and those of the boundaries that it produces do: estimators count. ``seconds`` are the costs of
     the actions, where they were measured; by default they are counted in FLOPs. Partitions that share parameters get one rank, as long
-    as there are other places to divide at: ranks that share parameters wait for each other in every step.
+    as there are other places to divide at: ranks that share parameters wait for each other in every step. ``apart`` are further
+    partitions that cannot be apart, and ``word`` says what the places are, in errors.
 
     Raises:
         PlaceError: There are fewer partitions than ranks, or too many that have to stay together.
@@ -128,15 +135,15 @@ def balanced(program: Program, count: int, seconds: Mapping[Action, float] | Non
     wiring, costs = links(program), [0.0] * len(program.partitions)
     for action, cost in (measured_costs(program) if seconds is None else seconds).items():
         costs[wiring.place(action)] += cost
-    together, sharing = list(conflicts(program)), shared_parameters(program)
+    together, sharing = [*conflicts(program), *apart], shared_parameters(program)
     starts = starts_outside(len(costs), [*together, *sharing])
     if count > len(starts) + 1:
         starts = starts_outside(len(costs), together)
     if count > len(starts) + 1:
         why = f". {together[0][2]}, so that partitions stay together" if together else ""
         raise PlaceError(
-            f"{len(costs)} partitions give work for {len(starts) + 1} ranks, not for {count}{why}. Cut in more places, or start fewer "
-            "processes"
+            f"{len(costs)} partitions give work for {len(starts) + 1} {word}, not for {count}{why}. Cut in more places, or "
+            + ("start fewer processes" if word == "ranks" else f"give fewer {word}")
         )
     return divided(costs, [0, *starts, len(costs)], count)
 
@@ -209,8 +216,8 @@ def traffic(program: Program, ranks: schedules.Ranks) -> dict[int, Traffic]:
     }
 
 
-def refuse_everywhere(program: Program) -> None:
-    """Raise PlaceError where a program cannot run on several ranks, whichever they are."""
+def refuse_everywhere(program: Program, over: str = "over ranks") -> None:
+    """Raise PlaceError where a program cannot run on several ranks, or over several devices, whichever they are."""
     reason = ""
     if program.parts:
         reason = "the net has several rates (every=)"
@@ -219,9 +226,9 @@ def refuse_everywhere(program: Program) -> None:
     elif any(each.input_model is not None for each in program.interfaces):
         reason = "synthetic input models stand on boundaries"
     elif program.signature is not None and program.signature.left:
-        reason = "forward leaves values on the model, which other ranks would not see"
+        reason = "forward leaves values on the model, which other places would not see"
     if reason:
-        raise PlaceError(f"{reason}: this does not run over ranks. Leave places= out, and train in one process")
+        raise PlaceError(f"{reason}: this does not run {over}. Leave places= out, and train in one place")
 
 
 def conflicts(program: Program, ranks: schedules.Ranks = ()) -> Iterator[Conflict]:

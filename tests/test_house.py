@@ -45,7 +45,7 @@ LAYERS = {
     ),
     "dnifx.passes": (
         *("", "graph", "torch_logging", "compiled", "pipeline", "capture", "flops", "measure", "cuts", "insert"),
-        *("time", "legalize", "emit", "schedule", "place", "automatic_lag", "rates", "compiler"),
+        *("time", "legalize", "emit", "schedule", "place", "place_devices", "automatic_lag", "rates", "compiler"),
     ),
     "dnifx.runtime": ("", "emitted", "net", "training", "decoupled"),
 }

@@ -1,10 +1,13 @@
 """What a trainer asks of an engine, and the engine of a single process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import torch
+
 from dnifx.engines.stopping import Signals
+from dnifx.ir import Program
 
 
 class Engine(Protocol):
@@ -13,7 +16,14 @@ class Engine(Protocol):
     Attributes:
         rank: The number of this process.
         ranks: The rank of each partition; None where all are in this process.
+        places: The number of each partition's place in this process; empty where all are in one.
+        named: The places.
+        home: The device where the model was before; None where it stayed there.
     """
+
+    places: tuple[int, ...]
+    named: tuple[Any, ...]
+    home: torch.device | None
 
     @property
     def rank(self) -> int:
@@ -22,6 +32,21 @@ class Engine(Protocol):
     @property
     def ranks(self) -> tuple[int, ...] | None:
         """The rank of each partition; None where all are in this process."""
+
+    def settle(self, program: Program) -> None:
+        """Move the tensors of a program to the places of their partitions, where there are several in this process."""
+
+    def gathered(self) -> AbstractContextManager[Callable[[Any], Any]]:
+        """Run something on the whole model, which lies in one place meanwhile; gives what brings values there."""
+
+    def gather(self) -> None:
+        """Move every tensor back to one place, until the next step."""
+
+    def spread(self) -> None:
+        """Move every tensor to its place."""
+
+    def device_of(self, partition: int) -> torch.device | None:
+        """Return where a partition is; None where it stayed where it was."""
 
     def running(self, step: int, evaluates: bool = False) -> AbstractContextManager[None]:
         """Run a step. An error inside ends the run on all ranks."""
@@ -51,7 +76,32 @@ class Engine(Protocol):
         """Wait until all ranks have what they need of each other, and give up the connections."""
 
 
-class OneProcess:
+class InOnePlace:
+    """What an engine does where all partitions of this process are in one place: nothing."""
+
+    places: tuple[int, ...] = ()
+    named: tuple[Any, ...] = ()
+    home: torch.device | None = None
+
+    def settle(self, program: Program) -> None:
+        """Do nothing: all tensors stay where they are."""
+
+    def gathered(self) -> AbstractContextManager[Callable[[Any], Any]]:
+        """Run something: the model is in one place, and so are values."""
+        return nullcontext(lambda values: values)
+
+    def gather(self) -> None:
+        """Do nothing."""
+
+    def spread(self) -> None:
+        """Do nothing."""
+
+    def device_of(self, partition: int) -> torch.device | None:
+        """Return nothing: all stayed where they were."""
+        return None
+
+
+class OneProcess(InOnePlace):
     """The engine of a run in one process: nothing has to be carried."""
 
     rank = 0

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dnifx.engines.base import InOnePlace
 from dnifx.engines.messages import Lost, Receiver, Sender
 from dnifx.engines.stopping import Agreement, Signals
 from dnifx.errors import RankError
@@ -64,7 +65,7 @@ def fingerprint(batch: Any) -> str:
     return f"{zlib.crc32(repr(seen).encode()):x}"
 
 
-class Ranks:
+class Ranks(InOnePlace):
     """The engine of a run over several processes, on gloo.
 
     Each direction has a process group of its own: values go to later partitions, targets to earlier ones. A send never waits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.utils import _pytree as pytree
 
-from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError
+from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError, StateError
 from dnifx.ir import Boundary
 from dnifx.runtime.emitted.ends import tell_losses
 from dnifx.runtime.emitted.fitting import losses_of
@@ -107,7 +107,7 @@ class DecoupledModule(StandIn):
             named["target"] = target
         kwargs = model_keywords(named, kwargs)
         blind = self.blind()
-        refuse_elsewhere(self)
+        refuse_elsewhere(self, runs=True)
         if bare or ((self.imagines or self.foresees or self.compares or blind) and not self.training):
             args, kwargs = without_episodes(self.program, args, kwargs, reset)
             return self.original(*args, **kwargs)
@@ -336,8 +336,8 @@ class DecoupledModule(StandIn):
                 Backward passes and updates are outside it.
             scaler: A ``torch.amp.GradScaler`` for float16. Gradients are those of the loss times its scale, and are divided before
                 they are clipped and applied. An update whose gradient became too large is left out, and the scale falls.
-            places: ``"ranks"`` runs the partitions over the processes that torchrun started, balanced by cost; or the rank of each
-                partition, in order or by name. Every process makes the same trainer and calls ``step`` with the same batches.
+            places: ``"ranks"`` runs the partitions over the processes that torchrun started, balanced by cost; or the rank of each, in
+                order or by name. Or devices of this process, and streams: ``["cuda:0", "cuda:1/2"]``, balanced, or one for each.
             timeout: Over ranks, seconds after which a rank that says nothing counts as gone.
 
         Raises:
@@ -353,10 +353,12 @@ class DecoupledModule(StandIn):
             raise LossError(
                 "a trainer needs a loss: give dnifx.decouple(..., loss=...) a callable (output, target) -> scalar or one loss an example"
             )
+        if self.spread:
+            raise StateError(self.spread)
         late = self.emitters.lag(lag, places, schedule, self.program)
         engine = self.emitters.engine(places, schedule, self.program, late, timeout)
-        source = self.emitters.schedule(schedule, self.program, late, engine.ranks or ())
-        scaling = scaling_of(scaler, self, engine.ranks or ())
+        source = self.emitters.schedule(schedule, self.program, late, engine)
+        scaling = scaling_of(scaler, self, engine.ranks or engine.places)
         options = UpdateOptions(clip, accumulate, False, on_nonfinite, penalty, scaling, autocast)
         return Trainer(
             self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, engine

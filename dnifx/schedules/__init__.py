@@ -9,6 +9,7 @@ from dnifx.schedules.chance import random_order, unlocked
 from dnifx.schedules.clock import Link, Span
 from dnifx.schedules.delays import Delayed, delayed, is_delayed
 from dnifx.schedules.dependencies import Answer, answers, timed
+from dnifx.schedules.devices import places_of, without_devices
 from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.lags import Lagged, lagged
 from dnifx.schedules.language import on_partition, parse, parse_period
@@ -52,6 +53,7 @@ __all__ = [
     "parse_period",
     "period_of",
     "placed",
+    "places_of",
     "probing",
     "random_order",
     "ranks_of",
@@ -66,5 +68,6 @@ __all__ = [
     "validate",
     "warm_up",
     "with_time",
+    "without_devices",
     "without_fits",
 ]

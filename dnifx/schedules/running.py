@@ -28,7 +28,8 @@ def refuse_other_places(schedule: Schedule | Period, program: Program, ranks: Ra
         else:
             continue
         raise ScheduleError(
-            f"{reason}. Places in a schedule serve dnifx.schedules.simulate alone: leave them out of the trainer's schedule"
+            f"{reason}. To run a schedule over several devices, let every action name its place, two or more in all, or give "
+            "net.trainer(..., places=[...]); else leave them out of the trainer's schedule"
             + (f", or {remedy}." if remedy else ".")
         )
 

@@ -24,7 +24,7 @@ RESERVED = frozenset(
 """Names that a step or a folder uses, beside those that begin with one of the ``PREFIXES``."""
 PREFIXES = tuple(
     "value_ leaf_ estimate_ target_ imagined_ seen_ predicted_ propagated_ end_ window_ jacobian_ trace_ late_ "
-    "gradients_ tied_".split()
+    "gradients_ tied_ place_".split()
 )
 
 
@@ -58,6 +58,7 @@ class StepPlan:
         scaled: Whether the backward passes are those of a multiple of the loss.
         clocked: Whether the step tells ``self.clock`` the name of each action when it has ended.
         joined: Whether updates wait, to be made together.
+        places: What the ranks are called, where they are places of one process, whose step has the actions of all.
     """
 
     program: Program
@@ -70,6 +71,20 @@ class StepPlan:
     scaled: bool = False
     clocked: bool = False
     joined: bool = False
+    places: tuple[str, ...] = ()
+
+    @property
+    def carrier(self) -> str:
+        """What a step calls to carry values."""
+        return "self.places" if self.places else "self.ranks"
+
+    def called(self, rank: int | None) -> str:
+        """Return what a rank is called, or a place of this process."""
+        return self.places[rank] if self.places and rank is not None else f"rank {rank}"
+
+    def arriving(self, source: int, rank: int) -> list[str]:
+        """Return the values that a partition makes elsewhere and partitions on a rank take."""
+        return self.crossing(source, rank) if self.rank_of(source) != rank else []
 
     def applied(self, optimizer: str) -> str:
         """Write an update by an optimizer; or, where updates are joined, what is done of it now."""

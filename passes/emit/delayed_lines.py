@@ -47,8 +47,8 @@ class DelayedLines(StepPlan):
         boundary = self.program.boundaries[action.index]
         here = [index for index in self.consumers(boundary) if self.rank_of(index) == action.rank]
         given = "".join(f", *{self.given(boundary, index)}" for index in here)
-        title = f"{action}: the target of {boundary.name} to rank {action.peer}"
-        return Block(title, (f"self.ranks.send_target({action.index}, {action.peer}{given})",))
+        title = f"{action}: the target of {boundary.name} to {self.called(action.peer)}"
+        return Block(title, (f"{self.carrier}.send_target({action.index}, {action.peer}{given})",))
 
     def receive(self, action: Action) -> Block:
         """Receive what the consumers on another rank gave some steps ago."""
@@ -57,9 +57,9 @@ class DelayedLines(StepPlan):
             (index, self.delay(index)) for index in self.consumers(boundary) if self.rank_of(index) == action.peer
         )
         route = f"({action.index}, {senders}, {len(boundary.values)})"
-        call = f"lambda: self.ranks.receive_target({action.index}, {action.peer}, lag={action.lag})"
+        call = f"lambda: {self.carrier}.receive_target({action.index}, {action.peer}, lag={action.lag})"
         told = f"{boundary.key!r}, {self.delay(boundary.producer)}, {action.peer}, {action.lag}, {route}"
-        title = f"{action}: the target of {boundary.name} from rank {action.peer}, sent {steps(action.lag)} ago"
+        title = f"{action}: the target of {boundary.name} from {self.called(action.peer)}, sent {steps(action.lag)} ago"
         return Block(title, (f"self.flight.receive({told}, {call})",))
 
     def backward(self, action: Action) -> Block:

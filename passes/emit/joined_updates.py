@@ -24,12 +24,13 @@ def made_after(actions: Sequence[Action], program: Program) -> frozenset[int]:
     """Return the places of the actions after which all updates that wait are made; none where no two meet."""
     waiting: list[Action] = []
     places, last = set[int](), -1
-    for place, action in enumerate(map(unplaced, actions)):
-        if waiting and any(reads(action, each, program) for each in waiting):
+    for place, action in enumerate(actions):
+        elsewhere = action.rank != actions[last].rank
+        if waiting and (elsewhere or any(reads(unplaced(action), each, program) for each in waiting)):
             places.add(last)
             waiting = []
         if action.kind in UPDATES:
-            waiting.append(action)
+            waiting.append(unplaced(action))
             last = place
     return frozenset({*places, last} if waiting else places)
 

@@ -13,6 +13,7 @@ from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
 from dnifx.passes.emit.joined_updates import made_after
 from dnifx.passes.emit.late_lines import LateLines
+from dnifx.passes.emit.place_lines import placed_blocks
 from dnifx.passes.emit.transfer_lines import TransferLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
 from dnifx.passes.graph import input_names
@@ -44,16 +45,15 @@ class StepWriter(StepPlan):
     def written(self) -> str:
         """Write the actions that the schedule names, and no other."""
         start = self.windows.start()
-        own = [action for action in self.schedule.actions if not self.ranks or action.rank == self.rank]
-        ahead = [self.prelude(), *([start] if start else [])]
-        blocks = [*ahead, *map(self.block, own)]
+        own = [action for action in self.schedule.actions if not self.ranks or self.places or action.rank == self.rank]
         made = made_after(own, self.program) if self.joined else frozenset[int]()
-        blocks = [
-            replace(each, lines=(*each.lines, MAKE)) if place - len(ahead) in made else each
-            for place, each in enumerate(blocks)
-        ]
-        told = ["begin"] * len(ahead) + [str(unplaced(action)) for action in own]
+        acting = [self.acted(action, place in made) for place, action in enumerate(own)]
+        if self.places:
+            acting = placed_blocks(self, list(zip(own, acting, strict=True)))
+        blocks = [self.prelude(), *([start] if start else []), *acting]
+        told = ["begin"] * (len(blocks) - len(own)) + [str(unplaced(action)) for action in own]
         where = f", on rank {self.rank}" if self.ranks else ""
+        where = f", on {', '.join(self.places)}" if self.places else where
         body = [f'"""One training step: {docstring(self.schedule.name)}{where}."""']
         for block, dead, name in zip(blocks, dead_after(blocks), told, strict=True):
             body += [f"# {comment(block.title)}", *block.lines]
@@ -64,6 +64,16 @@ class StepWriter(StepPlan):
         body.append("return loss, output, diagnostics")
         head = f"def step({', '.join(['self', *map(local, input_names(self.program)), 'target', 'context=None'])}):"
         return "\n".join([head, *(f"    {line}" for line in body)]) + "\n"
+
+    def acted(self, action: Action, updates: bool) -> Block:
+        """Write one action, in its place; behind it the updates that wait are made, where it says so."""
+        block = (self.by_place[action.rank or 0] if self.places else self).block(action)
+        return replace(block, lines=(*block.lines, MAKE)) if updates else block
+
+    @cached_property
+    def by_place(self) -> "list[StepWriter]":
+        """What writes the actions of each place of this process."""
+        return [replace(self, rank=number) for number in range(len(self.places))]
 
     @cached_property
     def interfaces(self) -> InterfaceLines:

@@ -15,67 +15,67 @@ class TransferLines(StepPlan):
         """Send what a partition made, as far as the other rank takes it."""
         values = "".join(f", {local(name)}" for name in self.crossing(action.index, action.peer))
         return Block(
-            f"{action}: {self.name(action)} to rank {action.peer}",
-            (f"self.ranks.send_values({self.ends(action)}{values})",),
+            f"{action}: {self.name(action)} to {self.called(action.peer)}",
+            (f"{self.carrier}.send_values({self.ends(action)}{values})",),
         )
 
     def receive_values(self, action: Action) -> Block:
         """Receive what a partition on another rank made, and give each consumer here a leaf of its own."""
         names = [local(name) for name in self.crossing(action.index, action.rank)]
-        call = f"self.ranks.receive_values({self.ends(action)})"
+        call = f"{self.carrier}.receive_values({self.ends(action)})"
         lines = [f"{', '.join(names)}, = {call}" if names else call]
         for boundary in self.produced(action.index):
             lines += self.leaves(boundary)
-        return Block(f"{action}: {self.name(action)} from rank {action.peer}", tuple(lines))
+        return Block(f"{action}: {self.name(action)} from {self.called(action.peer)}", tuple(lines))
 
     def send_target(self, action: Action) -> Block:
         """Send the gradients that the consumers on this rank gave to the boundary's values, one after the other."""
         boundary = self.program.boundaries[action.index]
         here = [index for index in self.consumers(boundary) if self.rank_of(index) == action.rank]
         given = [self.gradient_of(name, index) for index in here for name in boundary.values]
-        line = f"self.ranks.send_target({self.ends(action)}{''.join(f', {each}' for each in given)})"
-        return Block(f"{action}: the target of {boundary.name} to rank {action.peer}", (line,))
+        line = f"{self.carrier}.send_target({self.ends(action)}{''.join(f', {each}' for each in given)})"
+        return Block(f"{action}: the target of {boundary.name} to {self.called(action.peer)}", (line,))
 
     def receive_target(self, action: Action) -> Block:
         """Receive the gradients of the consumers on another rank; those of an earlier step where there is a lag."""
         boundary = self.program.boundaries[action.index]
-        title = f"{action}: the target of {boundary.name} from rank {action.peer}"
+        title = f"{action}: the target of {boundary.name} from {self.called(action.peer)}"
         if not action.lag:
-            call = f"self.ranks.receive_target({self.ends(action)})"
+            call = f"{self.carrier}.receive_target({self.ends(action)})"
             return Block(title, (f"gradients_{boundary.key}_{action.peer} = {call}",))
-        call = f"lambda: self.ranks.receive_target({self.ends(action)}, lag={action.lag})"
+        call = f"lambda: {self.carrier}.receive_target({self.ends(action)}, lag={action.lag})"
         return Block(f"{title}, {action.lag} steps late", (f"self.late.fill({boundary.key!r}, {action.peer}, {call})",))
 
     def send_gradients(self, action: Action) -> Block:
         """Send what a backward pass gave to parameters that partitions on another rank own."""
         given = "".join(f", {self.tied_gradient(name, action.index)}" for name in self.moved(action))
         return Block(
-            f"{action}: gradients of {self.shown(action)} to rank {action.peer}, which updates them",
-            (f"self.ranks.send_gradients({self.ends(action)}{given})",),
+            f"{action}: gradients of {self.shown(action)} to {self.called(action.peer)}, which updates them",
+            (f"{self.carrier}.send_gradients({self.ends(action)}{given})",),
         )
 
     def receive_gradients(self, action: Action) -> Block:
         """Receive what a backward pass on another rank gave to parameters that partitions here own."""
         names = "".join(f"{self.tied_gradient(name, action.index)}, " for name in self.moved(action))
         return Block(
-            f"{action}: gradients of {self.shown(action)} from rank {action.peer}",
-            (f"{names}= self.ranks.receive_gradients({self.ends(action)})",),
+            f"{action}: gradients of {self.shown(action)} from {self.called(action.peer)}",
+            (f"{names}= {self.carrier}.receive_gradients({self.ends(action)})",),
         )
 
     def send_weights(self, action: Action) -> Block:
         """Send the new values of parameters that partitions on another rank use too."""
         given = "".join(f", {parameter(name)}" for name in self.moved(action))
         return Block(
-            f"{action}: {self.shown(action)} to rank {action.peer}",
-            (f"self.ranks.send_weights({self.ends(action)}{given})",),
+            f"{action}: {self.shown(action)} to {self.called(action.peer)}",
+            (f"{self.carrier}.send_weights({self.ends(action)}{given})",),
         )
 
     def receive_weights(self, action: Action) -> Block:
         """Take the new values of parameters that a partition on another rank has updated."""
         owned = tuple_of(map(parameter, self.moved(action)))
         return Block(
-            f"{action}: {self.shown(action)} from rank {action.peer}",
-            (f"take_values({owned}, self.ranks.receive_weights({self.ends(action)}))",),
+            f"{action}: {self.shown(action)} from {self.called(action.peer)}",
+            (f"take_values({owned}, {self.carrier}.receive_weights({self.ends(action)}))",),
         )
 
     def moved(self, action: Action) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def test_ranks_need_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlaceError, match="torchrun"):
         jobs.chain().trainer(jobs.sgd, places="ranks")
     with pytest.raises(PlaceError, match="torchrun"):
-        jobs.chain().trainer(jobs.sgd, places=["cuda:0", "cuda:1"])
+        jobs.chain().trainer(jobs.sgd, places=[0, 0, 1, 1])
     assert not torch.distributed.is_initialized()
 
 

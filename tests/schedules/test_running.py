@@ -36,9 +36,9 @@ def test_a_rank_needs_a_trainer_over_ranks() -> None:
         trainer(" ".join(f"{each}@rank0" for each in TEXT.split()))
 
 
-def test_placed_schedules_are_refused() -> None:
+def test_a_partition_in_two_places_is_refused() -> None:
     program = net().program
-    with pytest.raises(ScheduleError, match="simulate"):
+    with pytest.raises(ScheduleError, match="name the same place"):
         trainer(schedules.placed(schedules.sequential(program), program, ["cpu", "meta"]))
 
 

@@ -83,6 +83,11 @@ def either(flags: Iterable[Flag]) -> Flag:
     return found
 
 
+def is_on(flag: Flag, device: torch.device) -> bool:
+    """Whether a flag is known on a device without waiting for another: the host's own flags are."""
+    return isinstance(flag, bool) or flag.device == device
+
+
 class Statistics:
     """The buffers that a step writes, such as running averages: they go back where what they belong to is not updated.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dnifx.runtime.emitted.source import with_safe_source
@@ -44,6 +45,24 @@ def attach(graph: fx.Graph, owner: nn.Module, name: str) -> AttachedGraph:
     """
     held = {registry: owner.__dict__[registry] for registry in REGISTRIES}
     return AttachedGraph(graph, held | {"training": owner.training}, name)
+
+
+def on_device(module: fx.GraphModule, before: torch.device, after: torch.device) -> fx.GraphModule:
+    """Return a graph that names one device where a module's graph names another; the module itself where it does not."""
+
+    def moved(value: Any) -> Any:
+        return after if isinstance(value, torch.device) and value == before else value
+
+    graph = deepcopy(module.graph)
+    changed = False
+    for node in graph.nodes:
+        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), moved)
+        changed = changed or args != node.args or kwargs != node.kwargs
+        node.args, node.kwargs = args, kwargs
+    if not changed:
+        return module
+    held = {registry: module.__dict__[registry] for registry in REGISTRIES}
+    return AttachedGraph(graph, held | {"training": module.training}, type(module).__name__)
 
 
 def attach_values(graph: fx.Graph, values: Mapping[str, Any], name: str) -> AttachedGraph:

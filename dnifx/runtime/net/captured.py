@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ MOST_INPUT_KINDS = 16
 """How many kinds of inputs one part holds. Beyond that the one that was not used for longest makes room."""
 
 
+def as_it_is() -> AbstractContextManager[Callable[[Any], Any]]:
+    """Leave the model and all values where they are."""
+    return nullcontext(lambda values: values)
+
+
 class CapturedPart:
     """One part of a net with its graphs, which run on the net's own modules.
 
@@ -35,6 +41,7 @@ class CapturedPart:
         captures: How many kinds were captured so far.
         attributes: What the model keeps in attributes from call to call.
         warned: Whether a warning said that an outcome of a draw cannot be cut.
+        whole: Brings the model to one device, and gives what brings values there; a trainer over several devices sets it.
     """
 
     def __init__(self, part: Part, program: Program, net: nn.Module, mean: bool, recompile: Recompile) -> None:
@@ -43,6 +50,7 @@ class CapturedPart:
         self.captures = 0
         self.attributes = KeptAttributes(program.model)
         self.warned = False
+        self.whole: Callable[[], AbstractContextManager[Callable[[Any], Any]]] = as_it_is
         self._children = [
             (module._modules, name, child)
             for module in program.model.modules()
@@ -128,7 +136,9 @@ class CapturedPart:
         self.make_room()
         before = RandomStates(self.program.model)
         try:
-            program = self.recompile(self.program, args, kwargs, self.captures)
+            with self.whole() as brought:
+                args, kwargs = brought((args, kwargs))
+                program = self.recompile(self.program, args, kwargs, self.captures)
         except DnifxError as error:
             if not (met and self.steered):
                 raise

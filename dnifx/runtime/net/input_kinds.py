@@ -130,10 +130,15 @@ class InputKind:
         for node in asking:
             if not self.from_numbers.get(node):
                 raise InputError(
-                    f"Python reads a value in forward ({node.args[-1]}), and only the rank that computes it would see it change: this does "
-                    "not run over ranks. Leave places= out, or let Python see sizes alone"
+                    f"Python reads a value in forward ({node.args[-1]}), and only the place that computes it would see it change: this "
+                    "does not run over ranks or devices. Leave places= out, or let Python see sizes alone"
                 )
-        return (not asking and (not self.guards or sizes_of(inputs) in self.held)) or self.holds(inputs)
+        return self.known(inputs) or self.holds(inputs)
+
+    def known(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether no guard fires, as is known without running anything."""
+        asking = any(SIZES_ALONE not in node.meta for node in self.guards)
+        return not self.guards or (not asking and sizes_of(inputs) in self.held)
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,12 @@ class Emitters:
         code: The program as Python; with whether the loss is a mean.
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, whether to diagnose, the rank of each
-            partition, the rank that it is for, whether its backward passes are those of a multiple of the loss, and whether updates
-            may be joined.
-        evaluation: The source of a forward pass over ranks.
+            partition, the rank that it is for, whether its backward passes are those of a multiple of the loss, whether updates may be
+            joined, and the places of this process that the ranks stand for.
+        evaluation: The source of a forward pass over ranks, or over the places of this process.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         lag: From what a user gives as lag and as places, and a schedule's specification, to a number of steps.
-        schedule: From a schedule's specification, a lag and ranks to what gives each step its schedule.
+        schedule: From a schedule's specification, a lag and an engine to what gives each step its schedule.
         engine: From what a user gives as places, a schedule's specification, a lag and a timeout to what runs the steps.
     """
 
@@ -49,11 +49,11 @@ class Emitters:
     html: Callable[["Net", Any], str]
     code: Callable[[Program, bool], str]
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
-    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool, bool], str]
-    evaluation: Callable[[Program, tuple[int, ...], int], str]
+    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool, bool, Sequence[Any]], str]
+    evaluation: Callable[[Program, tuple[int, ...], int, Sequence[Any]], str]
     probe: Callable[[Program, bool, bool], str]
     lag: Callable[[Any, Any, Any, Program], int]
-    schedule: Callable[[Any, Program, int, tuple[int, ...]], Any]
+    schedule: Callable[[Any, Program, int, Engine], Any]
     engine: Callable[[Any, Any, Program, int, float], Engine]
 
 
@@ -138,6 +138,9 @@ class Net(nn.Module):
     uncut: set[Hashable]
     elsewhere: str = ""
     """Where the present weights of some partitions are, if not here: in other processes."""
+
+    spread: str = ""
+    """Where they are, if all are here but on several devices."""
 
     diagnosing: bool = False
     """Whether backward passes of a loop of your own compare synthetic gradients with what arrives; see ``diagnostics``."""

@@ -21,7 +21,15 @@ from torch import Tensor
 from dnifx.engines.stopping import KILLED
 from dnifx.errors import StateError
 from dnifx.runtime.training.checksums import checksums, refuse_damaged, write_checksums
-from dnifx.runtime.training.over_ranks import OverRanks, named_tensors, own_state, own_tensors, receive_late, take_state
+from dnifx.runtime.training.over_ranks import (
+    OverRanks,
+    named_tensors,
+    own_state,
+    own_tensors,
+    receive_late,
+    spread_over,
+    take_state,
+)
 from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
 from dnifx.runtime.training.turns import Turn
 from dnifx.writing import PART, clear, sync_folder
@@ -67,9 +75,10 @@ class InFolders(OverRanks):
                 return False
             if found is None:
                 raise StateError(f"{folder} holds no whole save; give the folder that trainer.save was given")
+            self.engine.spread()
             load(self, found)
         self.engine.restart(self.lag)
-        self.net.elsewhere = ""
+        self.net.elsewhere, self.net.spread = "", spread_over(self.engine)
         return True
 
     def save_on_signal(self, folder: str | os.PathLike[str], signals: Sequence[int] = (signal.SIGTERM,)) -> None:
@@ -128,7 +137,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
 
     refuse_rates(trainer)
     ranks = trainer.engine.ranks
-    if ranks is not None:
+    if ranks is not None or trainer.engine.places:
         receive_late(trainer)
     own = own_state(trainer)
     (part,) = trainer.parts
@@ -258,7 +267,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         with quiet():
             load(content, checkpoint_id=path, no_dist=True)
         parts = [
-            torch.load(io.BytesIO(bytes(value.numpy())), weights_only=True)
+            torch.load(io.BytesIO(bytes(value.numpy())), map_location="cpu", weights_only=True)
             for name, value in content.items()
             if name.startswith("rank.")
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from dnifx.errors import ScheduleError, StateError
 from dnifx.runtime.emitted.backward import added
@@ -160,6 +161,13 @@ class Late:
 def copied(value: Tensor | None) -> Tensor | None:
     """Return a copy that nothing else writes to."""
     return None if value is None else value.detach().clone()
+
+
+def brought(state: Any, device: torch.device) -> Any:
+    """Return a saved state on a device; random states, which torch keeps on the host, stay there."""
+    if isinstance(state, Mapping):
+        return {key: each if key == "random" else brought(each, device) for key, each in state.items()}
+    return pytree.tree_map_only(Tensor, lambda each: each.to(device), state)
 
 
 def fit_late(

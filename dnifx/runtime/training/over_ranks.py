@@ -24,6 +24,12 @@ ELSEWHERE = (
 )
 
 
+SPREAD = (
+    "the weights of this net are on {devices}. Evaluate with trainer.evaluate(x), which runs over the same devices; or call "
+    "trainer.collect(), which brings all weights to one device until the next step"
+)
+
+
 class OverRanks(ABC):
     """What a trainer does over ranks, beside its steps. In one process there is nothing to bring together."""
 
@@ -59,7 +65,7 @@ class OverRanks(ABC):
             RankError: Another rank has failed.
         """
         given = model_keywords(named, kwargs)
-        if self.engine.ranks is None:
+        if self.engine.ranks is None and not self.engine.places:
             with torch.no_grad():
                 return self.net(*args, kwargs=given)
         with self.engine.running(self.steps, evaluates=True):
@@ -68,7 +74,10 @@ class OverRanks(ABC):
         return self.engine.told(output) if gather else output
 
     def collect(self) -> None:
-        """Over ranks, bring the weights and states of all ranks to every rank; every rank calls it. Then the net is whole."""
+        """Bring all weights together, until the next step. Then the net can be called.
+
+        Over ranks every rank calls it, and gets the weights and states of all. Over devices the weights go back to where they were.
+        """
         collect(self)
 
     def close(self) -> None:
@@ -92,14 +101,24 @@ def told(engine: Engine, result: StepResult, diagnose: bool) -> StepResult:
     return replace(result, losses=losses, diagnostics=found)
 
 
-def refuse_elsewhere(net: Net) -> None:
-    """Raise StateError where some of a net's weights have moved on in other processes."""
-    if net.elsewhere:
-        raise StateError(net.elsewhere)
+def spread_over(engine: Engine) -> str:
+    """Say on which devices the weights are; empty where they are on one."""
+    devices = list(dict.fromkeys(str(each.device) for each in engine.named))
+    return SPREAD.format(devices=", ".join(devices)) if len(devices) > 1 else ""
+
+
+def refuse_elsewhere(net: Net, runs: bool = False) -> None:
+    """Raise StateError where some of a net's weights have moved on in other processes, or, where it ``runs``, are on several devices."""
+    if net.elsewhere or (runs and net.spread):
+        raise StateError(net.elsewhere or net.spread)
 
 
 def collect(trainer: OverRanks) -> None:
     """Let every rank hold the weights, the states of optimizers and the late targets of all. Every rank has to call it."""
+    if trainer.engine.places:
+        receive_late(trainer)
+        trainer.engine.gather()
+        trainer.net.spread = ""
     if trainer.engine.ranks is None:
         return
     receive_late(trainer)

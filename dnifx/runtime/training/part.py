@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dnifx.engines.base import Engine
 from dnifx.errors import ContextError, InputError
 from dnifx.ir import Program, Schedule
-from dnifx.runtime.emitted.finite import Flag, Statistics, either, not_finite
+from dnifx.runtime.emitted.finite import Flag, Statistics, either, is_on, not_finite
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError, held
 from dnifx.runtime.net.captured import CapturedPart
@@ -25,12 +25,12 @@ from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import statistics_of
 from dnifx.runtime.training.flight import Flight
 from dnifx.runtime.training.joined import Joined
-from dnifx.runtime.training.late import Late
+from dnifx.runtime.training.late import Late, brought
 from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.ownership import Ownership
-from dnifx.runtime.training.refusals import refuse_scaled_late
+from dnifx.runtime.training.refusals import refuse_loss_elsewhere, refuse_scaled_late
 from dnifx.runtime.training.scaling import Autocast, device_of
 from dnifx.runtime.training.steps import Steps
 from dnifx.runtime.training.updates import Update, UpdateOptions
@@ -85,13 +85,14 @@ class TrainedPart:
         options: UpdateOptions,
         engine: Engine,
     ) -> None:
-        self.engine, self.scaling = engine, options.scaling
+        self.engine, self.scaling, captured.whole = engine, options.scaling, engine.gathered
         self.cast = Autocast(options.autocast, device_of(net))
         raises = options.on_nonfinite == "raise"
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
         self.program: Program = captured.program
         refuse_scaled_late(self.program, options.autocast is not None or options.scaling is not None)
         self.own_loss: PartLoss | None = net.losses.get(self.part.index)
+        refuse_loss_elsewhere(self.own_loss, engine.device_of(len(self.program.partitions) - 1))
         self.terms: dict[str, Tensor] = {}
         self.beside: Callable[[Any], Tensor] | None = None
         names = {each.name: f"submod_{self.part.partitions[each.index]}" for each in self.program.partitions}
@@ -121,6 +122,7 @@ class TrainedPart:
             "late": self.late,
             "flight": self.flight,
             "ranks": engine,
+            "places": engine,
             "parameter": self.parameter,
             "own_losses": own_losses,
             "terms": self.terms,
@@ -169,7 +171,10 @@ class TrainedPart:
             raise
         self.net.recorder.found.update({name: dict(found) for name, found in diagnostics.items()})
         refused: dict[str, Flag] = {name: each.refused for name, each in updates.items() if each.refused is not False}
-        bad, back = either(refused.values()), refused
+        last = self.engine.device_of(
+            len(self.program.partitions) - 1
+        )  # where there are several, no device waits for another
+        bad, back = either(each for each in refused.values() if last is None or is_on(each, last)), refused
         if self.scaling is not None:
             self.scaling.end()
             if loss is not None:  # a scaled gradient that is too large says nothing of what went forward
@@ -206,10 +211,11 @@ class TrainedPart:
             if not input_kind.numbers_hold(inputs):
                 continue
             written = (inputs[position] for position in input_kind.written)
-            if self.engine.ranks is not None and not self.holds_on_every_rank(input_kind, inputs):
+            if self.functions.ranks and not self.holds_on_every_rank(input_kind, inputs):
                 continue
             before = Undo(self.net, written, self.captured.attributes) if input_kind.guarded else None
-            if before is not None and not input_kind.program.recurrences and input_kind.has_to_be_asked(inputs):
+            asked = before is not None and not self.functions.ranks and not input_kind.program.recurrences
+            if before is not None and asked and input_kind.has_to_be_asked(inputs):
                 holds = input_kind.holds(inputs)
                 before.restore()
                 if not holds:
@@ -229,7 +235,7 @@ class TrainedPart:
             except BaseException:
                 self.forget()
                 raise
-        if self.captured.steered and not self.program.recurrences and self.engine.ranks is None:
+        if self.captured.steered and not self.program.recurrences and not self.functions.ranks:
             return self.run_whole(args, kwargs, target)
         raise InputError("no captured graph holds for these inputs")
 
@@ -238,7 +244,11 @@ class TrainedPart:
         if not input_kind.guarded:
             return True
         before = Undo(self.net, (inputs[position] for position in input_kind.written), self.captured.attributes)
-        holds = input_kind.holds_on_every_rank(inputs)
+        if input_kind.known(inputs):
+            holds = True
+        else:
+            with self.engine.gathered() as at_home:
+                holds = input_kind.holds_on_every_rank(at_home(inputs))
         before.restore()
         return holds
 
@@ -298,6 +308,16 @@ class TrainedPart:
         loss = self.task.raw(self.window.visible(output), target, self.steps)
         return self.task.reduced(loss, self.steps), losses_of(loss, examples, self.task.mean)
 
+    def at_home(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what boundaries or partitions keep, by key or name, where each of these is now. Random states stay on the host."""
+        homes = {each.name: each.index for each in self.program.partitions}
+        homes |= {each.key: each.producer for each in self.program.boundaries}
+        found = {}
+        for name, each in kept.items():
+            device = self.engine.device_of(homes[name]) if name in homes else None
+            found[name] = brought(each, device or device_of(self.net))
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Return what it carries from firing to firing, in attributes of the model too.
 
@@ -320,8 +340,9 @@ class TrainedPart:
             StateError: It belongs to another part.
         """
         self.window.load_state_dict(state["window"])
-        self.late.load_state_dict(state["late"], [each.key for each in self.program.boundaries])
-        self.flight.load_state_dict(state.get("flight", {"passages": {}, "gradients": {}}))
+        flight = state.get("flight", {"passages": {}, "gradients": {}})
+        self.late.load_state_dict(self.at_home(state["late"]), [each.key for each in self.program.boundaries])
+        self.flight.load_state_dict({group: self.at_home(each) for group, each in flight.items()})
         self.ownership.load_state_dict(state["adopted"])
         self.captured.attributes.load_state_dict(state["attributes"])
         self.steps = state["steps"]

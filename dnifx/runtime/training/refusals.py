@@ -5,8 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dnifx.errors import InputError, ScheduleError, StateError, nearest
+from dnifx.engines.places import same_device
+from dnifx.errors import InputError, PlaceError, ScheduleError, StateError, nearest
 from dnifx.ir import Program
+from dnifx.runtime.net.losses import PartLoss
 
 
 def refuse_refrozen(program: Program) -> None:
@@ -75,4 +77,16 @@ def refuse_scaled_late(program: Program, scaled: bool) -> None:
         raise ScheduleError(
             "Late(k) does not go with autocast= or a scale of the loss: a gradient of an earlier step would have that step's scale. Train "
             "in full precision, or take a synthetic gradient"
+        )
+
+
+def refuse_loss_elsewhere(loss: PartLoss | None, last: torch.device | None) -> None:
+    """Raise PlaceError where a loss holds tensors on another device than the last partition, whose output it is given."""
+    module = None if loss is None else loss.function
+    held = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    away = next((each.device for each in held if last is not None and not same_device(each.device, last)), None)
+    if away is not None:
+        raise PlaceError(
+            f"the loss holds tensors on {away}, and the last partition is on {last}. Move the loss there, by loss.to({str(last)!r}), "
+            "before net.trainer"
         )

@@ -1,12 +1,13 @@
 """Training steps as functions: generated once for each input kind and schedule, compiled, and given what they call."""
 
 import linecache
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import fx, nn
 
 from dnifx.engines.base import Engine
 from dnifx.ir import Program, Schedule
@@ -30,6 +31,7 @@ from dnifx.runtime.emitted.fitting import (
 )
 from dnifx.runtime.emitted.parameter_gradients import keeping_weights, parameter_cosine
 from dnifx.runtime.emitted.windows import auxiliary_fit, by_example, window_gradients, window_targets, without_rows
+from dnifx.runtime.net.attach import on_device
 from dnifx.runtime.net.captured import CapturedPart
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.net import Emitters
@@ -125,10 +127,19 @@ class Steps:
         key = (input_kind.number, schedule, diagnose)
         if key not in self._functions:
             self.ownership.admit(input_kind.program)
+            self.engine.settle(input_kind.program)
             program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:
                 self._functions.pop(next(iter(self._functions)))
-            options = self.part.mean, diagnose, self.ranks, self.engine.rank, self.scaled, self.joined
+            options = (
+                self.part.mean,
+                diagnose,
+                self.ranks,
+                self.engine.rank,
+                self.scaled,
+                self.joined,
+                self.engine.named,
+            )
             source = self.emitters.step(program, schedule, *options)
             self._functions[key] = compile_step(source)
         self._latest = input_kind, schedule, diagnose, self._functions[key]
@@ -155,8 +166,8 @@ class Steps:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The rank of each partition; empty where one process runs all."""
-        return self.engine.ranks or ()
+        """The rank of each partition, or the number of its place in this process; empty where there is one place."""
+        return self.engine.ranks or self.engine.places
 
     def evaluating(self, input_kind: InputKind) -> Step:
         """Return the function of a forward pass over the ranks in an input kind, generated once.
@@ -165,7 +176,8 @@ class Steps:
             PlaceError: The model is cut otherwise there.
         """
         if input_kind.number not in self._evaluations:
-            source = self.emitters.evaluation(input_kind.program, self.ranks, self.engine.rank)
+            source = self.emitters.evaluation(input_kind.program, self.ranks, self.engine.rank, self.engine.named)
+            self.engine.settle(input_kind.program)
             self._evaluations[input_kind.number] = compile_step(source)
         return self._evaluations[input_kind.number]
 
@@ -178,20 +190,31 @@ class Steps:
             self._probes[key] = compile_step(self.emitters.probe(program, self.part.mean, true))
         return self._probes[key]
 
+    def in_place(self, partition: int, module: fx.GraphModule) -> fx.GraphModule:
+        """Return the graph of a partition, which names the device of its place."""
+        home, device = self.engine.home, self.engine.device_of(partition)
+        return module if home is None or device is None else on_device(module, home, device)
+
     def names(self, input_kind: InputKind) -> SimpleNamespace:
         """Return what the functions of an input kind call by name, gathered once."""
         if input_kind.number not in self._names:
-            self._names[input_kind.number] = called_by_name(self.part.program, input_kind, self.shared, self.cast)
+            modules = [self.in_place(*each) for each in enumerate(input_kind.submodules)]
+            names = called_by_name(self.part.program, input_kind, self.shared, self.cast, modules)
+            self._names[input_kind.number] = names
         return self._names[input_kind.number]
 
 
 def called_by_name(
-    program: Program, input_kind: InputKind, shared: Mapping[str, Any], cast: Callable[[Any], Any]
+    program: Program,
+    input_kind: InputKind,
+    shared: Mapping[str, Any],
+    cast: Callable[[Any], Any],
+    modules: Sequence[nn.Module],
 ) -> SimpleNamespace:
     """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
     names = SimpleNamespace(**shared, unflatten=input_kind.finish)
     names.modules = {}
-    for partition, module in zip(input_kind.program.partitions, input_kind.submodules, strict=True):
+    for partition, module in zip(input_kind.program.partitions, modules, strict=True):
         setattr(names, partition.name, cast(module.forward))
         names.modules[partition.name] = module
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):

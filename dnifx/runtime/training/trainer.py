@@ -27,7 +27,7 @@ from dnifx.runtime.training.optimizers import (
     shared_callable,
     with_names,
 )
-from dnifx.runtime.training.over_ranks import elsewhere, refuse_elsewhere, told
+from dnifx.runtime.training.over_ranks import elsewhere, refuse_elsewhere, spread_over, told
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
@@ -101,7 +101,8 @@ class Trainer(InFolders):
         self.parts = tuple(TrainedPart(net, each, *shared) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []
-        self._elsewhere = elsewhere(net, engine)
+        self._elsewhere, self._spread = elsewhere(net, engine), spread_over(engine)
+        net.spread = self._spread
         self._local: dict[tuple[Schedule, int], Schedule] = {}
 
     def step(
@@ -181,7 +182,7 @@ class Trainer(InFolders):
         with self.engine.running(self.steps):
             self.engine.show((args, kwargs, target, context))
             fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
-        self.net.elsewhere = self._elsewhere
+        self.net.elsewhere, self.net.spread = self._elsewhere, self._spread
         losses = {} if fired.loss is None else {"loss": fired.loss}
         return StepResult(fired.output, {**losses, **part.terms}, fired.diagnostics, fired.skipped)
 
@@ -305,7 +306,7 @@ class Trainer(InFolders):
         """
         if self.exchange is not None:
             raise InputError("the net has several rates: give all windows of a period to trainer.probe_period(windows)")
-        refuse_elsewhere(self.net)
+        refuse_elsewhere(self.net, runs=True)
         context, given = divided(self.net, context, model_keywords(named, kwargs))
         with self.turn.taken():
             return probe(self.parts[0], args, given, target, target if context is None else context)
@@ -369,9 +370,10 @@ class Trainer(InFolders):
             StateError: It belongs to another trainer, or is damaged; this one is as it was.
         """
         with self.turn.taken():
+            self.engine.spread()
             take_up(self, state)
         self.engine.restart(self.lag)
-        self.net.elsewhere = ""
+        self.net.elsewhere, self.net.spread = "", spread_over(self.engine)
 
     @property
     def groups(self) -> dict[str, Mapping[str, Any]]:
