@@ -250,6 +250,7 @@ def _text(program: "Program", format: Format, code: Path | None) -> str:
     """Return what ``show`` writes to a file."""
     from dnifx.api import picture
     from dnifx.report.dot import to_dot
+    from dnifx.report.explorer import graph_collection
     from dnifx.report.facts import as_dict
     from dnifx.report.terminal import render
 
@@ -257,7 +258,7 @@ def _text(program: "Program", format: Format, code: Path | None) -> str:
         case Format.RICH:
             return f"{render(program)}\n"
         case Format.JSON:
-            return json.dumps(as_dict(program), indent=2) + "\n"
+            return json.dumps(as_dict(program) | graph_collection(program), indent=2) + "\n"
         case Format.DOT:
             return to_dot(program)
         case Format.SVG:

@@ -16,12 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import dnifx
 from dnifx.passes.capture.record import writer
 from dnifx.passes.emit import folder_text, step
 from dnifx.report import html, svg, terminal
 from dnifx.report.dot import to_dot
+from dnifx.report.explorer import graph_collection
 from dnifx.report.facts import as_dict
 from dnifx.report.html import to_html
 from dnifx.report.svg import to_svg
@@ -119,6 +121,8 @@ def check_reports(model: Hostile, batch: dict[str, Tensor]) -> None:
     net = decoupled(model, batch, "synthetic")
     ElementTree.fromstring(to_svg(net.program))
     assert json.loads(json.dumps(as_dict(net.program)))
+    texts = pytree.tree_leaves(graph_collection(net.program))
+    assert all(letter.isprintable() or letter == "\n" for text in texts for letter in text)
     check_dot(to_dot(net.program))
     check_page(net.to_html())
     assert all(letter.isprintable() or letter == "\n" for letter in str(net))
