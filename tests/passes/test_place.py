@@ -54,6 +54,8 @@ def test_the_pass_adds_ranks_and_transfers() -> None:
     assert schedules.ranks_of(found.schedule, found) == (0, 1)
     assert "SEND_F0@rank0>rank1" in str(found.schedule)
     assert str(PlacePartitions()) == "place"
+    balanced_over_two = run_passes(program(mlp(8, 8, 8), ["1"], 8), [PlacePartitions()])
+    assert balanced_over_two.schedule == found.schedule
     assert str(PlacePartitions("0,1")) == "place{places='0,1'}"
 
 

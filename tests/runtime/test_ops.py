@@ -25,6 +25,14 @@ class Holder:
     name: str = "x"
 
 
+class Reader:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def read(self) -> Any:
+        return self.value
+
+
 class Slotted:
     __slots__ = ("inner",)
 
@@ -71,6 +79,14 @@ def test_objects_of_any_class_are_made_anew_and_share_modules() -> None:
     assert first.inner["module"] is module
     assert first.inner["list"] is not second.inner["list"]
     assert holder.inner["tensor"] is a
+
+
+def test_bound_methods_are_made_anew_around_the_values() -> None:
+    a, holder = torch.ones(1), Reader(torch.ones(1))
+    holder.value = a
+    made = rebuilt([holder.read], a, new=("A",))
+    assert made[0]() == "A"
+    assert holder.read() is a
 
 
 def test_closures_are_made_anew_around_the_values() -> None:

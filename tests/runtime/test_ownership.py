@@ -96,6 +96,21 @@ def test_a_state_that_knows_less_than_the_trainer_is_refused() -> None:
         trainer.load_state_dict(fresh.state_dict())
 
 
+def test_what_a_refused_state_had_taken_in_is_taken_in_again_later() -> None:
+    saved, trainer, plain = made().trainer(adam), made().trainer(adam), made().trainer(adam)
+    saved.step(X, MASK, target=Y)
+    state = copy.deepcopy(saved.state_dict())
+    state["optimizers"]["submod_1"]["state"] = "damaged"
+    with pytest.raises(StateError):
+        trainer.load_state_dict(state)
+    for mask in (MASK, None, MASK):
+        trainer.step(X, mask, target=Y)
+        plain.step(X, mask, target=Y)
+    pairs = zip(trainer.net.parameters(), plain.net.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert trainer.parts[0].ownership.adopted == plain.parts[0].ownership.adopted
+
+
 def test_a_partition_without_an_optimizer_takes_nothing_in() -> None:
     model = Optional(plain_body=True).double()
     net = dnifx.decouple(model, ["body", "head"], args=(X.clone().requires_grad_(),), gradient="zero", loss=LOSS)

@@ -16,6 +16,7 @@ from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.methods import recorded, try_methods
 from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import run_passes
+from dnifx.runtime.net import captured as captured_parts
 from dnifx.runtime.net.input_kinds import InputKind
 
 
@@ -155,6 +156,30 @@ def test_a_trainer_steps_through_input_kinds() -> None:
         trainer.step(X, mask=mask, target=torch.tensor([1, 2]))
     assert len(net.input_kinds) == 2
     assert any(not torch.equal(a, b) for a, b in zip(before, net.original.parameters(), strict=True))
+
+
+def test_the_example_and_what_was_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_parts, "MOST_INPUT_KINDS", 3)
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, scale: int = 1) -> Tensor:
+            out: Tensor = self.last(torch.relu(self.first(x)) * scale)
+            return out
+
+    x = torch.randn(3, 4)
+    net = dnifx.decouple(Scaled(), ["first"], args=(x,))
+    for scale in (2, 3, 2, 1):
+        net(x, scale)
+    with pytest.warns(InputKindWarning, match="3 kinds of inputs"):
+        net(x, 4)
+    assert [each.number for each in net.input_kinds] == [0, 1, 3], "the one for 3 was used before the one for 2"
+    net(x, 1)
+    net(x, 2)
+    assert net.whole.captures == 4, "nothing is captured anew"
 
 
 def test_constants_of_every_input_kind_have_names_that_code_can_write() -> None:

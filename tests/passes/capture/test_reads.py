@@ -176,3 +176,24 @@ def test_a_net_follows_what_forward_reads(name: str) -> None:
     change(model)
     assert torch.equal(net(x), model(x))
     assert not torch.equal(before, model(x))
+
+
+def test_what_forward_does_not_read_may_change() -> None:
+    class Settings:
+        def __init__(self) -> None:
+            self.rate, self.unread, self.count = torch.tensor(2.0), torch.ones(3), 0
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.settings = nn.Linear(4, 4), nn.Linear(4, 2), Settings()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.relu(self.first(x)) * self.settings.rate)
+            return out
+
+    model, x = Model(), torch.randn(5, 4)
+    net = dnifx.decouple(model, ["first"], args=(x,))
+    model.settings.unread, model.settings.count = torch.ones(7), 1
+    assert torch.equal(net(x), model(x))
+    assert len(net.input_kinds) == 1, "the graph of the example still holds"

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 import dnifx
 from dnifx.errors import CutError
 from dnifx.ir import Program
-from dnifx.passes.cuts.resolve import glob_matches
+from dnifx.passes.cuts.resolve import glob_matches, modules_to_open
 from tests.passes.programs import Block, Residual, compiled, mlp
 
 X = torch.randn(3, 6)
@@ -62,6 +62,10 @@ def resolved(cuts: Any, model: nn.Module | None = None) -> dict[str, tuple[str, 
 def test_names_and_globs(cuts: Any, names: list[str]) -> None:
     found = resolved(cuts)
     assert set(found) >= set(names) if cuts == "stages.**" else list(found) == names
+
+
+def test_cuts_of_one_name_are_numbered() -> None:
+    assert list(resolved(lambda node: node.target == "again.linear")) == ["again.linear", "again.linear@1"]
 
 
 def test_a_module_is_cut_after_the_values_that_leave_it() -> None:
@@ -231,3 +235,20 @@ def test_a_module_that_the_output_does_not_need_is_no_place() -> None:
 )
 def test_globs_match_segment_by_segment(pattern: str, path: str, matches: bool) -> None:
     assert glob_matches(pattern, path) is matches
+
+
+@pytest.mark.parametrize(
+    ("cuts", "opened"),
+    [
+        ("stages.0", ("stages",)),
+        ("again@1", ()),
+        ("stages.0.1@1", ("stages.0",)),
+        (["stages.0.1", "stages.1.*"], ("stages.0", "stages.1")),
+        ("stages.0.0 -> stages.1.0", ("stages.0", "stages.1")),
+        ("relu_1", None),
+        ("each", None),
+        (3, None),
+    ],
+)
+def test_only_modules_around_the_cuts_are_opened(cuts: Any, opened: tuple[str, ...] | None) -> None:
+    assert modules_to_open(Nested(), cuts) == opened

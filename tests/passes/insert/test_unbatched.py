@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.errors import DnifxWarning
+from dnifx.ir import Program
+from dnifx.passes.insert.unbatched import warn_without_batch
+from dnifx.passes.measure import MeasureNodes
+from dnifx.passes.pipeline import run_passes
+from tests.passes.programs import SYMBOLIC
 
 
 class Recurrent(nn.Module):
@@ -70,6 +75,41 @@ def test_one_example_is_told_of_and_a_batch_is_not(name: str) -> None:
 def test_an_oracle_needs_no_batch(name: str) -> None:
     make, cut, example = CASES[name]
     dnifx.decouple(make(), cut, args=(example,), gradient="oracle")
+
+
+class Alone(nn.Module):
+    """One layer on the input, and nothing else."""
+
+    def __init__(self, layer: nn.Module, inputs: int = 1) -> None:
+        super().__init__()
+        self.layer, self.inputs = layer, inputs
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(*[x] * self.inputs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "shape"),
+    [
+        (nn.Linear(4, 4), 1, (4,)),
+        (nn.Bilinear(4, 4, 4), 2, (4,)),
+        (nn.GRUCell(4, 4), 1, (4,)),
+        (nn.LSTM(4, 4), 1, (7, 4)),
+        (nn.MultiheadAttention(4, 2), 3, (7, 4)),
+        (nn.TransformerEncoderLayer(4, 2, 8), 1, (7, 4)),
+        (nn.Conv1d(4, 4, 1), 1, (4, 7)),
+        (nn.Conv2d(4, 4, 1), 1, (4, 7, 7)),
+        (nn.Conv3d(4, 4, 1), 1, (4, 3, 3, 3)),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else None,
+)
+def test_every_layer_that_takes_one_example_is_known(layer: nn.Module, inputs: int, shape: tuple[int, ...]) -> None:
+    def measured(*shape: int) -> Program:
+        return run_passes(Program(Alone(layer, inputs), (torch.randn(shape),)), (SYMBOLIC, MeasureNodes()))
+
+    with pytest.warns(DnifxWarning, match="takes the input x .* as one example"):
+        warn_without_batch(measured(*shape))
+    warn_without_batch(measured(3, *shape))
 
 
 def test_a_layer_on_what_is_pooled_over_the_batch_is_no_single_example() -> None:

@@ -410,3 +410,18 @@ def test_a_folder_cannot_compute_the_last_window_again(tmp_path: Path) -> None:
     net = dnifx.decouple(model, dnifx.Recurrent("state", "1", auxiliary=True), args=(x, state))
     with pytest.raises(DnifxError, match="cannot be written to a folder"):
         net.to_folder(tmp_path / "never")
+
+
+def test_a_next_state_crosses_no_cut_inside_the_model() -> None:
+    class Core(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.mix, self.out = nn.GRUCell(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.cell(x, h)
+            return self.out(torch.tanh(self.mix(h))), h
+
+    args = torch.randn(5, 3), torch.zeros(5, 4)
+    net = dnifx.decouple(Core(), [dnifx.Recurrent("h", "1"), "mix"], args=args)
+    assert [(each.name, each.values) for each in net.program.boundaries] == [("mix", ("mix",))]

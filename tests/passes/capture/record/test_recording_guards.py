@@ -253,3 +253,11 @@ def test_a_graph_with_guards_and_regions_compiles_whole() -> None:
     assert recording.guards > 0
     compiled = torch.compile(runnable(model, recording), fullgraph=True, backend="eager")
     assert torch.equal(compiled(x)[0], model(x))
+
+
+def test_a_guard_in_a_module_of_torch_names_its_line() -> None:
+    model, labels = nn.AdaptiveLogSoftmaxWithLoss(16, 10, [3, 6], div_value=2), torch.tensor([0, 1, 2, 4, 5, 9])
+    recording = recorded(model, torch.randn(6, 16), labels)
+    guards = [node.args for node in recording.graph.nodes if "guard" in str(node.target)]
+    assert guards
+    assert all("adaptive.py:" in str(each) for each in guards)
