@@ -12,6 +12,7 @@ from dnifx.errors import DnifxError
 if TYPE_CHECKING:
     from dnifx import doctor, estimators, schedules
     from dnifx.api import decouple
+    from dnifx.engines.cuda_graph import StepGraphs
     from dnifx.engines.joining import join_ranks
     from dnifx.engines.stopping import Signals
     from dnifx.ir import Edge, Every, Recurrent
@@ -33,6 +34,7 @@ __all__ = [
     "Probe",
     "Recurrent",
     "Signals",
+    "StepGraphs",
     "StepResult",
     "Trainer",
     "Watch",
@@ -53,6 +55,7 @@ MODULES = {
     "Probe": "dnifx.runtime.training.probing",
     "Recurrent": "dnifx.ir",
     "Signals": "dnifx.engines.stopping",
+    "StepGraphs": "dnifx.engines.cuda_graph",
     "StepResult": "dnifx.runtime.training.results",
     "Trainer": "dnifx.runtime.training.trainer",
     "Watch": "dnifx.runtime.training.watch",

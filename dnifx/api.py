@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
+from dnifx.engines.cuda_graph import CudaGraph
 from dnifx.engines.devices import Devices
 from dnifx.engines.joining import join_ranks
 from dnifx.engines.places import Place
@@ -257,6 +259,28 @@ def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) ->
     return lag
 
 
+def recorded_on(engine: Any, places: Any, program: Program) -> torch.device:
+    """Return the device on which steps are recorded as CUDA graphs.
+
+    Raises:
+        PlaceError: There is no such engine, or the model is not on one CUDA device.
+    """
+    devices = {each.device for each in program.model.parameters()} or {torch.device("cpu")}
+    if engine != "cuda-graph":
+        raise PlaceError(f"engine={engine!r}: there is one by name, 'cuda-graph'; places= chooses the others")
+    if places is not None:
+        raise PlaceError(
+            "engine='cuda-graph' records the step of one device, and places= names others. Leave one of the two out"
+        )
+    if len(devices) > 1 or any(each.type != "cuda" for each in devices):
+        names = ", ".join(sorted(map(str, devices)))
+        raise PlaceError(
+            f"engine='cuda-graph' needs the model on one CUDA device, and it is on {names}. Move it there before dnifx.decouple, or leave "
+            "engine= out"
+        )
+    return devices.pop()
+
+
 def devices_for(places: Any, spec: schedules.Spec, program: Program) -> Any:
     """Return the places in this process, as they were given or as the schedule names them; None where it names none."""
     if places is not None:
@@ -264,7 +288,7 @@ def devices_for(places: Any, spec: schedules.Spec, program: Program) -> Any:
     return schedules.places_of(schedules.period_of(spec, program), program)
 
 
-def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float) -> Engine:
+def engine_for(engine: Any, places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float) -> Engine:
     """Return what runs a trainer's steps: this process, in one place or in several, or all processes of a run.
 
     Raises:
@@ -272,6 +296,8 @@ def engine_for(places: Any, spec: schedules.Spec, program: Program, lag: int, ti
     """
     given = devices_for(places, spec, program)
     late = max([lag, *(each.late for each in program.interfaces)])
+    if engine is not None:
+        return CudaGraph(recorded_on(engine, given if places is None else places, program))
     if given is not None:
         return Devices(program, *placed_devices(given, program), late)
     if places is None:

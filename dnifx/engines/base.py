@@ -1,6 +1,6 @@
 """What a trainer asks of an engine, and the engine of a single process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -19,11 +19,13 @@ class Engine(Protocol):
         places: The number of each partition's place in this process; empty where all are in one.
         named: The places.
         home: The device where the model was before; None where it stayed there.
+        captures: Whether steps are recorded once, and replayed.
     """
 
     places: tuple[int, ...]
     named: tuple[Any, ...]
     home: torch.device | None
+    captures: bool
 
     @property
     def rank(self) -> int:
@@ -32,6 +34,9 @@ class Engine(Protocol):
     @property
     def ranks(self) -> tuple[int, ...] | None:
         """The rank of each partition; None where all are in this process."""
+
+    def made(self, run: Callable[[Any], Any], batch: Any, reads: Callable[[], Hashable]) -> Any:
+        """Return what a step makes of a batch; ``reads`` says what else its Python reads."""
 
     def settle(self, program: Program) -> None:
         """Move the tensors of a program to the places of their partitions, where there are several in this process."""
@@ -82,6 +87,11 @@ class InOnePlace:
     places: tuple[int, ...] = ()
     named: tuple[Any, ...] = ()
     home: torch.device | None = None
+    captures = False
+
+    def made(self, run: Callable[[Any], Any], batch: Any, reads: Callable[[], Hashable]) -> Any:
+        """Run a step."""
+        return run(batch)
 
     def settle(self, program: Program) -> None:
         """Do nothing: all tensors stay where they are."""

@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from html import escape
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ from dnifx.runtime.net.arguments import model_keywords, takes
 from dnifx.runtime.net.input_kinds import InputKind
 from dnifx.runtime.net.labels import Labels, check_examples
 from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
-from dnifx.runtime.net.stand_in import StandIn
+from dnifx.runtime.net.showing import Shown
 from dnifx.runtime.net.states import refuse_without_trainer, with_first_states, with_own_tensors, without_episodes
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.optimizers import OptimizerSpec, SchedulerSpec
@@ -37,7 +36,7 @@ EXTRA_STATE = "_extra_state"
 """The name under which torch saves what a module's ``get_extra_state`` gives."""
 
 
-class DecoupledModule(StandIn):
+class DecoupledModule(Shown):
     """A model with a Decoupled Neural Interface on every cut; call it as you call the model.
 
     Outside ``torch.no_grad()`` the fused graph runs: same output, and in the backward pass every cut gives its producer the
@@ -304,6 +303,7 @@ class DecoupledModule(StandIn):
         scaler: GradScaler | None = None,
         places: Any = None,
         timeout: float = 600.0,
+        engine: Literal["cuda-graph"] | None = None,
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
@@ -339,10 +339,12 @@ class DecoupledModule(StandIn):
             places: ``"ranks"`` runs the partitions over the processes that torchrun started, balanced by cost; or the rank of each, in
                 order or by name. Or devices of this process, and streams: ``["cuda:0", "cuda:1/2"]``, balanced, or one for each.
             timeout: Over ranks, seconds after which a rank that says nothing counts as gone.
+            engine: ``"cuda-graph"`` records the whole step as one CUDA graph and replays it. Python runs while a step is recorded, once
+                for each kind of batch, schedule and learning rate, and what it reads then stays.
 
         Raises:
             ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
-            PlaceError: There are no processes, or the partitions cannot run on these ranks.
+            PlaceError: There are no processes, or the partitions cannot run on these ranks or devices.
             LossError: The module was made without ``loss=``, a partition before the last leaves something with a gradient that
                 ``own_losses`` does not name, or it names something else.
             ContextError: Estimators see a context, and a part that sends messages has no loss, and so no target.
@@ -356,43 +358,13 @@ class DecoupledModule(StandIn):
         if self.spread:
             raise StateError(self.spread)
         late = self.emitters.lag(lag, places, schedule, self.program)
-        engine = self.emitters.engine(places, schedule, self.program, late, timeout)
-        source = self.emitters.schedule(schedule, self.program, late, engine)
-        scaling = scaling_of(scaler, self, engine.ranks or engine.places)
+        runs = self.emitters.engine(engine, places, schedule, self.program, late, timeout)
+        source = self.emitters.schedule(schedule, self.program, late, runs)
+        scaling = scaling_of(scaler, self, runs.ranks or runs.places)
         options = UpdateOptions(clip, accumulate, False, on_nonfinite, penalty, scaling, autocast)
         return Trainer(
-            self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, engine
+            self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, runs
         )
-
-    def to_svg(self, code: str | os.PathLike[str] | None = None) -> str:
-        """Return a picture of the net as SVG: partitions, cuts, estimators, and the way of their gradients.
-
-        Args:
-            code: The ``model.py`` of a folder that ``to_folder`` wrote; each box then links to its first line there.
-        """
-        return self.emitters.svg(self.program, code)
-
-    def to_html(self, schedule: Any = None) -> str:
-        """Return one HTML file: modules unfold, a click shows shapes, cost and code, and a schedule plays.
-
-        Args:
-            schedule: The schedule that it plays, as in ``trainer``; by default the net's own, beside backpropagation.
-        """
-        return self.emitters.html(self, schedule)
-
-    def _repr_svg_(self) -> str:
-        """Draw the net in a notebook."""
-        return self.to_svg()
-
-    def _repr_html_(self) -> str:
-        """Draw the net in a notebook, with the report below."""
-        return f'<div style="overflow-x:auto">{self.to_svg()}</div><details><pre>{escape(str(self))}</pre></details>'
-
-    def __str__(self) -> str:
-        return self.emitters.report(self.program)
-
-    def __rich__(self) -> Any:
-        return self.emitters.rich(self.program)
 
 
 def has_extra_state(model: nn.Module) -> bool:

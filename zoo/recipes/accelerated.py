@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dnifx.errors import OptionError
+import dnifx
+from dnifx.errors import OptionError, ScheduleError
 from dnifx.zoo.recipes.diagnosis import Comparison
 from dnifx.zoo.recipes.learners import LoopLearner
 from dnifx.zoo.recipes.training import Learner
@@ -125,57 +126,31 @@ class Graph:
     """A learner's step as a CUDA graph: recorded once for each learning rate, then replayed.
 
     Args:
-        learner: The learner to train, on a GPU. Every step must have the same shapes and do the
-            same work.
+        learner: The learner to train, on a GPU.
+        device: The GPU.
     """
 
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._warm = 0
-        self._rates: list[float] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
+    def __init__(self, learner: Learner, device: torch.device) -> None:
+        self._learner, self._graphs = learner, dnifx.StepGraphs(device)
 
     def compute(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Train on a batch.
+        """Train on a batch. The first steps run eagerly, so that all memory is allocated; later ones replay the graph.
 
-        The first steps run eagerly, so that all memory is allocated. Later steps replay the graph.
+        Raises:
+            OptionError: The step cannot be recorded.
         """
-        if self._warm < 3:
-            return self._ahead(inputs, targets)
-        rates = [group["lr"] for optimizer in self._learner.optimizers for group in optimizer.param_groups]
-        if self._graph is None or rates != self._rates:
-            self._capture(inputs, targets)
-            self._rates = rates
-        self._inputs.copy_(inputs)
-        self._targets.copy_(targets)
-        if self._graph is not None:
-            self._graph.replay()
-        return None if self._loss is None else self._loss.clone()
+        rates = tuple(group["lr"] for optimizer in self._learner.optimizers for group in optimizer.param_groups)
+        try:
+            loss: Tensor | None = self._graphs.made(
+                lambda batch: self._learner.compute(*batch), (inputs, targets), rates
+            )
+        except ScheduleError as error:
+            raise OptionError(f"--step: {error}; give --step eager") from error
+        return loss
 
     def forget(self) -> None:
         """Record the graph again, because the learner's tensors were replaced."""
-        self._graph, self._warm = None, 0
-
-    def _ahead(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        self._warm += 1
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            loss = self._learner.compute(inputs, targets)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return loss
-
-    def _capture(self, inputs: Tensor, targets: Tensor) -> None:
-        self._inputs, self._targets = inputs.clone(), targets.clone()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._loss = self._learner.compute(self._inputs, self._targets)
-        except RuntimeError as error:
-            raise OptionError(
-                f"--step: this step cannot be captured as a CUDA graph ({error}); give --step eager"
-            ) from error
-        self._graph = graph
+        self._graphs.forget()
 
 
 def accelerated(learner: Learner, step: str, drawn: bool, device: torch.device) -> Learner:
@@ -196,7 +171,7 @@ def accelerated(learner: Learner, step: str, drawn: bool, device: torch.device) 
         return learner
     can: dict[str, Runner] = {"eager": learner}
     if not drawn:
-        can["graph"] = Graph(learner)
+        can["graph"] = Graph(learner, device)
     if isinstance(learner, LoopLearner):
         can["compiled"] = learner.compiled()
     if step != "auto" and step not in can:

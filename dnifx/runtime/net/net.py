@@ -40,7 +40,7 @@ class Emitters:
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         lag: From what a user gives as lag and as places, and a schedule's specification, to a number of steps.
         schedule: From a schedule's specification, a lag and an engine to what gives each step its schedule.
-        engine: From what a user gives as places, a schedule's specification, a lag and a timeout to what runs the steps.
+        engine: From what a user gives as engine and as places, a schedule's specification, a lag and a timeout to what runs the steps.
     """
 
     report: Callable[[Program], str]
@@ -54,7 +54,7 @@ class Emitters:
     probe: Callable[[Program, bool, bool], str]
     lag: Callable[[Any, Any, Any, Program], int]
     schedule: Callable[[Any, Program, int, Engine], Any]
-    engine: Callable[[Any, Any, Program, int, float], Engine]
+    engine: Callable[[Any, Any, Any, Program, int, float], Engine]
 
 
 class Net(nn.Module):

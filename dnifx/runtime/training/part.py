@@ -213,7 +213,9 @@ class TrainedPart:
             written = (inputs[position] for position in input_kind.written)
             if self.functions.ranks and not self.holds_on_every_rank(input_kind, inputs):
                 continue
-            before = Undo(self.net, written, self.captured.attributes) if input_kind.guarded else None
+            recorded = self.engine.captures and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            guarded = input_kind.guarded and not recorded  # what is recorded held some steps ago
+            before = Undo(self.net, written, self.captured.attributes) if guarded else None
             asked = before is not None and not self.functions.ranks and not input_kind.program.recurrences
             if before is not None and asked and input_kind.has_to_be_asked(inputs):
                 holds = input_kind.holds(inputs)

@@ -1,7 +1,8 @@
 """The trainer: one optimizer a partition, driven by an explicit schedule, window by window."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from dnifx.runtime.training.over_ranks import elsewhere, refuse_elsewhere, sprea
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
+from dnifx.runtime.training.recorded import python_reads, refuse_unrecorded
 from dnifx.runtime.training.refusals import refuse_refrozen
 from dnifx.runtime.training.replicas import Replicas, averaged
 from dnifx.runtime.training.results import StepResult
@@ -90,9 +92,9 @@ class Trainer(InFolders):
         self.estimator_optimizers = make_optimizers(
             default, with_names(fitted_groups(net.program, net.recurrences), net), "estimator_optimizer"
         )
-        self.lr_schedulers = make_schedulers(
-            lr_scheduler, {**self.optimizers, **self.estimator_optimizers}, self.optimizers
-        )
+        every = {**self.optimizers, **self.estimator_optimizers}
+        refuse_unrecorded(engine, net.program, self.lag, every, options)
+        self.lr_schedulers = make_schedulers(lr_scheduler, every, self.optimizers)
         self.metric = any(map(follows_metric, self.lr_schedulers.values()))
         self.turn = Turn()
         updates, fits = make_updates(net, self.optimizers, self.estimator_optimizers, options, self.turn)
@@ -181,10 +183,22 @@ class Trainer(InFolders):
         seen = target if context is None else context
         with self.engine.running(self.steps):
             self.engine.show((args, kwargs, target, context))
-            fired = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
+            batch, call = (args, kwargs, target, seen), (args, kwargs, diagnose)
+            made = self.engine.made(partial(self.fired, part, diagnose), batch, partial(self.python_reads, call))
+        loss, output, diagnostics, skipped, terms = made
         self.net.elsewhere, self.net.spread = self._elsewhere, self._spread
-        losses = {} if fired.loss is None else {"loss": fired.loss}
-        return StepResult(fired.output, {**losses, **part.terms}, fired.diagnostics, fired.skipped)
+        return StepResult(output, {**({} if loss is None else {"loss": loss}), **terms}, diagnostics, skipped)
+
+    def fired(self, part: TrainedPart, diagnose: bool, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Run the one part on a batch; return what it gives, and the own losses."""
+        args, kwargs, target, seen = batch
+        made = part.fire(args, kwargs, target, seen, diagnose, lambda program: self.source.at(self.steps, program))
+        return made.loss, made.output, made.diagnostics, made.skipped, dict(part.terms)
+
+    def python_reads(self, call: tuple[Any, ...]) -> Hashable:
+        """Return what the Python of a step reads beside its batch."""
+        schedule = self.source.at(self.steps, self.net.program)
+        return python_reads(self.net, schedule, self.updates, self.own_losses, call)
 
     def compute_window(
         self, exchange: Exchange, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, diagnose: bool
