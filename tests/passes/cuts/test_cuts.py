@@ -252,3 +252,18 @@ def test_globs_match_segment_by_segment(pattern: str, path: str, matches: bool) 
 )
 def test_only_modules_around_the_cuts_are_opened(cuts: Any, opened: tuple[str, ...] | None) -> None:
     assert modules_to_open(Nested(), cuts) == opened
+
+
+def test_every_call_of_a_layer_is_numbered() -> None:
+    class Thrice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.act = nn.Linear(6, 6), nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.linear(self.act(self.linear(self.act(self.linear(self.act(x))))))
+            return out
+
+    model = Thrice()
+    assert resolved(["act", "act@1", "act@2"], model) == {"act": ("act",), "act@1": ("act_1",), "act@2": ("act_2",)}
+    assert list(resolved(lambda node: node.target == "act", model)) == ["act", "act@1", "act@2"]
