@@ -128,14 +128,15 @@ def try_all(
 
 
 def line_of(fault: Fault) -> str:
-    """Return how a fault is named in the list of those that change nothing."""
-    return f"{fault.path}: {fault.before} -> {fault.after}"
+    """Return how a fault is named in the list of those that change nothing: its file, its line of code, and the change."""
+    code = (ROOT / fault.path).read_text(encoding="utf-8").splitlines()[fault.lines[-1] - 1].strip()
+    return f"{fault.path}: {code}: {fault.before} -> {fault.after}"
 
 
 def equivalents() -> dict[str, str]:
     """Return the faults that change nothing a test could find, with the reason."""
     lines = EQUIVALENT.read_text(encoding="utf-8").splitlines()
-    parts = [line.partition("  # ") for line in lines if line]
+    parts = [line.rpartition("  # ") for line in lines if line]
     return {name: reason for name, _, reason in parts}
 
 

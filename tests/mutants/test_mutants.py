@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants.__main__ import ROOT, equivalents, line_of
 from tests.mutants.faults import Fault, broken, faults
 from tests.mutants.found import Found, digest
 from tests.mutants.tests_of import Coverage, nearness
@@ -116,3 +117,11 @@ def test_tests_of_the_own_package_and_quick_ones_come_first() -> None:
     assert coverage.tests(fault, 45.0) == [near, quick]
     assert coverage.tests(fault, 1.0) == [near]
     assert nearness("tests/runtime/test_net.py::test", "dnifx/runtime/net/net.py") == 1
+
+
+def test_every_fault_that_is_said_to_change_nothing_can_be_put_in() -> None:
+    named = {
+        line_of(fault) for path in {each.partition(":")[0] for each in equivalents()} for fault in faults(ROOT, path)
+    }
+    assert set(equivalents()) <= named, "a line has changed: look again whether the fault still changes nothing"
+    assert all(equivalents().values()), "each has a reason"

@@ -197,3 +197,28 @@ def test_what_forward_does_not_read_may_change() -> None:
     model.settings.unread, model.settings.count = torch.ones(7), 1
     assert torch.equal(net(x), model(x))
     assert len(net.input_kinds) == 1, "the graph of the example still holds"
+
+
+def test_what_forward_only_adds_to_may_grow() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.calls: list[str] = []
+            self.latest: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.first(x))
+            self.calls.append("one more")
+            self.latest["hidden"] = h.detach()
+            out: Tensor = self.last(h)
+            return out
+
+    model = Model()
+    net = dnifx.decouple(model, ["first"], args=(torch.randn(5, 4),))
+    for number in range(1, 4):
+        x = torch.randn(5, 4)
+        net(x)
+        assert len(model.calls) == number
+        assert torch.equal(model.latest["hidden"], torch.relu(model.first(x)))
+    assert len(net.input_kinds) == 1
