@@ -3,16 +3,21 @@
 import copy
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import dnifx
 from dnifx import estimators
 from dnifx.errors import DnifxError, EstimatorError, InputError, ScheduleError
+from dnifx.estimators.late import LateGradient
 from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.training.flight import corrected, corrections_of
 
 STEPS, RATE, WIDTH = 11, 0.05, 5
 
@@ -66,29 +71,34 @@ def batches(count: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(n, WIDTH, generator=made), torch.randn(n, WIDTH, generator=made)) for n in sizes]
 
 
-def decoupled(model: nn.Module, cuts: list[str], k: int) -> DecoupledModule:
-    return dnifx.decouple(model, cuts, args=(batches(1)[0][0],), gradient=estimators.Late(k), loss=mse_loss)
+def decoupled(model: nn.Module, cuts: list[str], k: int, correction: float = 0.0) -> DecoupledModule:
+    gradient = estimators.Late(k, correction)
+    return dnifx.decouple(model, cuts, args=(batches(1)[0][0],), gradient=gradient, loss=mse_loss)
 
 
-def made(name: str, k: int) -> tuple[nn.Module, DecoupledModule, dict[str, int]]:
+def made(name: str, k: int, correction: float = 0.0) -> tuple[nn.Module, DecoupledModule, dict[str, int]]:
     torch.manual_seed(0)
     make, cuts, depths = MODELS[name]
     model = make()  # type: ignore[operator]
-    return copy.deepcopy(model), decoupled(model, cuts, k), depths
+    return copy.deepcopy(model), decoupled(model, cuts, k, correction), depths
 
 
-def by_hand(model: nn.Module, depths: dict[str, int], k: int, accumulate: int = 1) -> None:
+def by_hand(model: nn.Module, depths: dict[str, int], k: int, accumulate: int = 1, correction: float = 0.0) -> None:
     """Backpropagate through the whole model in each step; give each parameter the gradient of the step that is its own."""
     past: list[dict[str, Tensor]] = []
+    then: list[dict[str, Tensor]] = []
     waiting: dict[str, list[Tensor]] = {}
     for x, y in batches():
         model.zero_grad()
         mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
         past.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
+        then.append({name: each.detach().clone() for name, each in model.named_parameters()})
         for name, each in model.named_parameters():
             step = len(past) - 1 - k * depths[name.split(".")[0]]
             if step >= 0:
-                waiting.setdefault(name, []).append(past[step][name])
+                late = past[step][name]
+                moved = each.detach() - then[step][name]
+                waiting.setdefault(name, []).append(late + correction * late * late * moved)
             if len(waiting.get(name, ())) == accumulate:
                 with torch.no_grad():
                     each.sub_(RATE * torch.stack(waiting.pop(name)).sum(0) / accumulate)
@@ -106,6 +116,51 @@ def test_each_partition_learns_from_the_gradient_of_its_own_step(name: str, k: i
     expected = alone.state_dict()
     for path, found in net.original.state_dict().items():
         assert torch.allclose(found, expected[path], atol=1e-6), path
+
+
+@settings(max_examples=12)
+@given(st.sampled_from(sorted(MODELS)), st.integers(1, 3), st.sampled_from([1, 2]), st.floats(0.01, 2e3), st.booleans())
+def test_late_gradients_are_corrected_for_what_the_weights_have_moved(
+    name: str, k: int, accumulate: int, correction: float, resumed: bool
+) -> None:
+    alone, net, depths = made(name, k, correction)
+    trainer = net.trainer(sgd, accumulate=accumulate)
+    for step, (x, y) in enumerate(batches()):
+        if resumed and step == 5:
+            state, net = trainer.state_dict(), made(name, k, correction)[1]
+            trainer = net.trainer(sgd, accumulate=accumulate)
+            trainer.load_state_dict(state)
+        trainer.step(x, target=y)
+    by_hand(alone, depths, k, accumulate, correction)
+    expected = alone.state_dict()
+    for path, found in net.original.state_dict().items():
+        assert torch.allclose(found, expected[path], rtol=1e-4, atol=1e-5), path
+
+
+def test_a_correction_is_of_sparse_gradients_too() -> None:
+    gradient, moved = torch.randn(4, 3), torch.randn(4, 3)
+    gradient[[0, 2]] = 0
+    sparse = corrected(gradient.to_sparse(1), moved, 0.5)
+    assert sparse.is_sparse
+    assert torch.allclose(sparse.to_dense(), gradient + 0.5 * gradient * gradient * moved)
+    assert corrected(gradient, moved, 0.0) is gradient
+
+
+@pytest.mark.parametrize("correction", [-1, float("inf"), float("nan"), True, "much"])
+def test_a_correction_is_a_number(correction: object) -> None:
+    with pytest.raises(EstimatorError, match="give a number, 0 or more"):
+        estimators.Late(1, correction)  # type: ignore[arg-type]
+
+
+def test_a_partition_has_one_correction() -> None:
+    program = made("chain", 1, 0.1)[1].program
+    first, second = program.boundaries
+    program = replace(program, boundaries=(first, replace(second, producer=first.producer)))
+    assert corrections_of(program) == {"submod_0": 0.1}
+    one, other = program.interfaces
+    program = replace(program, interfaces=(one, replace(other, estimator=LateGradient(1))))
+    with pytest.raises(ScheduleError, match=r"correction=0.1 and 0.0, but its weights have one gradient"):
+        corrections_of(program)
 
 
 def weight_versions(trainer: dnifx.Trainer) -> int:

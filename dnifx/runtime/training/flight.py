@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dnifx.errors import StateError
+from dnifx.errors import ScheduleError, StateError
+from dnifx.ir import Program
 from dnifx.runtime.emitted.backward import added, backpropagate
 from dnifx.runtime.training.late import summed
 
@@ -80,6 +81,32 @@ def bare(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def corrected(gradient: Tensor, moved: Tensor, correction: float) -> Tensor:
+    """Return a late gradient as it would be where the weights have moved to; its square stands for the curvature."""
+    if not correction:
+        return gradient
+    known = gradient.coalesce() if gradient.is_sparse else gradient
+    return known + correction * (known * known * moved)
+
+
+def corrections_of(program: Program) -> dict[str, float]:
+    """Return, by the name of a partition, how much its late gradients are corrected.
+
+    Raises:
+        ScheduleError: The boundaries of one partition say different things.
+    """
+    found: dict[str, float] = {}
+    for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
+        if interface.late:
+            name, own = program.partitions[boundary.producer].name, getattr(interface.estimator, "correction", 0.0)
+            if found.setdefault(name, own) != own:
+                raise ScheduleError(
+                    f"the boundaries of {name} take Late with correction={found[name]} and {own}, but its weights have one gradient. Give "
+                    "both the same"
+                )
+    return found
+
+
 @dataclass
 class Flight:
     """All passages under way in a part, and the gradients that have come back for them. Both are kept by the step of their use.
@@ -87,11 +114,13 @@ class Flight:
     Attributes:
         model: The model, whose parameters are updated.
         parameters: By partition, the paths of the parameters that it trains.
+        corrections: By partition, how much its gradients are corrected for what its weights have moved since.
         step: The present step.
     """
 
     model: nn.Module
     parameters: Mapping[str, Sequence[str]]
+    corrections: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
     _passages: dict[str, dict[int, Passage]] = field(default_factory=dict)
     _gradients: dict[str, dict[int, dict[int, Gradients]]] = field(default_factory=dict)
@@ -152,6 +181,7 @@ class Flight:
         for path, weight in passage.weights.items():
             parameter, gradient, weight.grad = self.model.get_parameter(path), weight.grad, None
             if gradient is not None:
+                gradient = corrected(gradient, parameter.detach() - weight.detach(), self.corrections.get(name, 0.0))
                 parameter.grad = gradient if parameter.grad is None else added(parameter.grad, gradient)
         self._done[name] = passage
 

@@ -23,7 +23,7 @@ from dnifx.runtime.net.net import Net
 from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import statistics_of
-from dnifx.runtime.training.flight import Flight
+from dnifx.runtime.training.flight import Flight, corrections_of
 from dnifx.runtime.training.joined import Joined
 from dnifx.runtime.training.late import Late, brought
 from dnifx.runtime.training.losses import TaskLoss
@@ -102,7 +102,8 @@ class TrainedPart:
         steered = {*names.values(), *self.estimator_optimizers}
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
         self.window, self.late, self.joined = Window(self.program), Late(), Joined()
-        self.flight = Flight(self.program.model, {each.name: each.parameters for each in self.program.partitions})
+        trained = {each.name: each.parameters for each in self.program.partitions}
+        self.flight = Flight(self.program.model, trained, corrections_of(self.program))
         known = dict(self.program.model.named_parameters(remove_duplicate=False))
         here = {known[name] for name in self.program.partitions[-1].uses}
         own = self.program.partitions[-1]
