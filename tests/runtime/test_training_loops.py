@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing import Manager
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
@@ -115,37 +117,73 @@ def test_an_estimator_with_a_loss_of_its_own_runs_beside_the_compiled_graphs(gra
         train(whole, other.parameters(), 1, sgd, **told)
 
 
-def train_on_a_part(rank: int, world: int, meeting: Path, results: Any) -> None:
-    """Train under DistributedDataParallel on every world-th example."""
+def replicated(net: DecoupledModule) -> Callable[..., Any]:
+    """Return the net under DistributedDataParallel."""
+    return DistributedDataParallel(net)
+
+
+def sharded(net: DecoupledModule) -> Callable[..., Any]:
+    """Shard layers of the model, then the net as a whole with its estimators (FSDP2)."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (net.get_submodule("0"), net.get_submodule("4")):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(net, mesh=mesh)  # type: ignore[no-any-return]
+
+
+def sharded_within(net: DecoupledModule) -> Callable[..., Any]:
+    """Shard a layer of an estimator by itself."""
+    layer = next(
+        each for name, each in net.named_modules() if name.startswith("interfaces.") and type(each) is nn.Linear
+    )
+    fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    return sharded(net)
+
+
+def train_on_a_part(
+    rank: int, world: int, meeting: Path, results: Any, spread: Callable[[DecoupledModule], Callable[..., Any]]
+) -> None:
+    """Train on every world-th example, with a net whose examples do not see each other."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    net = make_plain_net()
-    parallel = DistributedDataParallel(net)
+    net = make_plain_net("suffix" if spread is sharded_within else dnifx.estimators.Synthetic(hidden=0))
+    parallel = spread(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     inputs, labels = make_data(32)
-    for _ in range(4):
-        optimizer.zero_grad()
-        torch.autograd.backward(cross_entropy(parallel(inputs[rank::world]), labels[rank::world]))
-        optimizer.step()
-    results[rank] = {name: tensor.tolist() for name, tensor in net.state_dict().items()}
+    try:
+        for _ in range(4):
+            optimizer.zero_grad()
+            own = labels[rank::world]
+            given = {"target": own} if spread is sharded_within else {}
+            torch.autograd.backward(cross_entropy(parallel(inputs[rank::world], **given), own))
+            optimizer.step()
+    except dnifx.DnifxError as error:
+        results[rank] = str(error)
+        return
+    whole = {name: getattr(each, "full_tensor", lambda each=each: each)() for name, each in net.state_dict().items()}
+    results[rank] = {name: tensor.tolist() for name, tensor in whole.items()}
     dist.destroy_process_group()
 
 
-def make_plain_net() -> DecoupledModule:
+def make_plain_net(gradient: Any) -> DecoupledModule:
     """Return a net whose examples do not see each other: no batch norm, in the model or in the estimators."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-    gradient = dnifx.estimators.Synthetic(hidden=0)
     return dnifx.decouple(model, ["1", "3"], args=(torch.randn(16, 6),), loss=cross_entropy, gradient=gradient)
 
 
-def test_two_processes_under_ddp_train_as_one(tmp_path: Path) -> None:
+def on_two_processes(folder: Path, spread: Callable[[DecoupledModule], Callable[..., Any]]) -> list[Any]:
+    """Train on two processes; return what each ended with."""
     with Manager() as manager:
         results = manager.dict()
-        spawn(train_on_a_part, args=(2, tmp_path / "meeting", results), nprocs=2)  # type: ignore[no-untyped-call]
-        states = [dict(results[rank]) for rank in range(2)]
+        spawn(train_on_a_part, args=(2, folder / "meeting", results, spread), nprocs=2)  # type: ignore[no-untyped-call]
+        return [results[rank] for rank in range(2)]
+
+
+@pytest.mark.parametrize("spread", [replicated, sharded])
+def test_two_processes_train_as_one(tmp_path: Path, spread: Callable[[DecoupledModule], Callable[..., Any]]) -> None:
+    states = on_two_processes(tmp_path, spread)
     assert states[0] == states[1]
-    net = make_plain_net()
+    net = make_plain_net(dnifx.estimators.Synthetic(hidden=0))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     inputs, labels = make_data(32)
     for _ in range(4):
@@ -154,3 +192,8 @@ def test_two_processes_under_ddp_train_as_one(tmp_path: Path) -> None:
         optimizer.step()
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(torch.tensor(states[0][name]), tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_an_estimator_whose_layers_are_sharded_apart_is_refused(tmp_path: Path) -> None:
+    for said in on_two_processes(tmp_path, sharded_within):
+        assert "a module inside of an estimator is sharded by itself (fully_shard)" in said

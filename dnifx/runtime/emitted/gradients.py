@@ -1,6 +1,6 @@
 """What estimators call: gradients that they compute themselves, contexts, masks. Imports torch, the errors and ``fitting`` alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -79,11 +79,21 @@ def own_gradients(
         return answer
     made = torch.autograd.grad(losses.sum(), (*leaves, *at_once), allow_unused=True)
     pairs = [(each, fit) for each, fit in zip(at_once, made[len(leaves) :], strict=True) if fit is not None]
+    refuse_shards(each for each, fit in zip(at_once, made[len(leaves) :], strict=True) if fit is None)
     known = pairs or [(at_once[0], torch.zeros_like(at_once[0]))]
     found = tuple(torch.zeros_like(each) if own is None else own for each, own in zip(leaves, made, strict=False))
     fits, trained = [fit for _, fit in known], [each for each, _ in known]
     answer = KnownGradients.apply(times(found, factor), fits, losses.numel(), *trained)  # type: ignore[no-untyped-call]
     return answer
+
+
+def refuse_shards(unread: Iterable[Tensor]) -> None:
+    """Raise EstimatorError where parameters that an estimator's own loss did not read are shards: it read what was gathered."""
+    if any(hasattr(each, "full_tensor") for each in unread):
+        raise EstimatorError(
+            "a module inside of an estimator is sharded by itself (fully_shard), so its fit would be lost. Shard modules of the model, "
+            "then the net as a whole: fully_shard(net) takes the estimators with it"
+        )
 
 
 def computed_in(value: Tensor) -> torch.dtype:
