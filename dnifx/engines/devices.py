@@ -55,6 +55,11 @@ class Devices(OneProcess):
         mail = {key: (values, None) for key, (values, _) in self._mail.items()}
         return {**self.__dict__, "_streams": {}, "_base": {}, "_mail": mail}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what was copied: tensors are known by other numbers now."""
+        self.__dict__.update(state)
+        self._tensors = {id(each[0]): each for each in self._tensors.values()}
+
     def settle(self, program: Program) -> None:
         """Take note of where the tensors of a program belong, and move them there.
 
@@ -225,19 +230,22 @@ def carried(value: Tensor, place: Place) -> Tensor:
 
 
 def relocated(values: tuple[Any, ...], start: Place, end: Place) -> tuple[Any, ...]:
-    """Return values on another device. The device itself, where a partition hands it on, becomes the other one too."""
+    """Return values on another device. The device itself, where a partition hands it on, becomes the other one too.
+
+    Tensors that are not on the first device, such as sizes on the host, stay where they are.
+    """
 
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return carried(value, end)
+            return carried(value, end) if same_device(value.device, start.device) else value
         return end.device if value == start.device and isinstance(value, torch.device) else value
 
     return tuple(pytree.tree_map(moved, value) for value in values)
 
 
 def tensors_in(values: Any) -> Iterable[Tensor]:
-    """Return the tensors among values."""
-    return (each for each in pytree.tree_leaves(values) if isinstance(each, Tensor))
+    """Return the tensors on CUDA devices among values."""
+    return (each for each in pytree.tree_leaves(values) if isinstance(each, Tensor) and each.is_cuda)
 
 
 def put(tensor: Tensor, device: torch.device) -> None:

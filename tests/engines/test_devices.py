@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import dnifx
 from dnifx.engines import devices
-from dnifx.engines.devices import Devices
+from dnifx.engines.devices import Devices, relocated
+from dnifx.engines.places import Place
 from dnifx.errors import DnifxError, OptimizerError, PlaceError, ScheduleError, StateError
 from dnifx.estimators import Late, Suffix
 from dnifx.ir import Program
@@ -243,6 +244,8 @@ def test_a_run_is_copied_with_what_is_under_way() -> None:
     for each in (trainer, *copies):
         train(each, batches(6)[3:])
         assert differences(each.net, trainer.net) == []
+        held = {id(one) for one in each.net.parameters()} | {id(one) for one in each.net.buffers()}
+        assert each.engine._tensors.keys() <= held, "each tensor is known once, by its own number"
 
 
 def test_weights_go_to_their_places_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,3 +307,12 @@ def test_a_device_that_forward_names_is_that_of_the_place() -> None:
     moved = on_device(last, cpu, meta)
     assert [node.kwargs["device"] for node in moved.graph.nodes if "device" in node.kwargs] == [meta]
     assert torch.equal(on_device(last, cpu, torch.device("cpu:0"))(torch.ones(3, 4))[0], last(torch.ones(3, 4))[0])
+
+
+def test_a_tensor_that_is_on_the_host_stays_there() -> None:
+    """A size or a random number that a partition on a GPU keeps on the host is handed on as it is."""
+    host, gpu, empty = torch.ones(1), Place(torch.device("cuda:0")), Place(torch.device("meta"))
+    (stays, moves) = relocated((host, gpu.device), gpu, empty)
+    assert stays is host
+    assert moves == empty.device
+    assert relocated(({"a": host},), Place(torch.device("cpu")), empty)[0]["a"].is_meta
