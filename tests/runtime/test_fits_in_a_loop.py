@@ -15,6 +15,7 @@ from dnifx.errors import DnifxWarning, OptimizerError
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.emitted.finite import not_finite
 from dnifx.runtime.net import fits
+from dnifx.runtime.net.fits import left
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 
@@ -153,6 +154,16 @@ def test_a_loop_that_applies_its_fits_is_told_nothing(to_none: bool) -> None:
     optimizer = sgd(net.parameters())
     assert loop(net, optimizer, lambda: optimizer.zero_grad(set_to_none=to_none)) == []
     assert loop(net, optimizer, lambda: net.zero_grad(set_to_none=to_none)) == []
+
+
+def test_gradients_are_looked_at_in_a_few_passes_alone(no_warning: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(fits, "left", lambda parameters: looks.append(left(parameters)) or looks[-1])
+    net = made()
+    net.loss_scale = 1.0
+    for _ in range(fits.LOOKED + 9):
+        backward(net)
+    assert looks == [True] * fits.LOOKED, "a look waits for a GPU"
 
 
 def test_two_calls_of_the_net_in_one_backward_pass_are_no_accumulation(no_warning: None) -> None:
