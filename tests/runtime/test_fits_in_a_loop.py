@@ -157,8 +157,13 @@ def test_a_loop_that_applies_its_fits_is_told_nothing(to_none: bool) -> None:
 
 
 def test_gradients_are_looked_at_in_a_few_passes_alone(no_warning: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    monkeypatch.setattr(fits, "left", lambda parameters: looks.append(left(parameters)) or looks[-1])
+    looks: list[bool] = []
+
+    def look(parameters: Any) -> bool:
+        looks.append(left(parameters))
+        return looks[-1]
+
+    monkeypatch.setattr(fits, "left", look)
     net = made()
     net.loss_scale = 1.0
     for _ in range(fits.LOOKED + 9):
