@@ -332,7 +332,8 @@ def without_last_cuts(program: Program, spec: Any) -> Program:
 
     kept = tuple(cut for cut in program.cuts if goes_on(cut))
     last = [cut.name for cut in program.cuts if cut not in kept]
-    named = [name for name in last if isinstance(spec, Sequence) and name in spec]
+    asked = [spec] if isinstance(spec, str) else spec if isinstance(spec, Sequence) else []
+    named = [name for name in last if name in asked]
     if not kept or named:
         where = f" {named[0]!r}" if kept else ""
         raise CutError(

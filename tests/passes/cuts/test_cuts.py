@@ -267,3 +267,18 @@ def test_every_call_of_a_layer_is_numbered() -> None:
     model = Thrice()
     assert resolved(["act", "act@1", "act@2"], model) == {"act": ("act",), "act@1": ("act_1",), "act@2": ("act_2",)}
     assert list(resolved(lambda node: node.target == "act", model)) == ["act", "act@1", "act@2"]
+
+
+def test_each_block_is_cut_whatever_it_is_called() -> None:
+    class Letters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.e, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)  # letters of "each"
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.c(torch.tanh(self.e(torch.relu(self.a(x)))))
+            return out
+
+    assert list(resolved("each", Letters())) == ["a", "e"], (
+        "nothing lies behind the last one, and nobody asked for it by name"
+    )
