@@ -40,18 +40,13 @@ HELD = {
     "transformers text": 58,
     "transformers sequence to sequence": 8,
     "transformers vision": 18,
-    "transformers other": 8,
+    "transformers other": 10,
     "torch-geometric": 18,
 }
 """How many of each family's models, with each of the two kinds of cuts, hold every check; fewer fail the sweep.
 
 Counts are those that a run of the whole sweep has shown (``benchmarks/results/models-sweep.txt``).
 """
-
-REFUSED = {
-    ("transformers other", "wav2vec2"): "a draw of Python's or NumPy's random numbers",
-}
-"""What is refused, and what the error has to name."""
 
 FAST = (
     ("recurrent", "lstm", "4"),
@@ -151,10 +146,6 @@ def test_model(family: str, name: str, kind: str, found: Found) -> None:
     if not available(family):
         pytest.skip(f"{family} is not installed; pip install 'dnifx[models]'")
     report = found[family, name, kind] = report_of(family, name, kind)
-    reason = report.failed.get("refused", "")
-    if (family, name) in REFUSED:
-        assert REFUSED[family, name] in reason, f"refused otherwise, or not at all: {reason}"
-        return
     assert not report.failed, "\n".join(f"{check}: {text}" for check, text in report.failed.items())
 
 
