@@ -251,6 +251,10 @@ def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) ->
         raise ScheduleError(
             "lag='auto' measures the links between ranks, and one process has none: give a number of steps, or places=\"ranks\""
         )
+    if lag == "auto" and any(each.device.type == "meta" for each in program.partitions):
+        raise ScheduleError(
+            "lag='auto' times a forward pass, and a model on the meta device has no values to compute: give a number of steps"
+        )
     if lag == "auto":
         schedules.lagged(schedules.sequential(program), program, 1)
         return automatic_lag(program, ranks_for(places, spec, program))
@@ -303,7 +307,9 @@ def engine_for(engine: Any, places: Any, spec: schedules.Spec, program: Program,
     if places is None:
         return OneProcess()
     ranks, (rank, _) = ranks_for(places, spec, program), join_ranks()
-    return Ranks(ranks, late, traffic(program, ranks)[rank], program.partitions[ranks.index(rank)].device, timeout)
+    device = program.partitions[ranks.index(rank)].device
+    computes = torch.device("cpu") if device.type == "meta" else device
+    return Ranks(ranks, late, traffic(program, ranks)[rank], computes, timeout)
 
 
 def trained_schedule(spec: schedules.Spec, program: Program, lag: int, engine: Engine) -> schedules.ScheduleSource:

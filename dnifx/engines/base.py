@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from dnifx.engines.stopping import Signals
 from dnifx.ir import Program
@@ -67,6 +68,9 @@ class Engine(Protocol):
 
     def collected(self, own: Any) -> Sequence[Any]:
         """Return what each rank has, in the order of ranks, on every rank."""
+
+    def share(self, tensor: Tensor, rank: int) -> None:
+        """Give a tensor what it holds on a rank, on every rank; they all call it."""
 
     def restart(self, lag: int) -> None:
         """Forget what is under way, on every rank: the run goes on from a saved state, with its lag."""
@@ -138,6 +142,9 @@ class OneProcess(InOnePlace):
     def collected(self, own: Any) -> Sequence[Any]:
         """Return the one process's own."""
         return [own]
+
+    def share(self, tensor: Tensor, rank: int) -> None:
+        """Do nothing: there are no other ranks."""
 
     def restart(self, lag: int) -> None:
         """Do nothing: nothing is under way."""

@@ -222,6 +222,14 @@ class Ranks(InOnePlace):
             dist.all_gather_object(found, own, self._groups["control"])
         return found
 
+    def share(self, tensor: Tensor, rank: int) -> None:
+        """Give a tensor what it holds on a rank, on every rank. Every rank waits for it."""
+        own = tensor.detach().contiguous().cpu()
+        with self._together():
+            dist.broadcast(own.reshape(-1).view(torch.uint8), rank, self._groups["control"])
+        if self.rank != rank:
+            tensor.copy_(own)
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         try:

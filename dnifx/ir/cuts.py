@@ -1,6 +1,6 @@
 """Cuts, partitions, boundaries and interfaces."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain, count
@@ -149,6 +149,7 @@ class Interface:
         fit: What the estimates receive; ``"own"`` where the estimator lowers a loss of its own.
         fit_weight: What an absolute error is multiplied by.
         flops: FLOPs of one answer for the example inputs; None where they are not known.
+        make: Makes the estimator anew, on the CPU, where this one is on the meta device; else None.
     """
 
     boundary: int
@@ -172,6 +173,7 @@ class Interface:
     needs_answer: bool = False
     detail: str = ""
     flops: int | None = None
+    make: Callable[[], nn.Module] | None = None
 
     @property
     def blends(self) -> bool:

@@ -1,5 +1,6 @@
 """The capture methods. They are tried in order, and the first one whose graph does what the model does is taken."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -87,6 +88,8 @@ def try_methods(
     tried: list[tuple[str, CaptureError]] = []
     unsafe: tuple[str, CaptureError] | None = None
     on_meta = is_on_meta(program)
+    if on_meta:  # operations import it there, and it would keep what stands in for torch's functions while one records
+        importlib.import_module("torch._dynamo")
     for method in methods:
         if (method == "record_cuts" and open_paths is None) or (unsafe and method in METHODS):
             continue

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
@@ -244,7 +246,7 @@ def make_interface(
     factory = find_factory(choice, boundary)
     estimator = build(factory, spec)
     fits = any(parameter.requires_grad for parameter in estimator.parameters())
-    interface = Interface(boundary.index, estimator, as_written(factory), fits=fits)
+    interface = Interface(boundary.index, estimator, as_written(factory), fits=fits, make=again_on_cpu(factory, spec))
     if isinstance(estimator, GradientEstimator):
         waits = estimator.locked or estimator.mix > 0 or estimator.prop > 0
         interface = replace(
@@ -272,6 +274,14 @@ def make_interface(
                 raise refuse_routed(spec, interface.description, data_rows(program), error) from error
             raise
     return interface
+
+
+def again_on_cpu(factory: Factory, spec: BoundarySpec) -> Callable[[], nn.Module] | None:
+    """Return what makes an estimator on the CPU, where the values are on the meta device, and so is what was made."""
+    if spec.values[0].device.type != "meta":
+        return None
+    values = tuple(replace(each, device=torch.device("cpu")) for each in spec.values)
+    return partial(build, factory, replace(spec, values=values))
 
 
 def boundary_spec(boundary: Boundary, context: Context | None, program: Program, examples: int | None) -> BoundarySpec:

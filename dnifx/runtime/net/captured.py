@@ -26,6 +26,10 @@ def as_it_is() -> AbstractContextManager[Callable[[Any], Any]]:
     return nullcontext(lambda values: values)
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class CapturedPart:
     """One part of a net with its graphs, which run on the net's own modules.
 
@@ -113,7 +117,9 @@ class CapturedPart:
             )
         del self.input_kinds[1]
 
-    def matching(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[InputKind]:
+    def matching(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], before_capture: Callable[[], None] = nothing
+    ) -> Iterator[InputKind]:
         """Yield the input kinds that a call may run in; the last one is compiled for this very call.
 
         Where draws decide what the model does, there may be no last one: what is drawn next leaves nothing to cut.
@@ -134,6 +140,7 @@ class CapturedPart:
                 met = True
                 yield input_kind
         self.make_room()
+        before_capture()
         before = RandomStates(self.program.model)
         try:
             with self.whole() as brought:

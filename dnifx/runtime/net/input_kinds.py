@@ -137,8 +137,12 @@ class InputKind:
 
     def known(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires, as is known without running anything."""
-        asking = any(SIZES_ALONE not in node.meta for node in self.guards)
-        return not self.guards or (not asking and sizes_of(inputs) in self.held)
+        return not self.guards or (self.guards_sizes_alone and sizes_of(inputs) in self.held)
+
+    @property
+    def guards_sizes_alone(self) -> bool:
+        """Whether all guards say the same for inputs of the same sizes."""
+        return all(SIZES_ALONE in node.meta for node in self.guards)
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnifx.runtime.net.absent import Absent
 from dnifx.runtime.net.kept_attributes import KeptAttributes
 
 State = tuple[Callable[[Any], Any], Any]
@@ -43,7 +44,8 @@ class Undo:
         self, net: nn.Module, written: Iterable[Tensor] = (), attributes: KeptAttributes | None = None
     ) -> None:
         self.attributes = attributes.undo() if attributes is not None else None
-        self.buffers = [(tensor, tensor.detach().clone()) for tensor in (*net.buffers(), *written)]
+        held = (each for each in (*net.buffers(), *written) if not isinstance(each, Absent))
+        self.buffers = [(tensor, tensor.detach().clone()) for tensor in held]
         self.random = RandomStates(net if attributes is None else attributes.model)
 
     def restore(self) -> None:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from dnifx.errors import ScheduleError, StateError
 from dnifx.ir import Program
 from dnifx.runtime.emitted.backward import added, backpropagate
+from dnifx.runtime.net.absent import Absent
 from dnifx.runtime.training.late import summed
 
 T = TypeVar("T")
@@ -191,7 +192,8 @@ class Flight:
         Raises:
             StateError: It gives other values.
         """
-        copies = {path: each.detach().clone() for path, each in module.named_buffers()}
+        held = ((path, each) for path, each in module.named_buffers() if not isinstance(each, Absent))
+        copies = {path: each.detach().clone() for path, each in held}
         present, saved = torch.get_rng_state(), passage.outputs
         torch.set_rng_state(passage.random)
         try:

@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,19 @@ from torch import Tensor
 
 from dnifx.engines.stopping import KILLED
 from dnifx.errors import StateError
+from dnifx.runtime.net.absent import hold
 from dnifx.runtime.training.checksums import checksums, refuse_damaged, write_checksums
-from dnifx.runtime.training.over_ranks import (
-    OverRanks,
-    named_tensors,
-    own_state,
-    own_tensors,
-    receive_late,
-    spread_over,
-    take_state,
-)
+from dnifx.runtime.training.holding import named_tensors, own_tensors
+from dnifx.runtime.training.over_ranks import OverRanks, own_state, own_weights, receive_late, spread_over, take_state
 from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
 from dnifx.runtime.training.turns import Turn
 from dnifx.writing import PART, clear, sync_folder
 
 WHOLE = ".metadata"
 """What torch.distributed.checkpoint writes last."""
+
+NET = "net."
+"""How the names of weights begin there."""
 
 KEPT = 2
 """How many saves stay in a folder."""
@@ -60,7 +57,7 @@ class InFolders(OverRanks):
             return save(self, Path(folder))
 
     def load(self, folder: str | os.PathLike[str], missing_ok: bool = False) -> bool:
-        """Go on from the last whole save in a folder. Over ranks, every rank calls it.
+        """Go on from the last whole save in a folder. Over ranks, every rank calls it, and reads the weights that it holds.
 
         Args:
             folder: What ``save`` was given.
@@ -78,7 +75,7 @@ class InFolders(OverRanks):
             self.engine.spread()
             load(self, found)
         self.engine.restart(self.lag)
-        self.net.elsewhere, self.net.spread = "", spread_over(self.engine)
+        self.net.spread = spread_over(self.engine)
         return True
 
     def save_on_signal(self, folder: str | os.PathLike[str], signals: Sequence[int] = (signal.SIGTERM,)) -> None:
@@ -139,12 +136,11 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     ranks = trainer.engine.ranks
     if ranks is not None or trainer.engine.places:
         receive_late(trainer)
-    own = own_state(trainer)
+    own, weights = own_state(trainer), own_weights(trainer)
     (part,) = trainer.parts
     carried = {name: each for name, each in part.state_dict().items() if name not in ("late", "flight")}
     own["common"] = {"steps": trainer.steps, "schedule": trainer.source.state_dict(), "part": carried}
-    weights = own.pop("tensors")
-    content: dict[str, Tensor] = {f"net.{name}": value for name, value in weights.items()}
+    content: dict[str, Tensor] = {f"{NET}{name}": value for name, value in weights.items()}
     content[f"rank.{trainer.engine.rank}"] = packed(own)
     target, draft = folder / f"step-{trainer.steps}", folder / f".step-{trainer.steps}{PART}"
     first = trainer.engine.rank == 0
@@ -205,14 +201,15 @@ def load(trainer: OverRanks, found: Path) -> None:
     Raises:
         StateError: It belongs to another trainer; this one is as it was.
     """
-    weights, parts = read(found)
+    wanted = trainer.holding.own if trainer.net.elsewhere else None
+    weights, parts, shapes = read(found, wanted)
     try:
         before = copied(saved(trainer), ["net", *trainer.groups])  # type: ignore[arg-type]
     except StateError:  # weights of other ranks, which this rank does not use
         before = None
     try:
-        check(trainer, weights, parts, found)
-        take(trainer, weights, parts)
+        check(trainer, shapes, parts, found)
+        take(trainer, weights, parts, None if wanted is None else trainer.holding.names)
     except BaseException as error:
         if before is not None:
             write(trainer, before)  # type: ignore[arg-type]
@@ -245,8 +242,12 @@ def packed(state: Any) -> Tensor:
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return all weights of a save by name, and what each rank saved beside them.
+def read(path: Path, wanted: Set[str] | None) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, torch.Size]]:
+    """Return the wanted weights of a save by name, what each rank saved beside them, and the shapes of all weights.
+
+    Args:
+        path: Where it is.
+        wanted: Names of weights; None for all.
 
     Raises:
         StateError: It is damaged.
@@ -263,6 +264,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             name: torch.empty(each.size, dtype=each.properties.dtype)
             for name, each in known.items()
             if isinstance(each, TensorStorageMetadata)
+            if wanted is None or not name.startswith(NET) or name.removeprefix(NET) in wanted
+        }
+        shapes = {
+            name.removeprefix(NET): each.size
+            for name, each in known.items()
+            if isinstance(each, TensorStorageMetadata) and name.startswith(NET)
         }
         with quiet():
             load(content, checkpoint_id=path, no_dist=True)
@@ -275,13 +282,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         raise StateError(
             f"{path} cannot be read: {type(error).__name__}: {told(error)}; remove it, to go on from the save before"
         ) from error
-    return {name.removeprefix("net."): value for name, value in content.items() if name.startswith("net.")}, parts
+    return {name.removeprefix(NET): value for name, value in content.items() if name.startswith(NET)}, parts, shapes
 
 
-def check(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str, Any]], path: Path) -> None:
+def check(trainer: OverRanks, shapes: Mapping[str, torch.Size], parts: list[dict[str, Any]], path: Path) -> None:
     """Raise StateError where a save is of another trainer."""
     own = {name: value.shape for name, value in own_tensors(trainer.net, (0,) * len(trainer.net.partitions), 0)}
-    other = sorted(name for name in {*own, *weights} if name not in weights or own.get(name) != weights[name].shape)
+    other = sorted(name for name in {*own, *shapes} if name not in shapes or own.get(name) != shapes[name])
     groups = {group: {name for each in parts for name in each["groups"][group]} for group in trainer.groups}
     lacking = [group for group, items in trainer.groups.items() if {*items} != groups[group]]
     if other or lacking:
@@ -291,8 +298,10 @@ def check(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[st
         )
 
 
-def take(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str, Any]]) -> None:
-    """Take up what all ranks saved."""
+def take(
+    trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str, Any]], names: Set[str] | None
+) -> None:
+    """Take up what all ranks saved; with ``names``, of the states of optimizers those of these names alone."""
     (part,) = trainer.parts
     common = parts[0]["common"]
     flight: dict[str, dict[str, Any]] = {"passages": {}, "gradients": {}}
@@ -302,13 +311,17 @@ def take(trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str
             found.update(each["flight"][group])
         late.update(each["late"])
     part.load_state_dict({**common["part"], "late": late, "flight": flight})
-    for update in trainer.updates.values():
-        update.load_state_dict({"count": 0, "sums": {}})
-    for each in parts:
-        take_state(trainer, {**each, "tensors": {}, "late": {}, "flight": {"passages": {}, "gradients": {}}})
     tensors = dict(named_tensors(trainer.net))
     with torch.no_grad():
         for name, value in weights.items():
+            hold(tensors[name])  # states of optimizers go to the devices of weights
             tensors[name].copy_(value)
+    for update in trainer.updates.values():
+        update.load_state_dict({"count": 0, "sums": {}})
+    for each in parts:
+        take_state(trainer, {**each, "late": {}, "flight": {"passages": {}, "gradients": {}}}, names)
+    if names is None:
+        trainer.net.elsewhere = ""
+    trainer.holding.blank = False
     trainer.source.load_state_dict(common["schedule"])
     trainer.steps = common["steps"]

@@ -1,28 +1,22 @@
 """A trainer over ranks: what each rank holds of the weights and states, and how all ranks come to hold everything."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from dnifx.engines.base import Engine
 from dnifx.errors import StateError
-from dnifx.ir import Program
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange
+from dnifx.runtime.training.holding import Holding, own_tensors
+from dnifx.runtime.training.initializing import Initialize, initialize
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.updates import Update
-
-ELSEWHERE = (
-    "the present weights of {names} are on other ranks. Evaluate with trainer.evaluate(x), which runs over the same ranks; or call "
-    "trainer.collect() on every rank, which brings all weights here until the next step"
-)
-
 
 SPREAD = (
     "the weights of this net are on {devices}. Evaluate with trainer.evaluate(x), which runs over the same devices; or call "
@@ -40,6 +34,7 @@ class OverRanks(ABC):
     updates: dict[str, Update]
     source: Any
     exchange: Exchange | None
+    holding: Holding
 
     @property
     @abstractmethod
@@ -68,6 +63,7 @@ class OverRanks(ABC):
         if self.engine.ranks is None and not self.engine.places:
             with torch.no_grad():
                 return self.net(*args, kwargs=given)
+        self.holding.refuse_blank()
         with self.engine.running(self.steps, evaluates=True):
             self.engine.show((args, given))
             output = self.parts[0].evaluate(args, given)
@@ -80,16 +76,23 @@ class OverRanks(ABC):
         """
         collect(self)
 
+    def initialize(self, function: Initialize | None = None) -> None:
+        """Over ranks, give the weights that this rank holds their first values, where the model was made on the meta device.
+
+        Every rank calls it. Random numbers depend on ``torch.initial_seed()`` of the first rank and on a module's path alone, so that the
+        weights are the same on any number of ranks. Estimators are made anew.
+
+        Args:
+            function: Is called with each module that itself holds such weights, on the CPU; by default its ``reset_parameters``.
+
+        Raises:
+            StateError: The weights have values, or a module has no ``reset_parameters``.
+        """
+        initialize(self.holding, function)
+
     def close(self) -> None:
         """Over ranks, wait for the others and give up the connections; every rank calls it. At exit this happens by itself."""
         self.engine.close()
-
-
-def elsewhere(net: Net, engine: Engine) -> str:
-    """Say which weights are in other processes after a step; empty where all are here."""
-    ranks = engine.ranks or ()
-    names = [each.name for each in net.partitions if ranks and ranks[each.index] != engine.rank]
-    return ELSEWHERE.format(names=", ".join(names[:4]) + (" ..." if len(names) > 4 else "")) if names else ""
 
 
 def told(engine: Engine, result: StepResult, diagnose: bool) -> StepResult:
@@ -122,6 +125,7 @@ def collect(trainer: OverRanks) -> None:
     if trainer.engine.ranks is None:
         return
     receive_late(trainer)
+    trainer.holding.bring()
     for rank, state in enumerate(trainer.engine.collected(own_state(trainer))):
         if rank != trainer.engine.rank:
             take_state(trainer, state)
@@ -140,63 +144,36 @@ def receive_late(trainer: OverRanks) -> None:
 
 
 def own_state(trainer: OverRanks) -> dict[str, Any]:
-    """Return what this rank alone keeps up to date: weights, buffers, states of optimizers, late targets."""
-    net, rank = trainer.net, trainer.engine.rank
-    ranks = trainer.engine.ranks or (rank,) * len(net.partitions)
+    """Return what this rank alone keeps up to date beside weights: states of optimizers, late targets."""
+    net, names = trainer.net, trainer.holding.names
     (part,) = trainer.parts
-    boundaries = {each.key for each in net.boundaries if ranks[each.producer] == rank}
-    names = {each.name for each in net.partitions if ranks[each.index] == rank} | boundaries
-    tensors = {name: value.detach().cpu().clone() for name, value in own_tensors(net, ranks, rank)}
+    boundaries = {each.key for each in net.boundaries if each.key in names}
     groups = {
         group: {name: each.state_dict() for name, each in items.items() if name in names}
         for group, items in trainer.groups.items()
     }
-    flight = part.flight.state_dict({each.name for each in net.partitions if ranks[each.index] == rank}, boundaries)
+    flight = part.flight.state_dict({each.name for each in net.partitions if each.name in names}, boundaries)
     late = {key: kept for key, kept in part.late.state_dict().items() if key in boundaries}
     updates = {name: each.state_dict() for name, each in trainer.updates.items() if name in names and each.count}
-    return {"tensors": tensors, "groups": groups, "late": late, "flight": flight, "updates": updates}
+    return {"groups": groups, "late": late, "flight": flight, "updates": updates}
 
 
-def take_state(trainer: OverRanks, state: Mapping[str, Any]) -> None:
-    """Take what another rank keeps up to date."""
+def own_weights(trainer: OverRanks) -> dict[str, torch.Tensor]:
+    """Return copies of the weights that this rank keeps up to date."""
+    rank = trainer.engine.rank
+    ranks = trainer.engine.ranks or (rank,) * len(trainer.net.partitions)
+    return {name: value.detach().cpu().clone() for name, value in own_tensors(trainer.net, ranks, rank)}
+
+
+def take_state(trainer: OverRanks, state: Mapping[str, Any], names: Set[str] | None = None) -> None:
+    """Take what another rank keeps up to date; with ``names``, of the states of optimizers those of these names alone."""
     (part,) = trainer.parts
-    tensors = dict(named_tensors(trainer.net))
-    with torch.no_grad():
-        for name, value in state["tensors"].items():
-            tensors[name].copy_(value)
     for group, items in trainer.groups.items():
         for name, own in state["groups"][group].items():
-            items[name].load_state_dict(own)
+            if names is None or name in names or group == "lr_schedulers":
+                items[name].load_state_dict(own)
     part.late.take(state["late"])
     part.flight.take(state["flight"])
     for name, own in state["updates"].items():
-        trainer.updates[name].load_state_dict(own)
-
-
-def named_tensors(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Return all parameters and buffers of a net by each of their names."""
-    yield from net.named_parameters(remove_duplicate=False)
-    yield from net.named_buffers(remove_duplicate=False)
-
-
-def own_tensors(net: Net, ranks: tuple[int, ...], rank: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Return the parameters and buffers that a rank keeps up to date."""
-    parameters = dict(net.original.named_parameters())
-    here = [each for each in net.partitions if ranks[each.index] == rank]
-    own = {id(parameters[name]) for each in here for name in each.parameters}
-    buffers = dict(net.original.named_buffers(remove_duplicate=False))
-    own |= {id(buffers[name]) for name in read_buffers(net.program, {each.index for each in here}, buffers)}
-    for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True):
-        if ranks[boundary.producer] == rank:
-            own |= {id(value) for _, value in named_tensors(interface.estimator)}
-    yield from ((name, value) for name, value in named_tensors(net) if id(value) in own)
-
-
-def read_buffers(program: Program, partitions: set[int], buffers: Mapping[str, torch.Tensor]) -> set[str]:
-    """Return the buffers that the nodes of some partitions read."""
-    found: set[str] = set()
-    for node in program.graph.nodes if program.graph is not None else ():
-        homes = {program.partition_of.get(each.name) for each in (node, *(node.users if node.op == "get_attr" else ()))}
-        if homes & partitions and node.op in ("get_attr", "call_module"):
-            found |= {name for name in buffers if name == node.target or name.startswith(f"{node.target}.")}
-    return found
+        if names is None or name in names:
+            trainer.updates[name].load_state_dict(own)

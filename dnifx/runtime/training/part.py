@@ -24,6 +24,7 @@ from dnifx.runtime.net.refused_inputs import explaining, refuse_inputs
 from dnifx.runtime.net.undo import Undo
 from dnifx.runtime.training.finite import statistics_of
 from dnifx.runtime.training.flight import Flight, corrections_of
+from dnifx.runtime.training.holding import Holding
 from dnifx.runtime.training.joined import Joined
 from dnifx.runtime.training.late import Late, brought
 from dnifx.runtime.training.losses import TaskLoss
@@ -65,6 +66,7 @@ class TrainedPart:
         own_losses: What partitions train themselves of what they leave on the model.
         options: What is done with gradients, and under what the step runs.
         engine: What carries values between processes.
+        holding: Which weights this process holds.
 
     Attributes:
         steps: How often it has fired.
@@ -84,8 +86,10 @@ class TrainedPart:
         own_losses: OwnLosses,
         options: UpdateOptions,
         engine: Engine,
+        holding: Holding,
     ) -> None:
-        self.engine, self.scaling, captured.whole = engine, options.scaling, engine.gathered
+        self.engine, self.holding, self.scaling = engine, holding, options.scaling
+        captured.whole = engine.gathered
         self.cast = Autocast(options.autocast, device_of(net))
         raises = options.on_nonfinite == "raise"
         self.net, self.captured, self.part, self.steps = net, captured, captured.part, 0
@@ -129,7 +133,9 @@ class TrainedPart:
             "terms": self.terms,
             "joined": self.joined,
         }
-        self.statistics = Statistics(statistics_of(self.program))
+        written = statistics_of(self.program).items()
+        updated = holding.names if engine.ranks is not None else {name for name, _ in written}
+        self.statistics = Statistics({name: buffers for name, buffers in written if name in updated})
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
         scaled, waits = self.scaling is not None, options.penalty is None and not callable(options.clip)
         self.functions = Steps(
@@ -197,7 +203,7 @@ class TrainedPart:
         schedule_of: Callable[[Program], Schedule],
     ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
         """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
-        for input_kind in self.captured.matching(args, kwargs):
+        for input_kind in self.captured.matching(args, kwargs, self.holding.bring):
             try:
                 step = self.functions.training(input_kind, schedule_of(input_kind.program), diagnose)
             except InputError as error:
@@ -214,6 +220,8 @@ class TrainedPart:
             written = (inputs[position] for position in input_kind.written)
             if self.functions.ranks and not self.holds_on_every_rank(input_kind, inputs):
                 continue
+            if self.engine.ranks is not None and not self.asks_values:
+                self.holding.let_go()
             recorded = self.engine.captures and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
             guarded = input_kind.guarded and not recorded  # what is recorded held some steps ago
             before = Undo(self.net, written, self.captured.attributes) if guarded else None
@@ -242,10 +250,17 @@ class TrainedPart:
             return self.run_whole(args, kwargs, target)
         raise InputError("no captured graph holds for these inputs")
 
+    @property
+    def asks_values(self) -> bool:
+        """Whether steps run forward once more, with all weights, to find whether a graph holds for the values of inputs."""
+        return any(not each.guards_sizes_alone for each in self.captured.input_kinds)
+
     def holds_on_every_rank(self, input_kind: InputKind, inputs: tuple[Any, ...]) -> bool:
         """Whether an input kind holds for inputs, as all ranks find alike; nothing changes by looking."""
         if not input_kind.guarded:
             return True
+        if not input_kind.known(inputs):
+            self.holding.bring()
         before = Undo(self.net, (inputs[position] for position in input_kind.written), self.captured.attributes)
         if input_kind.known(inputs):
             holds = True
@@ -261,9 +276,11 @@ class TrainedPart:
         Raises:
             InputError: The model cannot be cut in this mode as in training.
         """
-        for input_kind in self.captured.matching(args, kwargs):
+        for input_kind in self.captured.matching(args, kwargs, self.holding.bring):
             inputs = input_kind.signature.flatten(args, kwargs)
             if input_kind.numbers_hold(inputs) and self.holds_on_every_rank(input_kind, inputs):
+                if self.net.elsewhere and not self.asks_values:
+                    self.holding.let_go()
                 with torch.no_grad():
                     return self.functions.evaluating(input_kind)(self.functions.names(input_kind), *inputs, None)[1]
         raise InputError("no captured graph holds for these inputs")

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from dnifx.errors import StateError
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange
+from dnifx.runtime.training.holding import Holding
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.scaling import Scaling
 from dnifx.runtime.training.updates import Update
@@ -25,6 +26,7 @@ class Saved(Protocol):
     exchange: Exchange | None
     updates: dict[str, Update]
     scaling: Scaling | None
+    holding: Holding
 
     @property
     def groups(self) -> dict[str, Mapping[str, Any]]:
@@ -57,12 +59,15 @@ def take_up(trainer: Saved, state: Mapping[str, Any]) -> None:
         before = None
     try:
         refuse_others(trainer, state)
+        trainer.holding.make_room()
         write(trainer, deepcopy(dict(state)))  # optimizers keep the tensors that they are given, and write to them
     except BaseException as error:
         if before is not None:
             for part, kept in zip(trainer.parts, before["parts"], strict=True):
                 part.ownership.give_back(kept["adopted"])
             write(trainer, before)
+        else:
+            trainer.holding.let_go()
         if isinstance(error, DAMAGED):
             raise StateError(
                 f"the saved state does not fit this trainer: {type(error).__name__}: {error}. Give what the state_dict() of a trainer of "
@@ -129,4 +134,4 @@ def write(trainer: Saved, state: Mapping[str, Any]) -> None:
         each.load_state_dict(state.get("updates", {}).get(name, {"count": 0, "sums": {}}))
     if trainer.scaling is not None and "scaler" in state:
         trainer.scaling.scaler.load_state_dict(state["scaler"])
-    trainer.steps = state["steps"]
+    trainer.steps, trainer.holding.blank = state["steps"], False

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from dnifx.errors import OptimizerError, nearest
 from dnifx.runtime.emitted.loss_scale import Factor
+from dnifx.runtime.net.absent import home_of
 from dnifx.runtime.net.net import Net
 
 
@@ -111,7 +112,7 @@ class Autocast:
 
 def device_of(net: nn.Module) -> torch.device:
     """Return the device of a net's first parameter; the CPU where it has none."""
-    return next((each.device for each in net.parameters()), torch.device("cpu"))
+    return next((home_of(each) for each in net.parameters()), torch.device("cpu"))
 
 
 def scaling_of(scaler: GradScaler | None, net: Net, ranks: tuple[int, ...]) -> Scaling | None:

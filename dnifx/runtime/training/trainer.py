@@ -17,6 +17,7 @@ from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.contexts import divided
 from dnifx.runtime.training.exchange import Exchange, local_schedule
 from dnifx.runtime.training.folders import InFolders
+from dnifx.runtime.training.holding import Holding
 from dnifx.runtime.training.optimizers import (
     OptimizerSpec,
     SchedulerSpec,
@@ -28,7 +29,7 @@ from dnifx.runtime.training.optimizers import (
     shared_callable,
     with_names,
 )
-from dnifx.runtime.training.over_ranks import elsewhere, refuse_elsewhere, spread_over, told
+from dnifx.runtime.training.over_ranks import refuse_elsewhere, spread_over, told
 from dnifx.runtime.training.own_losses import OwnLosses, check_own_losses, with_own_losses
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
@@ -96,15 +97,14 @@ class Trainer(InFolders):
         refuse_unrecorded(engine, net.program, self.lag, every, options)
         self.lr_schedulers = make_schedulers(lr_scheduler, every, self.optimizers)
         self.metric = any(map(follows_metric, self.lr_schedulers.values()))
-        self.turn = Turn()
+        self.turn, self.holding = Turn(), Holding(net, engine, {**self.optimizers, **self.estimator_optimizers})
         updates, fits = make_updates(net, self.optimizers, self.estimator_optimizers, options, self.turn)
         self.updates = {**updates, **fits}
-        shared = updates, fits, self.lr_schedulers, self.own_losses, options, engine
+        shared = updates, fits, self.lr_schedulers, self.own_losses, options, engine, self.holding
         self.parts = tuple(TrainedPart(net, each, *shared) for each in net.parts)
         self.exchange = Exchange(net) if net.program.parts else None
         self._fired: list[TrainedPart] = []
-        self._elsewhere, self._spread = elsewhere(net, engine), spread_over(engine)
-        net.spread = self._spread
+        net.spread = self._spread = spread_over(engine)
         self._local: dict[tuple[Schedule, int], Schedule] = {}
 
     def step(
@@ -180,13 +180,14 @@ class Trainer(InFolders):
         if self.exchange is not None:
             return self.compute_window(self.exchange, args, kwargs, target, diagnose)
         (part,) = self._fired = list(self.parts)
+        self.holding.refuse_blank()
         seen = target if context is None else context
         with self.engine.running(self.steps):
             self.engine.show((args, kwargs, target, context))
             batch, call = (args, kwargs, target, seen), (args, kwargs, diagnose)
             made = self.engine.made(partial(self.fired, part, diagnose), batch, partial(self.python_reads, call))
         loss, output, diagnostics, skipped, terms = made
-        self.net.elsewhere, self.net.spread = self._elsewhere, self._spread
+        self.net.elsewhere, self.net.spread = self.holding.elsewhere, self._spread
         return StepResult(output, {**({} if loss is None else {"loss": loss}), **terms}, diagnostics, skipped)
 
     def fired(self, part: TrainedPart, diagnose: bool, batch: tuple[Any, ...]) -> tuple[Any, ...]:
