@@ -338,6 +338,7 @@ def test_the_grid_holds_every_action_once_in_lines_that_fit(program: Program, wi
     picture = schedules.grid(schedule, program)
     lines = picture.plain(width).splitlines()
     assert max(map(len, lines[1:])) <= width
+    assert str(picture) == picture.plain(100)
     words = [word for line in lines[1:] if not line.startswith("time") for word in line.split()[1:]]
     assert sorted(words) == sorted(map(str, schedule.actions))
     console = Console(width=width, record=True, file=None, quiet=False, force_terminal=False, no_color=True)

@@ -1,13 +1,15 @@
 """What Python decides by sizes and values: the smallest model of each construct, recorded with guards or kept whole."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dnifx.passes.capture.comparison import runnable
 from dnifx.passes.capture.record.recording import record
+from dnifx.runtime.emitted import ops
 from dnifx.runtime.emitted.ops import GuardError
 from tests.passes.capture.record.recorded import SizeBranch, Wrapped, holds_for, kept, recorded, run
 
@@ -261,3 +263,12 @@ def test_a_guard_in_a_module_of_torch_names_its_line() -> None:
     guards = [node.args for node in recording.graph.nodes if "guard" in str(node.target)]
     assert guards
     assert all("adaptive.py:" in str(each) for each in guards)
+
+
+@pytest.mark.parametrize("target", [ops.guard, ops.guard_length, ops.call_anew, ops.set_item, ops.set_attribute])
+def test_what_acts_by_its_effect_is_no_dead_code(target: Any) -> None:
+    graph = fx.Graph()
+    graph.call_function(target, (graph.placeholder("x"),))
+    graph.output(())
+    graph.eliminate_dead_code()
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_function", "output"]

@@ -182,3 +182,11 @@ def test_values_are_compared_bit_for_bit() -> None:
     assert not same(torch.ones(2), None)
     found = compare(Outcome({"a": torch.ones(1), "b": 1}, "Tensor"), Outcome({"a": torch.zeros(1), "b": 2}, "tuple"))
     assert [text.partition(" ")[0] for text in found] == ["the", "a", "b"]
+
+
+def test_a_container_that_is_held_twice_is_walked_twice_where_the_structure_counts() -> None:
+    shared = [torch.ones(1)]
+    found = dict(walk({"one": shared, "two": shared}, whole=True))
+    assert list(found) == [(("item", "one"), ("item", 0)), (("item", "two"), ("item", 0))]
+    assert str(found[("item", "two"), ("item", 0)]).startswith("the same object as ")
+    assert len(dict(walk({"one": shared, "two": shared}))) == 1
