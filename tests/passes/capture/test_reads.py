@@ -222,3 +222,28 @@ def test_what_forward_only_adds_to_may_grow() -> None:
         assert len(model.calls) == number
         assert torch.equal(model.latest["hidden"], torch.relu(model.first(x)))
     assert len(net.input_kinds) == 1
+
+
+def test_a_graph_that_does_not_hold_leaves_no_trace_in_attributes() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.calls: list[str] = []
+            self.total, self.count = torch.zeros(()), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.first(x))
+            self.calls.append("one more")
+            self.total, self.count = self.total + 1, self.count + 1
+            if bool(x.sum() > 0):
+                h = h * 2
+            out: Tensor = self.last(h)
+            return out
+
+    model, x = Model(), torch.ones(3, 4)
+    net = dnifx.decouple(model, ["first"], args=(x,))
+    for number, inputs in enumerate((x, -x, x, -x), 1):
+        net(inputs)
+        assert (len(model.calls), int(model.total), model.count) == (number,) * 3
+    assert len(net.input_kinds) == 2
