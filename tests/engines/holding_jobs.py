@@ -121,6 +121,8 @@ def holds_its_share(name: str, places: list[int], lag: int) -> Found:
         step(number)
     if held(net) != expected:
         wrong.append("collected weights have stayed")
+    if any(each.state for each in others):
+        wrong.append("collected states of optimizers have stayed")
     trainer.load_state_dict(state)
     again = NETS[name]()
     alone = again.trainer(adam, lag=lag, replicas="apart")
