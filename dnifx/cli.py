@@ -236,14 +236,20 @@ def zoo() -> None:
     Console().print(_listing("model", models, "cuts"), "", _listing("recipe", recipes, "command"), sep="\n")
 
 
-@app.command(epilog="Example: dnifx compare runs/backprop runs/dni")
+@app.command(epilog="Example: dnifx compare runs/lag-0 runs/lag-4 runs/lag-16 --out lags.png")
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that recipes wrote to by --out.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw them too, to this PNG.")] = None,
 ) -> None:
-    """Put runs of recipes into one table, and say in which options they differ."""
+    """Put runs of recipes into one table and one picture, and say in which options they differ."""
     from dnifx.zoo.recipes.comparison import compare
+    from dnifx.zoo.recipes.comparison_picture import draw_comparison
 
-    Console().print(compare(runs))
+    found = compare(runs)
+    Console().print(found)
+    if out is not None:
+        draw_comparison(found, out)
+        typer.echo(f"wrote {out}")
 
 
 def _text(program: "Program", format: Format, code: Path | None) -> str:

@@ -11,6 +11,7 @@ from torch import distributed, nn
 
 import dnifx
 from dnifx.errors import OptimizerError
+from dnifx.runtime.training.replicas import averaged
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
 Y = torch.arange(8) % 3
@@ -75,3 +76,9 @@ def test_a_single_process_needs_no_word() -> None:
     trainer(0, replicas="average").step(X, target=Y)
     with pytest.raises(OptimizerError, match=r"replicas='mean': give 'average', 'apart' or None"):
         trainer(0, replicas="mean")
+
+
+def test_replicas_that_each_have_other_partitions_are_not_averaged() -> None:
+    with pytest.raises(OptimizerError, match="each process has other partitions"):
+        averaged("average", nn.Linear(2, 2), over_ranks=True)
+    assert not averaged(None, nn.Linear(2, 2), over_ranks=True)

@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from dnifx.cli import main
 from dnifx.errors import DataError
-from dnifx.zoo.recipes.comparison import compare
+from dnifx.zoo.recipes import comparison_picture
+from dnifx.zoo.recipes.comparison import Comparison, compare
+from dnifx.zoo.recipes.pictures import picture
 
 RECORDS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
 
@@ -79,3 +82,62 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         (tmp_path / "results.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match="nothing to compare"):
             compare([tmp_path])
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three runs of two variants, which differ in one number."""
+    return [
+        written(tmp_path / f"lag-{lag}", [variant("cDNI", [lag, lag + 1]), variant("none", [9.0])], {"lag": [lag]})
+        for lag in (16, 0, 4)
+    ]
+
+
+def drawn(comparison: Comparison, path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Draw, and return the axes."""
+    pytest.importorskip("matplotlib")
+    figures: list[Any] = []
+
+    @contextmanager
+    def kept(to: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
+        with picture(to, title, size) as figure:
+            figures.append(figure)
+            yield figure
+
+    monkeypatch.setattr(comparison_picture, "picture", kept)
+    comparison_picture.draw_comparison(comparison, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (axes,) = figures[0].axes
+    return axes
+
+
+def test_runs_that_differ_in_one_number_are_drawn_over_it(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = drawn(compare(runs), tmp_path / "lags.png", monkeypatch)
+    assert axes.get_xlabel() == "lag"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "4", "16"]
+    assert next(list(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 3) == [0.5, 4.5, 16.5]
+    assert [text.get_text() for text in axes.texts] == ["cDNI", "none"]
+
+
+def test_runs_that_differ_in_more_are_drawn_below_each_other(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = written(tmp_path / "other", [variant("cDNI", [1.0])], {"lag": [4], "data": "digits"})
+    same = written(tmp_path / "same", [variant("cDNI", [2.0])], {"lag": [4], "data": "mnist"})
+    axes = drawn(compare([other, same]), tmp_path / "both.png", monkeypatch)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["other: cDNI", "same: cDNI"]
+    twice = compare([runs[0], runs[0]])
+    assert [label.get_text() for label in drawn(twice, tmp_path / "twice.png", monkeypatch).get_yticklabels()][::2] == [
+        "lag-16: cDNI",
+        "lag-16: cDNI",
+    ]
+
+
+def test_runs_without_a_common_measurement_have_no_picture(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", [variant("a", [1.0])], {})
+    two = written(tmp_path / "two", [{"name": "b", "runs": [{"seed": 0, "solved": 1.0}]}], {})
+    with pytest.raises(DataError, match="share no measurement"):
+        comparison_picture.draw_comparison(compare([one, two]), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -27,12 +27,14 @@ class Row:
     """One variant of one run.
 
     Attributes:
+        number: Which of the runs it is, counted from 0.
         run: The name of the run's folder.
         variant: The variant's name.
         seeds: How many seeds it was trained from.
         measures: The mean over the seeds, and the standard deviation, of each measurement.
     """
 
+    number: int
     run: str
     variant: str
     seeds: int
@@ -79,7 +81,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         DataError: A folder has no results, or they are not those of a recipe with variants.
     """
     read = [_read(folder) for folder in folders]
-    rows = [row for folder, content in zip(folders, read, strict=True) for row in _rows(folder, content)]
+    rows = [row for number, folder in enumerate(folders) for row in _rows(number, folder, read[number])]
     options = [content.get("options", {}) for content in read]
     shared = set(options[0]).intersection(*options[1:]) - NO_CHOICE
     values = {name: tuple(each[name] for each in options) for name in options[0] if name in shared}
@@ -107,19 +109,19 @@ def _read(folder: Path) -> dict[str, Any]:
     return {**content, "variants": variants}
 
 
-def _rows(folder: Path, content: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(number: int, folder: Path, content: Mapping[str, Any]) -> Iterator[Row]:
     """Sum up each variant of one run."""
     place = (folder if folder.is_dir() else folder.parent).resolve()
     for variant in content["variants"]:
         runs = variant["runs"]
         told = [
-            f"{key}={value}" for key, value in variant.items() if key not in ("variant", "arm") and _is_number(value)
+            f"{key}={value}" for key, value in variant.items() if key not in ("variant", "arm") and is_number(value)
         ]
         name = variant.get("name") or " ".join([str(variant.get("variant", variant.get("arm", "-"))), *told])
-        names = [key for key, value in runs[0].items() if key not in NO_MEASURE and _is_number(value)]
-        values = {key: [run[key] for run in runs if _is_number(run.get(key))] for key in names}
+        names = [key for key, value in runs[0].items() if key not in NO_MEASURE and is_number(value)]
+        values = {key: [run[key] for run in runs if is_number(run.get(key))] for key in names}
         measures = {key: (statistics.fmean(each), _spread(each)) for key, each in values.items()}
-        yield Row(place.name, str(name), len(runs), measures)
+        yield Row(number, place.name, str(name), len(runs), measures)
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -127,7 +129,7 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value is a number, and no flag."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -11,14 +11,26 @@ from dnifx.errors import OptimizerError
 Replicas = Literal["average", "apart"]
 
 
-def averaged(replicas: Replicas | None, net: nn.Module) -> bool:
+def averaged(replicas: Replicas | None, net: nn.Module, over_ranks: bool = False) -> bool:
     """Whether gradients are averaged over processes. Where they are, all processes begin with the weights of the first.
 
+    Args:
+        replicas: What the user says of them.
+        net: The net.
+        over_ranks: Whether each process has partitions of its own.
+
     Raises:
-        OptimizerError: There are several processes, and nothing is said of them; or there are none.
+        OptimizerError: There are several processes, and nothing is said of them; or each has other partitions, and they would be averaged.
     """
     if replicas not in (None, "average", "apart"):
         raise OptimizerError(f"replicas={replicas!r}: give 'average', 'apart' or None")
+    if over_ranks and replicas == "average":
+        raise OptimizerError(
+            "replicas='average' takes the mean of all processes' gradients, but with places='ranks' each process has other partitions. "
+            "Leave replicas= out, or leave places= out and let each process train the whole net"
+        )
+    if over_ranks:
+        return False
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if world > 1 and replicas is None:
         raise OptimizerError(

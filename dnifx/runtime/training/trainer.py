@@ -81,7 +81,7 @@ class Trainer(InFolders):
         check_own_losses(net.program, own_losses)
         self.own_losses = dict(own_losses)
         with_own_losses(net.program, self.own_losses)
-        options = replace(options, averaged=averaged("apart" if engine.ranks and replicas is None else replicas, net))
+        options = replace(options, averaged=averaged(replicas, net, engine.ranks is not None))
         self.accumulate, self.scaling = options.accumulate, options.scaling
         parameters = dict(net.original.named_parameters())
         owned = {
