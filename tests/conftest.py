@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.engines.pool import Pool, started
+
 SLOW_CHECKS = [
     HealthCheck.too_slow,
     HealthCheck.data_too_large,
@@ -44,6 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Three processes that run jobs over ranks, started once for all tests."""
+    with started(3) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """Contract 11: a run over places equals the run of the same schedule and lag in one process, bit for bit."""
 
 import pickle
-from collections.abc import Iterator
 
-import pytest
 from hypothesis import Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from tests.contracts.cases import Case, cases
 from tests.engines import jobs
-from tests.engines.pool import Pool, started
+from tests.engines.pool import Pool
 
 SCHEDULES = (
     "sequential",
@@ -21,12 +19,6 @@ SCHEDULES = (
 )
 WITHOUT = ("dropout",)
 """Every process has random numbers of its own."""
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(3) as made:
-        yield made
 
 
 @settings(max_examples=8, phases=[Phase.explicit, Phase.generate])

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ import torch
 from dnifx.errors import RankError, StateError
 from tests.engines import fault_jobs, jobs
 from tests.engines.pool import Failed, Pool, started, torchrun
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(3) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

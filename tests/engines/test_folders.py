@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,7 @@ import torch
 from dnifx.errors import StateError
 from dnifx.runtime.training import checksums
 from tests.engines import jobs
-from tests.engines.pool import Pool, started
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(2) as made:
-        yield made
+from tests.engines.pool import Pool
 
 
 @pytest.mark.parametrize("gradient", ["synthetic", "late"])

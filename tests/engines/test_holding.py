@@ -1,19 +1,12 @@
 """A rank holds the weights of its own partitions alone, and reading another one is an error."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.engines import holding_jobs, jobs
-from tests.engines.pool import Pool, started
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(3) as made:
-        yield made
+from tests.engines.pool import Pool
 
 
 @pytest.mark.parametrize(

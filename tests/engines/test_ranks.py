@@ -1,6 +1,5 @@
 """A run over several processes: results, evaluation, saving, errors."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,6 @@ from dnifx.errors import PlaceError, ScheduleError
 from dnifx.passes.automatic_lag import enough
 from tests.engines import jobs
 from tests.engines.pool import Failed, Pool, started
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(3) as made:
-        yield made
 
 
 @pytest.mark.parametrize(("lag", "count"), [(0, 2), (3, 3)])

@@ -2,7 +2,7 @@
 
 import pickle
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,7 @@ from dnifx.errors import OptionError, PlaceError
 from dnifx.zoo.recipes import feedforward
 from dnifx.zoo.recipes.settings import Feedforward, complete
 from tests.engines import recipe_jobs
-from tests.engines.pool import Pool, started, torchrun
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(3) as made:
-        yield made
+from tests.engines.pool import Pool, torchrun
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Parameters that partitions on several ranks share: the run is that of one process, bit for bit."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.engines import tied_jobs
-from tests.engines.pool import Pool, started
+from tests.engines.pool import Pool
 from tests.engines.tied_jobs import Run
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with started(3) as made:
-        yield made
-
 
 SCHEDULES = ("sequential", "fit_every{every=2}", "random_order{p=0.7,seed=3}", "warm_up{steps=2}")
 

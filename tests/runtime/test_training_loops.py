@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +10,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing import Manager
-from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import dnifx
 from dnifx.estimators import Critic, LocalLoss, Sobolev
 from dnifx.runtime.decoupled import DecoupledModule
+from tests.engines.pool import Pool
 
 
 def make_model() -> nn.Module:
@@ -139,29 +137,22 @@ def sharded_within(net: DecoupledModule) -> Callable[..., Any]:
     return sharded(net)
 
 
-def train_on_a_part(
-    rank: int, world: int, meeting: Path, results: Any, spread: Callable[[DecoupledModule], Callable[..., Any]]
-) -> None:
-    """Train on every world-th example, with a net whose examples do not see each other."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    net = make_plain_net("suffix" if spread is sharded_within else dnifx.estimators.Synthetic(hidden=0))
+def train_on_a_part(spread: Callable[[DecoupledModule], Callable[..., Any]]) -> Any:
+    """Train on every so-manieth example, with a net whose examples do not see each other; return its state."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    apart = spread is sharded_within
+    net = make_plain_net("suffix" if apart else dnifx.estimators.Synthetic(hidden=0))
     parallel = spread(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     inputs, labels = make_data(32)
-    try:
-        for _ in range(4):
-            optimizer.zero_grad()
-            own = labels[rank::world]
-            given = {"target": own} if spread is sharded_within else {}
-            torch.autograd.backward(cross_entropy(parallel(inputs[rank::world], **given), own))
-            optimizer.step()
-    except dnifx.DnifxError as error:
-        results[rank] = str(error)
-        return
+    for _ in range(4):
+        optimizer.zero_grad()
+        own = labels[rank::world]
+        given = {"target": own} if apart else {}
+        torch.autograd.backward(cross_entropy(parallel(inputs[rank::world], **given), own))
+        optimizer.step()
     whole = {name: getattr(each, "full_tensor", lambda each=each: each)() for name, each in net.state_dict().items()}
-    results[rank] = {name: tensor.tolist() for name, tensor in whole.items()}
-    dist.destroy_process_group()
+    return {name: tensor.tolist() for name, tensor in whole.items()}
 
 
 def make_plain_net(gradient: Any) -> DecoupledModule:
@@ -171,17 +162,9 @@ def make_plain_net(gradient: Any) -> DecoupledModule:
     return dnifx.decouple(model, ["1", "3"], args=(torch.randn(16, 6),), loss=cross_entropy, gradient=gradient)
 
 
-def on_two_processes(folder: Path, spread: Callable[[DecoupledModule], Callable[..., Any]]) -> list[Any]:
-    """Train on two processes; return what each ended with."""
-    with Manager() as manager:
-        results = manager.dict()
-        spawn(train_on_a_part, args=(2, folder / "meeting", results, spread), nprocs=2)  # type: ignore[no-untyped-call]
-        return [results[rank] for rank in range(2)]
-
-
 @pytest.mark.parametrize("spread", [replicated, sharded])
-def test_two_processes_train_as_one(tmp_path: Path, spread: Callable[[DecoupledModule], Callable[..., Any]]) -> None:
-    states = on_two_processes(tmp_path, spread)
+def test_two_processes_train_as_one(pool: Pool, spread: Callable[[DecoupledModule], Callable[..., Any]]) -> None:
+    states = pool.run(train_on_a_part, spread, count=2)
     assert states[0] == states[1]
     net = make_plain_net(dnifx.estimators.Synthetic(hidden=0))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -194,6 +177,7 @@ def test_two_processes_train_as_one(tmp_path: Path, spread: Callable[[DecoupledM
         torch.testing.assert_close(torch.tensor(states[0][name]), tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_an_estimator_whose_layers_are_sharded_apart_is_refused(tmp_path: Path) -> None:
-    for said in on_two_processes(tmp_path, sharded_within):
-        assert "a module inside of an estimator is sharded by itself (fully_shard)" in said
+def test_an_estimator_whose_layers_are_sharded_apart_is_refused(pool: Pool) -> None:
+    for each in pool.run(train_on_a_part, sharded_within, count=2):
+        assert each.kind == "EstimatorError", each
+        assert "a module inside of an estimator is sharded by itself (fully_shard)" in each.text
