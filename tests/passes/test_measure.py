@@ -241,11 +241,11 @@ def test_a_real_run_draws_what_the_recording_drew(number: int) -> None:
 
 
 class LeftOut(nn.Module):
-    """A block that leaves itself out, by a draw of one of three libraries; it is kept whole."""
+    """A block that leaves itself out, by a draw from one of three sources; it is kept whole."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__()
-        self.block, self.library = mlp(4, 4), library
+        self.block, self.source = mlp(4, 4), source
 
     def drawn(self) -> float:
         drawers: dict[str, Callable[[], float]] = {
@@ -253,17 +253,17 @@ class LeftOut(nn.Module):
             "python": random.random,
             "numpy": lambda: float(numpy.random.rand()),
         }
-        return drawers[self.library]()
+        return drawers[self.source]()
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x) if self.drawn() < 0.5 else x
 
 
-@pytest.mark.parametrize("library", ["torch", "python", "numpy"])
-def test_what_modules_leave_out_by_a_draw_does_not_decide_where_to_cut(library: str) -> None:
+@pytest.mark.parametrize("source", ["torch", "python", "numpy"])
+def test_what_modules_leave_out_by_a_draw_does_not_decide_where_to_cut(source: str) -> None:
     found = set()
     for number in range(6):
-        model = nn.Sequential(*(LeftOut(library) for _ in range(6)), nn.Linear(4, 2))
+        model = nn.Sequential(*(LeftOut(source) for _ in range(6)), nn.Linear(4, 2))
         torch.manual_seed(number)
         random.seed(number)
         numpy.random.seed(number)

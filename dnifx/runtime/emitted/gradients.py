@@ -78,9 +78,9 @@ def own_gradients(
         answer: tuple[Tensor, ...] = OwnGradient.apply(losses, *times(found, factor))  # type: ignore[no-untyped-call]
         return answer
     made = torch.autograd.grad(losses.sum(), (*leaves, *at_once), allow_unused=True)
-    pairs = [(each, fit) for each, fit in zip(at_once, made[len(leaves) :], strict=True) if fit is not None]
-    refuse_shards(each for each, fit in zip(at_once, made[len(leaves) :], strict=True) if fit is None)
-    known = pairs or [(at_once[0], torch.zeros_like(at_once[0]))]
+    pairs = list(zip(at_once, made[len(leaves) :], strict=True))
+    refuse_shards(each for each, fit in pairs if fit is None)
+    known = [(each, fit) for each, fit in pairs if fit is not None] or [(at_once[0], torch.zeros_like(at_once[0]))]
     found = tuple(torch.zeros_like(each) if own is None else own for each, own in zip(leaves, made, strict=False))
     fits, trained = [fit for _, fit in known], [each for each, _ in known]
     answer = KnownGradients.apply(times(found, factor), fits, losses.numel(), *trained)  # type: ignore[no-untyped-call]

@@ -27,18 +27,18 @@ class Noting(logging.Handler):
         DONE.append(record.getMessage())
 
 
-@torch.library.custom_op("acting::tell", mutates_args=())
+@torch.library.custom_op("effects::tell", mutates_args=())
 def note(x: Tensor) -> None:
     DONE.append(f"{float(x.sum()):.4f}")
 
 
-@torch.library.custom_op("acting::tell_and_copy", mutates_args=())
+@torch.library.custom_op("effects::tell_and_copy", mutates_args=())
 def note_and_copy(x: Tensor) -> Tensor:
     DONE.append(f"{float(x.sum()):.4f}")
     return x.clone()
 
 
-@torch.library.custom_op("acting::add_up", mutates_args=("total",))
+@torch.library.custom_op("effects::add_up", mutates_args=("total",))
 def add_up(total: Tensor, x: Tensor) -> None:
     total.add_(x.sum())
 
@@ -66,7 +66,7 @@ def decays(model: Acting, h: Tensor) -> Tensor:
 
 CALLED: dict[str, Callable[[Any, Tensor], Any]] = {
     "operator": lambda model, h: note(h),
-    "operator by its packet": lambda model, h: torch.ops.acting.tell(h),
+    "operator by its packet": lambda model, h: torch.ops.effects.tell(h),
     "operator whose value is unused": lambda model, h: note_and_copy(h),
     "operator that writes": lambda model, h: add_up(model.total, h.detach()),
     "print": lambda model, h: print("sizes", h.shape, len(h), h.mean(), sep="; "),  # noqa: T201
