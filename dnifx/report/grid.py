@@ -1,15 +1,14 @@
-"""The first half of the picture's layout: the boxes of one band in columns and rows, and the lines between them.
+"""The second third of the picture's layout: the boxes of one strip in columns and rows, and the lines between them.
 
-A band is one partition, or the model's inputs or output. A net is what one value joins across bands. All lengths are in
-pixels. Channels are the gaps between columns; lines run down them side by side, each in a lane of its own.
+A net is what one value joins across strips. All lengths are in pixels. Channels are the gaps between columns; lines run
+down them side by side, each in a lane of its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
-
-from dnifx.report.picture import INPUTS, Box, Line, Picture
+from dnifx.report.picture import Line
+from dnifx.report.strips import CHANNEL, Columns, box_width
 
 Point = tuple[float, float]
 
@@ -17,9 +16,6 @@ LANE = 16.0
 """Distance between lines that run side by side."""
 
 ROW, ROW_GAP = 42.0, 14.0
-CHANNEL = 26.0
-CHARACTER = 7.4
-"""Width of a character of the 12 px monospaced font, and a little more."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +49,13 @@ class Rect:
 
 @dataclass(frozen=True)
 class Grid:
-    """The boxes of one band, measured from the band's upper left corner.
+    """The boxes of one strip, measured from the strip's upper left corner.
 
     Attributes:
         rects: Place of each box, by key.
-        routes: Points of each line inside the band.
-        entries: For (net, box): points of a line from the band's upper edge to the box.
-        exits: For (net, box): points of a line from the box to the band's lower edge.
+        routes: Points of each line inside the strip.
+        entries: For (net, box): points of a line from the strip's upper edge to the box.
+        exits: For (net, box): points of a line from the box to the strip's lower edge.
         width: Width of all columns.
         height: Height of lanes and rows.
     """
@@ -70,11 +66,6 @@ class Grid:
     exits: Mapping[tuple[str, str], tuple[Point, ...]]
     width: float
     height: float
-
-
-def text_width(text: str) -> float:
-    """Return the width of a line of text."""
-    return len(text) * CHARACTER
 
 
 def lanes(spans: Iterable[tuple[str, float, float]]) -> dict[str, int]:
@@ -92,38 +83,15 @@ def lanes(spans: Iterable[tuple[str, float, float]]) -> dict[str, int]:
     return found
 
 
-def columns_of(picture: Picture, band: int) -> list[list[Box]]:
-    """Sort a band's boxes into columns by the lines between them; inputs and outputs stand side by side."""
-    boxes = {box.key: box for box in picture.boxes if box.band == band}
-    if band in (INPUTS, picture.bands[-1].index):
-        return [[box] for box in boxes.values()]
-    order = {key: place for place, key in enumerate(boxes)}
-    graph = nx.DiGraph()
-    graph.add_nodes_from(boxes)
-    graph.add_edges_from(
-        (line.source, line.target) for line in picture.lines if line.source in boxes and line.target in boxes
-    )
-    rows: dict[str, float] = {}
-    columns = []
-    for generation in nx.topological_generations(graph):
-        sources = {key: [rows[source] for source in graph.predecessors(key)] or [order[key]] for key in generation}
-        middle = {key: sum(found) / len(found) for key, found in sources.items()}
-        column = sorted(generation, key=lambda key: (middle[key], order[key]))
-        rows.update({key: float(row) for row, key in enumerate(column)})
-        columns.append([boxes[key] for key in column])
-    return columns
-
-
 def grid_of(
-    picture: Picture, band: int, entering: Sequence[tuple[str, str]], leaving: Sequence[tuple[str, str]]
+    columns: Columns, lines: Sequence[Line], entering: Sequence[tuple[str, str]], leaving: Sequence[tuple[str, str]]
 ) -> Grid:
-    """Place a band's boxes, and route lines between them, from above (``entering``) and to below (``leaving``).
+    """Place the boxes of a strip, and route lines between them, from above (``entering``) and to below (``leaving``).
 
-    The two hold (net, box) for each such line.
+    The two hold (net, box) for each such line. Of ``lines``, those between other boxes are left out.
     """
-    columns = columns_of(picture, band)
     own = {box.key for column in columns for box in column}
-    inner = [line for line in picture.lines if line.source in own and line.target in own]
+    inner = [line for line in lines if line.source in own and line.target in own]
     channels, over = _channels(columns, inner, entering, leaving)
     rects, lane_x, width = _rects(columns, channels, (max(over.values()) + 1) * LANE if over else 0.0)
     ways = _Ways(rects, lane_x, over)
@@ -139,7 +107,7 @@ def grid_of(
 
 
 def _channels(
-    columns: Sequence[Sequence[Box]],
+    columns: Columns,
     inner: Sequence[Line],
     entering: Sequence[tuple[str, str]],
     leaving: Sequence[tuple[str, str]],
@@ -165,7 +133,7 @@ def _channels(
 
 
 def _rects(
-    columns: Sequence[Sequence[Box]], channels: Sequence[Sequence[tuple[str, ...]]], top: float
+    columns: Columns, channels: Sequence[Sequence[tuple[str, ...]]], top: float
 ) -> tuple[dict[str, Rect], dict[tuple[str, ...], float], float]:
     """Return the place of each box, the x of each lane in a channel, and the width of everything."""
     x = 0.0
@@ -184,11 +152,6 @@ def _rects(
             rects[box.key] = Rect(x, top + row * (ROW + ROW_GAP), width, ROW)
         x += width
     return rects, lane_x, x
-
-
-def box_width(box: Box) -> float:
-    """Return the width that a box's text needs."""
-    return max(64.0, max(text_width(box.title), text_width(box.detail)) + 16)
 
 
 @dataclass(frozen=True)
@@ -213,7 +176,7 @@ class _Ways:
         return begin, (leave, begin[1]), (leave, y), (arrive, y), (arrive, end[1]), end
 
     def entry(self, pair: tuple[str, str], entering: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
-        """Lead a line from the band's upper edge into a box: from above, or through the channel past the boxes above."""
+        """Lead a line from the strip's upper edge into a box: from above, or through the channel past the boxes above."""
         rect, lane = self.rects[pair[1]], self.lane_x.get(("entry", *pair))
         if lane is not None:
             return (lane, 0.0), (lane, rect.centre[1]), (rect.x, rect.centre[1])
@@ -221,7 +184,7 @@ class _Ways:
         return (x, 0.0), (x, rect.y)
 
     def exit(self, pair: tuple[str, str], leaving: Sequence[tuple[str, str]], height: float) -> tuple[Point, ...]:
-        """Lead a line from a box to the band's lower edge: straight down, or through the channel past the boxes below."""
+        """Lead a line from a box to the strip's lower edge: straight down, or through the channel past the boxes below."""
         rect, lane = self.rects[pair[1]], self.lane_x.get(("exit", *pair))
         if lane is not None:
             return (rect.right, rect.centre[1]), (lane, rect.centre[1]), (lane, height)

@@ -7,9 +7,11 @@ from urllib.parse import quote
 
 from dnifx.errors import visible
 from dnifx.ir import Program
-from dnifx.report.grid import Point, Rect, text_width
-from dnifx.report.layout import LINE, MARGIN, Drawing, Route, place
+from dnifx.report.grid import Point, Rect
+from dnifx.report.layout import LINE, MARGIN, Drawing, place
 from dnifx.report.picture import INPUTS, Box, Net, Picture, picture_of
+from dnifx.report.strips import text_width
+from dnifx.report.ways import Route
 
 LINES = {
     "flow": "values",

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from dnifx.ir import Program
+from dnifx.report import strips
 from dnifx.report.boxes import box_limit, elide, fitting_depth, runs
 from dnifx.report.dot import quote, to_dot
-from dnifx.report.grid import Rect, lanes, text_width
-from dnifx.report.layout import Drawing, Route, place
-from dnifx.report.picture import INPUTS, Picture, picture_of
+from dnifx.report.grid import Rect, lanes
+from dnifx.report.layout import LINE, PAD, Drawing, place
+from dnifx.report.picture import INPUTS, Box, Picture, picture_of
+from dnifx.report.strips import CHANNEL, WIDEST, column_width, strips_of, text_width, wrapped
 from dnifx.report.svg import to_svg
+from dnifx.report.ways import Route
 from tests.report.report_programs import branches, chain, program_of
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -46,7 +50,18 @@ def tangle(seed: int) -> Program:
 
 
 PROGRAMS = {"chain": chain(), "branches": branches(), **{f"tangle {seed}": tangle(seed) for seed in range(12)}}
-every_program = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
+
+
+@pytest.fixture(params=[WIDEST, 300.0], ids=["wide", "narrow"])
+def widest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give strips their width, or so little that almost every band has several."""
+    monkeypatch.setattr("dnifx.report.strips.WIDEST", request.param)
+
+
+def every_program(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test on all programs, on a wide and on a narrow page."""
+    each = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
+    return each(pytest.mark.usefixtures("widest")(test))
 
 
 def apart(one: Rect, two: Rect) -> bool:
@@ -111,7 +126,32 @@ def test_text_fits(program: Program) -> None:
         assert max(map(text_width, gate.lines)) <= drawing.gates[gate.key].width
     for band in picture.bands:
         first = min(drawing.boxes[box.key].x for box in picture.boxes if box.band == band.index)
-        assert all(drawing.bands[band.index].x + 12 + text_width(text) <= first for text in band.detail.split(" · "))
+        texts = [band.title, *band.detail.split(" · ")]
+        assert all(drawing.bands[band.index].x + 12 + text_width(text) <= first for text in texts)
+        assert LINE * len([text for text in texts if text]) + 2 * PAD <= drawing.bands[band.index].height
+
+
+@every_program
+def test_a_band_goes_on_below_where_it_is_wider_than_the_page(program: Program) -> None:
+    picture = picture_of(program)
+    found = strips_of(picture)
+    drawn = [box.key for strip in found for column in strip.columns for box in column]
+    assert sorted(drawn) == sorted(box.key for box in picture.boxes)
+    for strip in found:
+        width = sum(column_width(column) + CHANNEL for column in strip.columns)
+        assert width <= strips.WIDEST or len(strip.columns) == 1
+    for one, two in pairwise(found):
+        together = [*one.columns, *two.columns]
+        assert one.band != two.band or sum(column_width(each) + CHANNEL for each in together) > strips.WIDEST
+
+
+def test_strips_of_a_band_are_about_equally_wide() -> None:
+    columns = [
+        [Box(f"box {at}", 0, "m" * 20, "", ())] for at in range(8)
+    ]  # 164 pixels wide, and 26 apart: 4 to a strip
+    assert [len(strip) for strip in wrapped(columns)] == [4, 4]
+    assert [len(strip) for strip in wrapped(columns[:5])] == [3, 2]
+    assert [len(strip) for strip in wrapped(columns[:4])] == [4]
 
 
 def on_edge(point: tuple[float, float], rects: list[Rect]) -> bool:
