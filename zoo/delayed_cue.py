@@ -1,5 +1,6 @@
 """The delayed cue: a task that only a gradient from later windows can teach."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -156,6 +157,7 @@ def learn(
     task: DelayedCue | None = None,
     network: type[CueNetwork | CueCells] = CueNetwork,
     lr: float = 3e-3,
+    told: Callable[[int, float, float], None] | None = None,
 ) -> list[float]:
     """Train from a seed and return the share of right answers in each episode.
 
@@ -166,14 +168,17 @@ def learn(
         task: The task; by default ``DelayedCue()``.
         network: The network.
         lr: Learning rate of Adam at first.
+        told: Told after each episode of the number done, the loss, and the share of right answers.
     """
     task = task or DelayedCue()
     generator = torch.Generator().manual_seed(seed)
     trainer, right = learner(gradient, seed, episodes, task, network, lr), []
-    for _ in range(episodes):
+    for episode in range(episodes):
         inputs, cues = task.episode(generator)
         trainer.reset()
         for window, x in enumerate(inputs):
             result = trainer.step(x, target=(cues, window == task.windows - 1))
         right.append(float((result.output[0][:, 0].argmax(1) == cues).float().mean()))
+        if told is not None:
+            told(episode + 1, 0.0 if result.loss is None else float(result.loss), right[-1])
     return right

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dnifx.errors import OptionError
+from dnifx.zoo.recipes import delayed_cue
 from dnifx.zoo.recipes.feedforward import run
+from dnifx.zoo.recipes.sequence_options import Cue
 from dnifx.zoo.recipes.settings import Feedforward
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -45,6 +47,16 @@ def test_it_gets_the_curves_and_the_measures_of_each_run(tmp_path: Path) -> None
             assert found["loss"] == [(point.step, pytest.approx(point.loss)) for point in each.curve]
             looked = [(look.step, pytest.approx(look.boundaries["hidden.0"]["cosine"])) for look in each.looks]
             assert found.get("hidden.0/cosine", []) == looked
+
+
+def test_it_gets_the_loss_and_the_error_of_each_episode(tmp_path: Path) -> None:
+    results = delayed_cue.run(Cue(episodes=3, batch=4, seeds=2, log_dir=tmp_path))
+    for name, runs in results.right.items():
+        for seed, right in enumerate(runs):
+            found = scalars(tmp_path / f"{name.replace(' ', '-')}-seed={seed}")
+            errors = [pytest.approx(100 * (1 - share), abs=1e-4) for share in right]
+            assert found["validation"] == list(zip((1, 2, 3), errors, strict=True))
+            assert [step for step, loss in found["loss"] if loss > 0] == [1, 2, 3]
 
 
 def test_without_it_the_option_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

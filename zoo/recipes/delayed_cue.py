@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 import dnifx
 from dnifx.zoo.delayed_cue import CueCells, CueNetwork, DelayedCue, learn
 from dnifx.zoo.recipes.checks import check_least
+from dnifx.zoo.recipes.live import live
 from dnifx.zoo.recipes.machine import versions
 from dnifx.zoo.recipes.outputs import prepare
 from dnifx.zoo.recipes.pictures import picture
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import empty_table, report, write_files
+from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.sequence_options import CUE_NAMES, Cue
 
 LAST = 40
@@ -80,12 +81,21 @@ def run(options: Cue, console: Console | None = None) -> CueResults:
     gradients = {"truncated": "zero", "dni": dnifx.estimators.SyntheticState(hidden=0), "exact": "exact"}
     network: type[CueNetwork | CueCells] = CueCells if options.network == "mingru" else CueNetwork
     right: dict[str, tuple[list[float], ...]] = {}
-    with Progress(console=console) as progress:
+    counts = {CUE_NAMES[variant]: options.seeds for variant in options.variants}
+    with live(console, counts, options.episodes, options.log_dir) as shown:
+
+        def learned(variant: str, seed: int) -> list[float]:
+            line = shown.line(CUE_NAMES[variant], seed)
+
+            def told(episode: int, loss: float, share: float) -> None:
+                line.step(episode)
+                line.point(Point(episode, loss, 100 * (1 - share)))
+
+            return learn(gradients[variant], seed, options.episodes, task, network, options.lr, told)
+
+        seeds = range(options.seed, options.seed + options.seeds)
         for variant in options.variants:
-            name, gradient = CUE_NAMES[variant], gradients[variant]
-            seeds = range(options.seed, options.seed + options.seeds)
-            each = progress.track(seeds, description=name)
-            right[name] = tuple(learn(gradient, seed, options.episodes, task, network, options.lr) for seed in each)
+            right[CUE_NAMES[variant]] = tuple(learned(variant, seed) for seed in seeds)
     results = CueResults(RECIPES["delayed-cue"].command(options), asdict(options), right, dict(versions()))
     report(results, options.out, console)
     return results

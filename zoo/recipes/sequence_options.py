@@ -54,3 +54,4 @@ class Cue:
     seeds: int = option(3, "Runs of each variant.")
     seed: int = option(0, "The first seed. The other runs count up from it.")
     out: Path | None = option(None, "Folder for results and curves.")  # noqa: RUF009
+    log_dir: Path | None = option(None, BOARD)  # noqa: RUF009
