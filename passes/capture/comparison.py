@@ -312,10 +312,11 @@ class Comparison:
         for (holder, name), text in self._snapshot.changes().items():
             self.changed[text] = None
             for path, leaf in walk(held_at(holder, name), whole=True):
-                if hooks and not isinstance(leaf, Tensor):
-                    continue  # a flag that says that the hooks are installed
                 place = f"attribute {text}" + (f" {path_name(path)}" if path else "")
-                found[place] = leaf.detach().clone() if isinstance(leaf, Tensor) else fixed(leaf)
+                if isinstance(leaf, Tensor):
+                    found[place] = leaf.detach().clone()
+                elif not hooks:  # else it may be a flag that says that the hooks are installed
+                    found[place] = fixed(leaf)
         return found
 
 

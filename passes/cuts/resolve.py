@@ -315,7 +315,7 @@ def continues_block(program: Program, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = program.model.get_submodule(str(node.target))
         return isinstance(module, NORMALISATIONS) or next(module.parameters(), None) is None
-    return not any(node_parameters(program, argument) for argument in node.all_input_nodes)
+    return not any(each.op == "get_attr" and node_parameters(program, each) for each in node.all_input_nodes)
 
 
 def without_last_cuts(program: Program, spec: Any) -> Program:

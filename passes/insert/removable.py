@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from dnifx.ir import Program
-from dnifx.passes.cuts.calls import calls_by_path
+from dnifx.passes.cuts.calls import calls_by_path, outer_paths
 from dnifx.passes.graph import captured, order_of
 
 
@@ -29,7 +29,11 @@ class Unit:
 
 
 def removable(program: Program, behind: AbstractSet[fx.Node], needed: AbstractSet[fx.Node]) -> list[Unit]:
-    """Return the blocks that can be left out of a suffix, in order; a series of blocks counts one by one."""
+    """Return the blocks that can be left out of a suffix, in order; a series of blocks counts one by one.
+
+    A block of a class of which others can be left out stays whole, even where it changes the shape: of a residual network
+    the blocks that begin a stage stay, and are not thinned inside.
+    """
     graph = captured(program)
     found = [
         unit
@@ -44,8 +48,23 @@ def removable(program: Program, behind: AbstractSet[fx.Node], needed: AbstractSe
         inside = [other for other in found if other.nodes < unit.nodes]
         if not is_series(program, unit, inside):
             chosen.append(unit)
+    kinds = {unit.path: block_class(program, unit.path) for unit in chosen}
+    blocks = {kind for kind in kinds.values() if kind is not None}
     order = order_of(graph)
-    return sorted(chosen, key=lambda unit: order[unit.output])
+    return sorted(
+        (
+            unit
+            for unit in chosen
+            if not any(block_class(program, path) in blocks - {kinds[unit.path]} for path in outer_paths(unit.path))
+        ),
+        key=lambda unit: order[unit.output],
+    )
+
+
+def block_class(program: Program, path: str) -> type | None:
+    """Return the class of the module of a call; None for a layer or a container of torch's own."""
+    kind = type(program.model.get_submodule(path.partition("@")[0]))
+    return None if kind.__module__.startswith("torch.nn.") else kind
 
 
 def as_unit(

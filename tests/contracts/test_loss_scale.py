@@ -76,6 +76,23 @@ def test_micro_batches_add_up_to_the_batch(case: Case, factor: float) -> None:
         check_micro_batches(case, factor)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("spelled", ["number", "tensor", "callable"])
+def test_a_scaled_loss_changes_nothing_in_a_compiled_net(spelled: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
+    net = dnifx.decouple(model, ["0"], args=(x,), gradient=estimators.Synthetic(hidden=1))
+    nn.init.normal_(next(net.interface_parameters()))
+    net(x).square().mean().backward()
+    wanted = left(net)
+    net.zero_grad(set_to_none=True)
+    torch._dynamo.reset()
+    net.loss_scale = SPELLINGS[spelled](8.0)
+    compiled = torch.compile(net, backend="eager")
+    (compiled(x).square().mean() * 8.0).backward()
+    close(left(net, 8.0), wanted, rtol=1e-5, atol=1e-7)
+
+
 class Labelled(nn.Module):
     """A model that computes its own loss; ``returned`` says what stands beside it."""
 

@@ -1,6 +1,7 @@
 """Contract 12: what a model keeps in Python after n calls of the net is what it keeps after n calls of the model."""
 
 import copy
+import random
 from typing import Any
 
 import pytest
@@ -108,10 +109,60 @@ def test_a_run_that_a_guard_stops_has_not_written_to_attributes(scheduled: bool)
     assert len(net.input_kinds) == 2
 
 
+class Draws(Block):
+    """Draws in Python, so that it is kept whole, and adds to what it keeps."""
+
+    def begin(self) -> None:
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(self.seen))
+        return self.inner(x) if random.random() < 2 else x
+
+
+class SplitsAfterDraws(nn.Module):
+    """Runs what is kept whole, and then asks for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(WIDTH, WIDTH), Draws(), nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(torch.relu(self.first(x)))
+        return self.last(torch.tanh(y) if y.mean() > y[0].mean() else y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_is_kept_whole_has_not_written_in_a_run_that_a_guard_stops(scheduled: bool) -> None:
+    torch.manual_seed(0)
+    net = check_calls(SplitsAfterDraws(), scheduled, ["train"] * 6)
+    assert len(net.input_kinds) == 2
+
+
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_a_branch_on_a_counter_costs_no_forward_pass_ahead(scheduled: bool) -> None:
     """It stands behind the first partition, and is asked before any partition is updated."""
     torch.manual_seed(0)
     net = check_calls(Stateful([AveragesInPlace, WarmsUp]), scheduled, ["train"] * 5)
     assert len(net.input_kinds) == 2
+    assert all(each.early_nodes and not each.late_guards for each in net.input_kinds)
+
+
+class Fills(nn.Module):
+    """Counts, and behind the cut compares the number with that of the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.met = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.met += 1
+        h = torch.relu(self.first(x))
+        return self.last(torch.tanh(h) if self.met > x.size(0) else h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_counter_that_is_compared_with_a_size_costs_no_forward_pass_ahead(scheduled: bool) -> None:
+    torch.manual_seed(0)
+    net = check_calls(Fills(), scheduled, ["train"] * 3 + ["longer"] * 3 + ["train"])
     assert all(each.early_nodes and not each.late_guards for each in net.input_kinds)

@@ -6,8 +6,10 @@ import subprocess
 import time
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
+from dnifx.errors import RankError
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.training.trainer import Trainer
 from tests.engines import jobs
@@ -51,6 +53,9 @@ def resumed(folder: str, lag: int, schedule: str, places: Any) -> str:
     jobs.train(trainer, data[trainer.steps :])
     trainer.collect()
     trainer.close()
+    if places:
+        with pytest.raises(RankError, match="the trainer was closed"):
+            jobs.train(trainer, data[:1])
     one, alone = made(None, lag, schedule)
     jobs.train(alone, data)
     return f"weights: {found}" if (found := jobs.differences(net, one)) else ""

@@ -14,6 +14,7 @@ import dnifx
 from dnifx.errors import EstimatorError
 from dnifx.estimators import Suffix
 from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.zoo.resnet import ResNet
 from tests.contracts.cases import Case, cases, decoupled
 from tests.contracts.running import TARGETS, run_scheduled
 
@@ -392,3 +393,39 @@ def test_parameters_stand_in_one_order_in_all_processes() -> None:
     kept = [name.removeprefix("thin.").rpartition(".")[0] for name in names if name.endswith(".weight")]
     assert len(kept) > 6
     assert kept == sorted(kept, key=lambda path: (path.count("."), path))
+
+
+def test_a_block_that_changes_the_shape_stays_whole_where_others_of_its_class_are_left_out() -> None:
+    net = dnifx.decouple(
+        ResNet(blocks=2, filters=4),
+        ["stages.0"],
+        args=(torch.randn(2, 3, 8, 8),),
+        gradient=Suffix(),
+        loss=functional.cross_entropy,
+    )
+    (interface,) = net.program.interfaces
+    kept = {name.rpartition(".")[0] for name, _ in interface.estimator.named_parameters()}
+    assert any("keeps stages.1.1, leaves out stages.2.1:" in note for note in net.program.notes), net.program.notes
+    assert {path for path in kept if "2.0" in path}
+    assert not {path for path in kept if "2.1" in path}
+
+
+class Nested(nn.Module):
+    """A block that may hold others of its class; one that holds some changes the width."""
+
+    def __init__(self, width: int, inner: int = 0) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(Nested(width) for _ in range(inner))
+        self.out = nn.Linear(width, width + inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for each in self.inner:
+            x = each(x)
+        found: Tensor = torch.relu(self.out(x))
+        return found
+
+
+def test_blocks_within_a_block_of_their_own_class_can_be_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), Nested(4, 2), nn.Linear(6, 2))
+    net = dnifx.decouple(model, ["0"], args=(torch.randn(5, 3),), gradient=Suffix(blocks=0), loss=nn.MSELoss())
+    assert any("leaves out 1.inner.0, 1.inner.1:" in note for note in net.program.notes), net.program.notes

@@ -1,5 +1,6 @@
 """Which partition runs on which rank."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -57,6 +58,11 @@ def test_the_pass_adds_ranks_and_transfers() -> None:
     balanced_over_two = run_passes(program(mlp(8, 8, 8), ["1"], 8), [PlacePartitions()])
     assert balanced_over_two.schedule == found.schedule
     assert str(PlacePartitions("0,1")) == "place{places='0,1'}"
+    locked = program(mlp(8, 8, 8), ["1"], 8)
+    waiting = schedules.backprop(locked)
+    assert waiting != locked.schedule
+    placed = run_passes(replace(locked, schedule=waiting), [PlacePartitions("0,1")])
+    assert placed.schedule == schedules.transferred(waiting, locked, (0, 1)) != found.schedule
 
 
 @pytest.mark.parametrize("places", ["0,0,1", [0, 0, 1], {"submod_0": 0, "submod_1": 0, "submod_2": 1}])

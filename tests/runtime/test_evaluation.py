@@ -77,6 +77,23 @@ def test_where_evaluation_cannot_be_captured_the_model_runs(kind: type[Evaluated
     assert net.train()(X).requires_grad
 
 
+class LeavesTheGraphIfAsked(Evaluated):
+    def forward(self, x: Tensor, leaves: bool = False) -> Tensor:
+        h = self.first(x)
+        result: Tensor = self.second(torch.from_numpy(h.detach().numpy() * 2) if leaves and not self.training else h)
+        return result
+
+
+def test_one_kind_of_inputs_that_cannot_be_cut_leaves_the_others_cut() -> None:
+    net = dnifx.decouple(LeavesTheGraphIfAsked(), "first", args=(X,), gradient="zero").eval()
+    with pytest.warns(DnifxWarning, match="runs without its interfaces"):
+        net(X, leaves=True)
+    net(X).sum().backward()
+    grad = net.get_parameter("first.weight").grad
+    assert grad is not None
+    assert not grad.any()
+
+
 def test_the_warning_says_why() -> None:
     net = dnifx.decouple(WritesWhatBackwardNeeds(), "first", args=(X,)).eval()
     with pytest.warns(DnifxWarning, match="modified by an inplace operation"):

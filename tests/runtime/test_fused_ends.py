@@ -106,3 +106,34 @@ def test_the_error_mixed_with_the_target_is_for_the_trainer() -> None:
     net, x, y = make_net(BPLambda(0.5, DirectFeedback()))
     with pytest.raises(EstimatorError, match=r"net\.trainer"):
         net(x, context=y)
+
+
+class Curve(nn.Module):
+    """Its only input is one number, so that no input says how many examples there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 4), nn.Linear(4, 2)
+        self.register_buffer("places", torch.linspace(-1, 1, 5)[:, None])
+
+    def forward(self, scale: Tensor) -> Tensor:
+        found: Tensor = self.second(torch.tanh(self.first(self.get_buffer("places") * scale)))
+        return found
+
+
+def test_where_no_input_has_examples_a_batch_counts_as_one() -> None:
+    weights = []
+    for scheduled in (False, True):
+        torch.manual_seed(0)
+        net = dnifx.decouple(Curve(), ["first"], args=(torch.tensor(0.7),), gradient="paper", loss=nn.MSELoss())
+        for parameter in net.interface_parameters():
+            nn.init.normal_(parameter)
+        x, y = torch.tensor(0.5), torch.randn(5, 2)
+        if scheduled:
+            net.trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1)).step(x, target=y)
+        else:
+            nn.functional.mse_loss(net(x), y).backward()
+            torch.optim.SGD(net.parameters(), lr=0.1).step()
+        weights.append([each.detach() for each in net.original.parameters()])
+    for one, two in zip(*weights, strict=True):
+        torch.testing.assert_close(one, two)

@@ -101,6 +101,11 @@ def test_what_holds_no_value_is_shared() -> None:
     assert rebuilt([torch.ones(1), other], new=())[1] is other
 
 
+def test_operators_of_torch_can_be_pickled() -> None:
+    for op in (torch.ops.aten.add.Tensor, torch.ops.aten.add.Scalar, torch.ops.aten.relu.default):
+        assert pickle.loads(pickle.dumps(op)) is op
+
+
 def test_templates_can_be_pickled() -> None:
     a = torch.ones(1)
     template = ops.Template({"x": (a, Holder(a), Slotted(a))}, (a,))

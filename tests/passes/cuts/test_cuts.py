@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 import dnifx
 from dnifx.errors import CutError
@@ -164,6 +165,22 @@ def test_an_edge_by_value_and_in_words(form: Any) -> None:
 def test_a_wrong_cut_says_what_there_is(cuts: Any, text: str) -> None:
     with pytest.raises(CutError, match=f"(?s){text}"):
         dnifx.decouple(Nested(), cuts, args=(X,))
+
+
+class Functional(nn.Module):
+    """Writes its activations as functions; its last layer is a function of a parameter, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.weight = nn.Linear(6, 6), nn.Linear(6, 6), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(functional.relu(self.one(x)))
+        return functional.linear(self.two(h), self.weight)
+
+
+def test_a_block_includes_the_functions_without_parameters_that_follow_it() -> None:
+    assert resolved("each", Functional()) == {"one": ("tanh",), "two": ("two",)}
 
 
 def test_each_needs_a_block_with_parameters() -> None:

@@ -8,7 +8,7 @@ import dnifx
 from dnifx.errors import PassError
 from dnifx.estimators import Synthetic
 from dnifx.ir import Program
-from dnifx.passes.emit.code import import_line, program_code
+from dnifx.passes.emit.code import import_block, import_line, program_code
 from dnifx.passes.emit.fused import SOURCE, EmitFused, interface_root
 from dnifx.passes.graph import captured
 from dnifx.runtime.emitted.interface import swap_gradients
@@ -139,3 +139,13 @@ def test_code_imports_all_that_it_names() -> None:
 )
 def test_what_generated_code_names_is_imported(name: str, value: object, line: str) -> None:
     assert import_line(name, value) == line
+
+
+def test_what_one_module_has_is_imported_in_one_line() -> None:
+    imports = {"nn": nn, "swap": swap_gradients, "device": torch.device, "dtype": torch.dtype, "Size": torch.Size}
+    assert import_block(imports, "swap(nn.Linear, device, dtype)").splitlines() == [
+        "import torch",
+        "from torch import device, dtype",
+        "import torch.nn as nn",
+        "from dnifx.runtime.emitted.interface import swap_gradients as swap",
+    ]

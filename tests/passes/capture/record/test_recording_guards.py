@@ -1,6 +1,7 @@
 """What Python decides by sizes and values: the smallest model of each construct, recorded with guards or kept whole."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from dnifx.passes.capture.comparison import runnable
 from dnifx.passes.capture.record.recording import record
 from dnifx.runtime.emitted import ops
 from dnifx.runtime.emitted.ops import GuardError
+from dnifx.runtime.net.input_kinds import SIZES_ALONE
 from tests.passes.capture.record.recorded import SizeBranch, Wrapped, holds_for, kept, recorded, run
 
 
@@ -55,6 +57,37 @@ def test_a_branch_on_a_size_is_guarded_and_holds_on_its_side() -> None:
     recording = recorded(model, torch.randn(2, 4))
     assert holds_for(recording, model, torch.randn(9, 3))
     assert not holds_for(recording, model, torch.randn(2, 6))
+
+
+class Selected(nn.Module):
+    """Asks for the size of what is made of selected rows."""
+
+    def __init__(self, make: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        rows = self.make(x, mask)
+        return rows.sum(0) if len(rows) > 5 else rows.sum(0) * 2
+
+
+SELECTED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool]] = {
+    "joined with all": (lambda x, mask: torch.cat([x, x[mask]]), False),
+    "all joined with them": (lambda x, mask: torch.cat([x[mask], x]), False),
+    "put into all": (lambda x, mask: torch.zeros_like(x).index_put((mask.nonzero()[:, 0],), x[mask]), True),
+    "all": (lambda x, mask: x, True),
+}
+
+
+@pytest.mark.parametrize(("make", "alone"), SELECTED.values(), ids=SELECTED.keys())
+def test_a_size_that_depends_on_values_is_no_matter_of_sizes_alone(make: Any, alone: bool) -> None:
+    model, mask = Selected(make), torch.tensor([True, False, True, False])
+    recording = recorded(model, torch.randn(4, 3), mask)
+    guards = [node for node in recording.graph.nodes if node.target is ops.guard]
+    assert guards
+    assert all((SIZES_ALONE in node.meta) is alone for node in guards)
+    assert holds_for(recording, model, torch.randn(4, 3), torch.tensor([True, True, False, False]))
+    assert alone or not holds_for(recording, model, torch.randn(4, 3), torch.tensor([True, False, False, False]))
 
 
 class UnrolledOverTime(nn.Module):
