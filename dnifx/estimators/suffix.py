@@ -18,9 +18,10 @@ class Suffix:
     """Answers with the gradient of the user's own loss through a thin copy of what stands behind the boundary.
 
     The suffix of a boundary is the part of the model that depends on its values. The compiler removes the blocks from it
-    that map one value to one value of the same shape and dtype, all but ``blocks`` of them. What is left ends in the model's
-    own output, so that the user's own ``loss=`` can be computed from it. The thin suffix learns from the same loss. No
-    target gradient is needed, and no label context.
+    that map one value to one value of the same shape and dtype, all but ``blocks`` of them; a block that changes the shape
+    stays whole where others of its class can be left out. What is left ends in the model's own output, so that the user's
+    own ``loss=`` can be computed from it. The thin suffix learns from the same loss. No target gradient is needed, and no
+    label context.
 
     Args:
         blocks: How many of the removable blocks are kept, those next to the boundary.

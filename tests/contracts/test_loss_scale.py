@@ -82,7 +82,8 @@ def test_a_scaled_loss_changes_nothing_in_a_compiled_net(spelled: str) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
     net = dnifx.decouple(model, ["0"], args=(x,), gradient=estimators.Synthetic(hidden=1))
-    nn.init.normal_(next(net.interface_parameters()))
+    for parameter in net.interface_parameters():
+        nn.init.normal_(parameter)
     net(x).square().mean().backward()
     wanted = left(net)
     net.zero_grad(set_to_none=True)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import dnifx
+from dnifx.runtime.training.holding import elsewhere
 from tests.engines import holding_jobs, jobs
 from tests.engines.pool import Pool
 
@@ -54,3 +57,13 @@ def test_a_module_that_cannot_reset_its_weights_is_named(pool: Pool) -> None:
 
 def test_a_run_goes_back_to_a_save_with_its_own_weights(pool: Pool, tmp_path: Path) -> None:
     assert pool.run(holding_jobs.goes_back, str(tmp_path), [0, 1, 1, 0], 2, count=2) == [[]] * 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"), [(2, "submod_1 are"), (6, "submod_1, submod_2, submod_3, submod_4 ... are")]
+)
+def test_the_weights_on_other_ranks_are_named(layers: int, told: str) -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)))
+    net = dnifx.decouple(model, "each", args=(torch.randn(2, 3),))
+    assert elsewhere(net, [0] * layers, 0) == ""
+    assert f"the present weights of {told} on other ranks" in elsewhere(net, [0, *[1] * (layers - 1)], 0)
