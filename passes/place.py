@@ -13,7 +13,6 @@ from torch import fx
 from dnifx import schedules
 from dnifx.engines.ranks import Traffic
 from dnifx.errors import PlaceError, nearest
-from dnifx.estimators.suffix import SuffixGradient
 from dnifx.ir import Action, Program
 from dnifx.passes.graph import captured
 from dnifx.passes.pipeline import Pass
@@ -73,7 +72,7 @@ def placed_ranks(places: Places, program: Program, count: int) -> schedules.Rank
             f"{len(set(ranks))} of {count} ranks have partitions ({', '.join(map(str, ranks))}); give every rank one, or start as many "
             "processes as there are ranks"
         )
-    for first, second, reason in conflicts(program, ranks):
+    for first, second, reason in conflicts(program):
         if ranks[first] != ranks[second]:
             names = program.partitions[first].name, program.partitions[second].name
             raise PlaceError(
@@ -197,11 +196,13 @@ def traffic(program: Program, ranks: schedules.Ranks) -> dict[int, Traffic]:
     targets: set[tuple[int, int, int]] = set()
     gradients: set[tuple[int, int]] = set()
     weights: set[tuple[int, int]] = set()
+    copies: set[tuple[int, int, int]] = set()
     for user, sources in enumerate(wiring.sources):
         values |= {(source, ranks[user]) for source in sources if ranks[source] != ranks[user]}
     for boundary, gate in enumerate(wiring.gates):
         own = ranks[gate.producer]
         targets |= {(boundary, own, ranks[user]) for user in gate.consumers if ranks[user] != own}
+        copies |= {(boundary, own, ranks[owner]) for owner, _ in gate.copies if ranks[owner] != own}
     for owner, users in enumerate(wiring.users):
         gradients |= {(user, ranks[owner]) for user in users if ranks[user] != ranks[owner]}
         weights |= {(owner, ranks[user]) for user in users if ranks[user] != ranks[owner]}
@@ -211,6 +212,7 @@ def traffic(program: Program, ranks: schedules.Ranks) -> dict[int, Traffic]:
             Counter(sender for _, taker, sender in targets if taker == rank),
             Counter(ranks[user] for user, taker in gradients if taker == rank),
             Counter(ranks[owner] for owner, taker in weights if taker == rank),
+            Counter(sender for _, taker, sender in copies if taker == rank),
         )
         for rank in set(ranks)
     }
@@ -231,8 +233,8 @@ def refuse_everywhere(program: Program, over: str = "over ranks") -> None:
         raise PlaceError(f"{reason}: this does not run {over}. Leave places= out, and train in one place")
 
 
-def conflicts(program: Program, ranks: schedules.Ranks = ()) -> Iterator[Conflict]:
-    """Return the partitions that cannot run on different ranks; with ``ranks``, where the partitions are on these."""
+def conflicts(program: Program) -> Iterator[Conflict]:
+    """Return the partitions that cannot run on different ranks."""
     last = len(program.partitions) - 1
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
         if interface.needs_end:
@@ -242,7 +244,7 @@ def conflicts(program: Program, ranks: schedules.Ranks = ()) -> Iterator[Conflic
                 last,
                 f"the estimator of {boundary.name!r} needs the {what}, which only the last rank knows",
             )
-    yield from _read_by_suffixes(program, ranks)
+    yield from _read_by_suffixes(program)
     yield from _shared_buffers(program)
 
 
@@ -258,30 +260,26 @@ def shared_parameters(program: Program) -> list[Conflict]:
     return found
 
 
-def _read_by_suffixes(program: Program, ranks: schedules.Ranks) -> Iterator[Conflict]:
-    """Partitions whose weights or values a suffix reads, and the one that asks it: nothing brings these to another rank.
-
-    A weight that several partitions use is on the ranks of all of them.
-    """
-    names = {id(each): name for name, each in program.model.named_parameters()}
-    homes_of: dict[str, list[int]] = {}
-    for partition in program.partitions:
-        for name in partition.uses:
-            homes_of.setdefault(name, []).append(partition.index)
+def _read_by_suffixes(program: Program) -> Iterator[Conflict]:
+    """Partitions whose values a suffix reads, and the one that asks it: nothing brings these to another rank."""
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
-        found: list[tuple[int, str]] = []
-        for mirror in interface.estimator.mirrors if isinstance(interface.estimator, SuffixGradient) else ():
-            name = names.get(id(mirror.source), "")
-            users = homes_of.get(name, [])
-            if users and not (ranks and ranks[boundary.producer] in {ranks[user] for user in users}):
-                nearest_user = min(users, key=lambda user: abs(user - boundary.producer))
-                found.append((nearest_user, f"copies {name!r} (readout='own' and decay=None copy nothing)"))
         taken = program.partitions[boundary.producer].inputs
         homes = ((program.partition_of.get(name), name) for name in interface.reads if name not in taken)
-        found += [(home, f"reads {name!r}") for home, name in homes if home is not None]
-        for other, what in dict(found).items():
+        for other, name in {home: name for home, name in homes if home is not None}.items():
             if other != boundary.producer:
                 first, second = sorted((boundary.producer, other))
+                yield first, second, f"the suffix on {boundary.name!r} reads {name!r}"
+
+
+def copied_by_suffixes(program: Program) -> Iterator[Conflict]:
+    """Partitions whose weights a suffix copies, and the one that asks it: in one process nothing brings these to another place."""
+    for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
+        for name in interface.mirrors:
+            users = [each.index for each in program.partitions if name in each.uses]
+            other = min(users, key=lambda user: abs(user - boundary.producer), default=boundary.producer)
+            if other != boundary.producer:
+                first, second = sorted((boundary.producer, other))
+                what = f"copies {name!r} (readout='own' and decay=None copy nothing)"
                 yield first, second, f"the suffix on {boundary.name!r} {what}"
 
 

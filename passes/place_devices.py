@@ -11,7 +11,14 @@ from dnifx.engines.places import Place, read_place
 from dnifx.errors import PlaceError, nearest
 from dnifx.estimators.suffix import SuffixGradient
 from dnifx.ir import Program
-from dnifx.passes.place import Conflict, balanced, conflicts, refuse_everywhere, shared_parameters
+from dnifx.passes.place import (
+    Conflict,
+    balanced,
+    conflicts,
+    copied_by_suffixes,
+    refuse_everywhere,
+    shared_parameters,
+)
 
 Placed = tuple[tuple[Place, ...], tuple[int, ...]]
 """The places, and the number of each partition's place among them."""
@@ -54,7 +61,11 @@ def placed_devices(places: Any, program: Program) -> Placed:
     if len(given) == len(names):
         numbers = tuple(map(named.index, given))
     elif len(named) == len(given):
-        apart = [*shared_parameters(program), *(() if one_device(named) else shared_tensors(program))]
+        apart = [
+            *shared_parameters(program),
+            *copied_by_suffixes(program),
+            *(() if one_device(named) else shared_tensors(program)),
+        ]
         numbers = balanced(program, len(named), apart=apart, word="places")
     else:
         raise PlaceError(
@@ -72,7 +83,7 @@ def one_device(places: Iterable[Place]) -> bool:
 
 def refuse_apart(program: Program, named: Sequence[Place], numbers: Sequence[int]) -> None:
     """Raise PlaceError where partitions cannot run in the places that they were given."""
-    for_places = [*conflicts(program), *shared_parameters(program)]
+    for_places = [*conflicts(program), *shared_parameters(program), *copied_by_suffixes(program)]
     found = [(each, False) for each in for_places] + [(each, True) for each in shared_tensors(program)]
     for (first, second, reason), by_device in found:
         one, other = named[numbers[first]], named[numbers[second]]

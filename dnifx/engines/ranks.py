@@ -39,15 +39,23 @@ class Traffic:
         targets: From each other rank, those with the gradients of boundaries.
         gradients: From each other rank, those with the gradients of shared parameters.
         weights: From each other rank, those with new values of shared parameters.
+        copies: From each other rank, those with parameters that estimators here copy.
     """
 
     values: Mapping[int, int]
     targets: Mapping[int, int]
     gradients: Mapping[int, int] = field(default_factory=dict)
     weights: Mapping[int, int] = field(default_factory=dict)
+    copies: Mapping[int, int] = field(default_factory=dict)
 
 
-CHANNELS = {"values": ("values", 0), "targets": ("targets", 0), "gradients": ("values", 2), "weights": ("targets", 2)}
+CHANNELS = {
+    "values": ("values", 0),
+    "targets": ("targets", 0),
+    "gradients": ("values", 2),
+    "weights": ("targets", 2),
+    "copies": ("targets", 4),
+}
 """The process group and the tag of each kind of message; those of an evaluation have the next tag."""
 
 
@@ -148,6 +156,14 @@ class Ranks(InOnePlace):
         """Receive the new values of parameters that a partition on another rank has updated in this step."""
         return self._received("weights", peer, self._label(partition))
 
+    def send_copies(self, boundary: int, peer: int, *values: Tensor) -> None:
+        """Send the present values of parameters that the estimator of a boundary on another rank copies."""
+        self._send("copies", boundary, peer, values)
+
+    def receive_copies(self, boundary: int, peer: int) -> tuple[Any, ...]:
+        """Receive the present values of parameters that the estimator of a boundary here copies."""
+        return self._received("copies", peer, self._label(boundary))
+
     def _send(self, way: str, index: int, peer: int, content: Sequence[Any]) -> None:
         """Send a message; wait only if too many steps' messages are under way."""
         label, sender = self._label(index), self._sender(way, peer)
@@ -168,7 +184,7 @@ class Ranks(InOnePlace):
         key = way, peer, self._evaluates
         if key not in self._receivers:
             messages: int = getattr(self.traffic, way).get(peer, 1)
-            ahead = messages * (self.lag + 2) if way in self._groups else messages  # shared parameters are waited for
+            ahead = messages * (self.lag + 2) if way in self._groups else messages  # parameters are waited for
             group, tag = CHANNELS[way]
             self._receivers[key] = Receiver(self._groups[group], peer, tag + self._evaluates, ahead)
         found = self._receivers[key].receive(label)

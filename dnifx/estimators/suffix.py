@@ -109,6 +109,23 @@ class SuffixGradient(GradientEstimator):
         parameters = self.thin.parameters()
         return thin_gradients(self.thin, self.loss, values, context, self.mean, parameters, self.draws)
 
+    @property
+    def period(self) -> int:
+        """After how many answers in training mode copies of the model are taken again: averages move with every answer."""
+        return 1 if any(each.decay is not None for each in self.mirrors) else self.refresh
+
+    @property
+    def due(self) -> bool:
+        """Whether the next answer takes copies of the model again."""
+        return self.training and int(self.answers) % self.period == 0
+
+    def asked_elsewhere(self) -> bool:
+        """Count an answer that another rank asks for; return whether copies of this rank's parameters are due there."""
+        due = self.due
+        if self.training:
+            self.answers += 1
+        return due
+
     def look(self) -> None:
         """Take the mirrors again where their time has come: those that are averages in every step."""
         if self.training and self.mirrors:

@@ -22,6 +22,8 @@ class Kind(StrEnum):
     RECEIVE_GRADIENTS = "RECV_B"
     SEND_WEIGHTS = "SEND_U"
     RECEIVE_WEIGHTS = "RECV_U"
+    SEND_COPIES = "SEND_S"
+    RECEIVE_COPIES = "RECV_S"
 
 
 RECEIVED = {
@@ -29,6 +31,7 @@ RECEIVED = {
     Kind.RECEIVE_TARGET: Kind.SEND_TARGET,
     Kind.RECEIVE_GRADIENTS: Kind.SEND_GRADIENTS,
     Kind.RECEIVE_WEIGHTS: Kind.SEND_WEIGHTS,
+    Kind.RECEIVE_COPIES: Kind.SEND_COPIES,
 }
 """What each receive takes."""
 
@@ -46,8 +49,8 @@ class Action:
     ``index`` numbers a partition for ``F`` (forward), ``B`` (backward), ``U`` (update), ``I`` (synthetic input) and for the
     transfers of the values that its forward made, of the gradients that its backward pass gave to parameters of another rank, and
     of the parameters that its update changed. It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the
-    target arrives), ``M`` (fit) and for the transfers of its target. Transfers name the other rank:
-    ``SEND_F0@rank0>rank1``, ``RECV_F0@rank1<rank0``.
+    target arrives), ``M`` (fit) and for the transfers of its target and of the parameters that its estimator copies. Transfers
+    name the other rank: ``SEND_F0@rank0>rank1``, ``RECV_F0@rank1<rank0``.
 
     Attributes:
         kind: What it does.

@@ -149,6 +149,8 @@ class Interface:
         fit: What the estimates receive; ``"own"`` where the estimator lowers a loss of its own.
         fit_weight: What an absolute error is multiplied by.
         flops: FLOPs of one answer for the example inputs; None where they are not known.
+        mirrors: Names of the model's parameters that a suffix holds copies of.
+        refresh: After how many training steps these copies are taken again.
         make: Makes the estimator anew, on the CPU, where this one is on the meta device; else None.
     """
 
@@ -173,6 +175,8 @@ class Interface:
     needs_answer: bool = False
     detail: str = ""
     flops: int | None = None
+    mirrors: tuple[str, ...] = ()
+    refresh: int = 1
     make: Callable[[], nn.Module] | None = None
 
     @property

@@ -27,6 +27,8 @@ SAYS = {
     Kind.RECEIVE_GRADIENTS: "the gradients of {} for shared parameters are received",
     Kind.SEND_WEIGHTS: "{} sends its shared parameters",
     Kind.RECEIVE_WEIGHTS: "the shared parameters of {} are received",
+    Kind.SEND_COPIES: "what the estimator of {} copies is sent",
+    Kind.RECEIVE_COPIES: "what the estimator of {} copies is received",
 }
 """What an action does to its partition or its boundary."""
 

@@ -8,7 +8,10 @@ from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Program, Schedule
 from dnifx.schedules.dependencies import Links, links
 from dnifx.schedules.drawing import device_of, needs_over_ranks
 from dnifx.schedules.language import unplaced
-from dnifx.schedules.transfers import Ranks, moved_parameters, ranks_of
+from dnifx.schedules.transfers import Ranks, copied_parameters, moved_parameters, ranks_of
+
+COPIES = frozenset({Kind.SEND_COPIES, Kind.RECEIVE_COPIES})
+"""What moves the parameters that an estimator copies: not in every step."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Turn:
         late: What it needs of the step ``action.lag`` before; None where it needs nothing.
         cost: How long it takes.
         bytes: What it sends or receives, in bytes.
+        every: After how many steps it runs again.
     """
 
     action: Action
@@ -83,6 +87,7 @@ class Turn:
     late: int | None
     cost: float
     bytes: int
+    every: int = 1
 
 
 class Numbers(dict[Action, int]):
@@ -111,6 +116,7 @@ def turns_of(
             None if late is None else numbers[late],
             costs.get(bare, 0.0) + size * link.handling,
             size,
+            wiring.gates[action.index].refresh if action.kind in COPIES else 1,
         )
         turns.append(turn)
     return turns
@@ -132,6 +138,8 @@ class Clock:
         """Issue one step."""
         before = dict(self._last)
         for turn in turns:
+            if step % turn.every:
+                continue
             action = turn.action
             earlier = [before[need] for need in turn.before if need in before]
             earlier += [self._last[need] for need in turn.needed]
@@ -176,7 +184,7 @@ def value_bytes(program: Program) -> dict[str, int]:
 
 
 def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int], ranks: Ranks = ()) -> int:
-    """Return the size of what a transfer moves: values, the gradients of a boundary, or those of shared parameters; else 0.
+    """Return the size of what a transfer moves: values, the gradients of a boundary, parameters or their gradients; else 0.
 
     ``sizes`` are those of ``value_bytes``, and ``ranks`` those of the partitions.
     """
@@ -186,7 +194,11 @@ def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int], rank
         return sum(spec.bytes for spec in program.boundaries[action.index].specs)
     if action.kind not in (Kind.SEND_VALUES, Kind.RECEIVE_VALUES):
         known = dict(program.model.named_parameters())
-        names = [name for name in moved_parameters(action, program.partitions, ranks) if name in known]
+        if action.kind in COPIES:
+            moved = copied_parameters(action, links(program), program.partitions, ranks)
+        else:
+            moved = moved_parameters(action, program.partitions, ranks)
+        names = [name for name in moved if name in known]
         return sum(known[name].numel() * known[name].element_size() for name in names)
     return sum(sizes.get(name, 0) for name in program.partitions[action.index].outputs)
 
@@ -196,6 +208,8 @@ def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:
         return tuple(Action(Kind.UPDATE, owner) for owner in wiring.owners[action.index])
     if action.kind is Kind.SYNTHESISE:
         return (Action(Kind.FIT, action.index),)
+    if action.kind is Kind.SEND_COPIES:
+        return tuple(Action(Kind.UPDATE, owner) for owner, _ in wiring.gates[action.index].copies)
     if action.kind is Kind.INPUT:
         return tuple(Action(Kind.FIT, boundary) for boundary in wiring.consumed[action.index])
     return ()

@@ -37,6 +37,8 @@ class Gate:
         fit_reaches_core: Whether the fit also gives gradients to the partition, so that the update has to wait for it.
         reads: Partitions whose values the estimator reads beside those of the boundary.
         late: Steps by which the producer gets the target late.
+        copies: Parameters that the estimator copies, by the partition that updates them.
+        refresh: After how many steps it does so again.
     """
 
     producer: int
@@ -52,6 +54,8 @@ class Gate:
     fit_reaches_core: bool = False
     reads: frozenset[int] = frozenset()
     late: int = 0
+    copies: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    refresh: int = 1
 
     @property
     def mixes(self) -> bool:
@@ -152,6 +156,10 @@ def timed(program: Program) -> tuple[Recurrence, ...]:
 
 def _gate(boundary: Boundary, interface: Interface, program: Program) -> Gate:
     homes = {program.partition_of[name] for name in interface.reads if name in program.partition_of}
+    copies = (
+        (each.index, tuple(name for name in each.parameters if name in interface.mirrors))
+        for each in program.partitions
+    )
     return Gate(
         boundary.producer,
         frozenset(boundary.consumers),
@@ -164,6 +172,8 @@ def _gate(boundary: Boundary, interface: Interface, program: Program) -> Gate:
         needs_error=interface.needs_error,
         reads=frozenset(homes - {boundary.producer}),
         late=interface.late,
+        copies=tuple((index, names) for index, names in copies if names),
+        refresh=interface.refresh,
     )
 
 

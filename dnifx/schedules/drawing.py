@@ -28,6 +28,8 @@ _STYLES = {
     Kind.RECEIVE_GRADIENTS: "dim green",
     Kind.SEND_WEIGHTS: "dim yellow",
     Kind.RECEIVE_WEIGHTS: "dim yellow",
+    Kind.SEND_COPIES: "dim magenta",
+    Kind.RECEIVE_COPIES: "dim magenta",
 }
 
 

@@ -30,8 +30,20 @@ _MEANINGS = {
     Kind.RECEIVE_GRADIENTS: "receive the gradients of shared parameters of partition",
     Kind.SEND_WEIGHTS: "send the new values of shared parameters of partition",
     Kind.RECEIVE_WEIGHTS: "receive the new values of shared parameters of partition",
+    Kind.SEND_COPIES: "send what the estimator copies at boundary",
+    Kind.RECEIVE_COPIES: "receive what the estimator copies at boundary",
 }
-_ON_BOUNDARIES = frozenset({Kind.SYNTHESISE, Kind.TARGET, Kind.FIT, Kind.SEND_TARGET, Kind.RECEIVE_TARGET})
+_ON_BOUNDARIES = frozenset(
+    {
+        Kind.SYNTHESISE,
+        Kind.TARGET,
+        Kind.FIT,
+        Kind.SEND_TARGET,
+        Kind.RECEIVE_TARGET,
+        Kind.SEND_COPIES,
+        Kind.RECEIVE_COPIES,
+    }
+)
 _LATE = frozenset({Kind.TARGET, Kind.FIT, Kind.BACKWARD, Kind.RECEIVE_TARGET})
 
 

@@ -26,7 +26,8 @@ def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
     Values are sent as soon as they are made and received just before their first use. A target is sent as soon as all its
     consumers on a rank have run backward. It is received where the target is taken, or, where it has a lag, before the fit.
     What a backward pass gives to parameters of another rank is sent after it, and received before their update. Their new values
-    are sent and received after the update. Everything else keeps its order. A schedule that has transfers keeps them.
+    are sent and received after the update. What an estimator copies of parameters of other ranks is sent and received before it
+    is asked. Everything else keeps its order. A schedule that has transfers keeps them.
 
     Raises:
         ScheduleError: The number of ranks is not that of the partitions, or the schedule names other ranks.
@@ -54,7 +55,7 @@ def _transferred(schedule: Schedule, partitions: tuple[Partition, ...], ranks: R
         placed = replace(action, rank=at.rank(action))
         receives = [each for each in at.received_before(placed) if each not in received]
         received.update(receives)
-        order += [*receives, placed, *at.moved_after(placed)]
+        order += [*at.sent_before(placed), *receives, placed, *at.moved_after(placed)]
     return replace(schedule, actions=tuple(order))
 
 
@@ -125,9 +126,21 @@ class _Ranked:
             users = sorted(user for user in self.wiring.users[action.index] if self.ranks[user] != here)
             for user in (each for each in users if Action(Kind.BACKWARD, each) in self.actions):
                 yield Action(Kind.RECEIVE_GRADIENTS, user, rank=here, peer=self.ranks[user])
+        if action.kind is Kind.SYNTHESISE:
+            for send in self.sent_before(action):
+                yield Action(Kind.RECEIVE_COPIES, action.index, rank=here, peer=send.rank)
         if action.kind is self.takes(action):
             for sender in self.senders(action.index):
                 yield Action(Kind.RECEIVE_TARGET, action.index, rank=here, lag=action.lag, peer=sender)
+
+    def sent_before(self, action: Action) -> Iterator[Action]:
+        """The sends of what an estimator copies, before it is asked."""
+        if action.kind is Kind.SYNTHESISE:
+            owners = {self.ranks[owner] for owner, _ in self.wiring.gates[action.index].copies} - {action.rank}
+            for rank in sorted(owners):
+                send = Action(Kind.SEND_COPIES, action.index, rank=rank, peer=action.rank)
+                if copied_parameters(send, self.wiring, self.partitions, self.ranks):
+                    yield send
 
     def takes(self, action: Action) -> Kind | None:
         """The action before which the target of a boundary is received: its fit where that is late, else the target itself."""
@@ -172,6 +185,14 @@ def moved_parameters(action: Action, partitions: Sequence[Partition], ranks: Ran
     return tuple(name for name in own.parameters if name in used)
 
 
+def copied_parameters(action: Action, wiring: Links, partitions: Sequence[Partition], ranks: Ranks) -> tuple[str, ...]:
+    """Return the parameters that a transfer of copies (``SEND_S``, ``RECV_S``) moves: those that no partition on the taker's rank uses."""
+    source, taker = (action.rank, action.peer) if action.kind is Kind.SEND_COPIES else (action.peer, action.rank)
+    there = {name for each in partitions if ranks[each.index] == taker for name in each.uses}
+    copies = wiring.gates[action.index].copies if action.index < len(wiring.gates) else ()
+    return tuple(name for owner, names in copies if ranks[owner] == source for name in names if name not in there)
+
+
 def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[Action, ...]]:
     """Return what actions need in their step because of transfers, without places; nothing where there are no transfers."""
     ranks = ranks_of(schedule, program)
@@ -181,6 +202,7 @@ def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[A
     wiring = links(program)
     at = _Ranked(core, program.partitions, ranks, wiring)
     found: dict[Action, tuple[Action, ...]] = {}
+    position = {unplaced(action): place for place, action in enumerate(core)}
     for action in schedule.actions:
         if action.kind not in TRANSFERS:
             received = tuple(map(unplaced, at.received_before(replace(action, rank=at.rank(action)))))
@@ -192,6 +214,11 @@ def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[A
             users = wiring.gates[action.index].consumers if action.index < len(wiring.gates) else frozenset()
             here = sorted(user for user in users if ranks[user] == action.rank)
             found[unplaced(action)] = tuple(Action(Kind.BACKWARD, user) for user in here)
+        elif action.kind is Kind.SEND_COPIES:
+            copies = wiring.gates[action.index].copies if action.index < len(wiring.gates) else ()
+            asked = position.get(Action(Kind.SYNTHESISE, action.index), -1)
+            updates = (Action(Kind.UPDATE, owner) for owner, _ in copies if ranks[owner] == action.rank)
+            found[unplaced(action)] = tuple(each for each in updates if position.get(each, asked) < asked)
         elif not action.lag:
             send = Action(RECEIVED[action.kind], action.index, rank=action.peer, peer=action.rank)
             found[unplaced(action)] = (send,)

@@ -41,6 +41,9 @@ def reads(action: Action, update: Action, program: Program) -> bool:
         return True
     if action.kind is Kind.SEND_WEIGHTS:
         return update == Action(Kind.UPDATE, action.index)
+    if action.kind is Kind.SEND_COPIES:
+        written = program.partitions[update.index].parameters if update.kind is Kind.UPDATE else ()
+        return not set(program.interfaces[action.index].mirrors).isdisjoint(written)
     if action.kind in (Kind.SYNTHESISE, Kind.FIT):
         suffix = bool(program.interfaces[action.index].suffix)
         return suffix or (update.kind is Kind.FIT and update.index == action.index)

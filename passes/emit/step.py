@@ -141,6 +141,8 @@ class StepWriter(StepPlan):
             Kind.RECEIVE_GRADIENTS: self.transfers.receive_gradients,
             Kind.SEND_WEIGHTS: self.transfers.send_weights,
             Kind.RECEIVE_WEIGHTS: self.transfers.receive_weights,
+            Kind.SEND_COPIES: self.transfers.send_copies,
+            Kind.RECEIVE_COPIES: self.transfers.receive_copies,
         }
         return writers[action.kind](action)
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from dnifx.ir import Action
 from dnifx.passes.emit.blocks import Block, StepPlan, local, parameter, tuple_of
-from dnifx.schedules.transfers import moved_parameters
+from dnifx.schedules.dependencies import links
+from dnifx.schedules.transfers import copied_parameters, moved_parameters
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,32 @@ class TransferLines(StepPlan):
             f"{action}: {self.shown(action)} from {self.called(action.peer)}",
             (f"take_values({owned}, {self.carrier}.receive_weights({self.ends(action)}))",),
         )
+
+    def send_copies(self, action: Action) -> Block:
+        """Send the parameters that an estimator on another rank copies, in the steps in which it does."""
+        boundary, names = self.program.boundaries[action.index], self.copied(action)
+        given = "".join(f", {parameter(name)}" for name in names)
+        lines = (
+            f"if self.suffix_{boundary.key}.asked_elsewhere():",
+            f"    {self.carrier}.send_copies({self.ends(action)}{given})",
+        )
+        return Block(f"{action}: {', '.join(names)} to {self.called(action.peer)}{self.sometimes(action)}", lines)
+
+    def receive_copies(self, action: Action) -> Block:
+        """Take the parameters of another rank that an estimator here copies, in the steps in which it does."""
+        boundary, names = self.program.boundaries[action.index], self.copied(action)
+        taken = f"{tuple_of(map(parameter, names))}, {self.carrier}.receive_copies({self.ends(action)})"
+        lines = (f"if self.suffix_{boundary.key}.due:", f"    take_values({taken})")
+        return Block(f"{action}: {', '.join(names)} from {self.called(action.peer)}{self.sometimes(action)}", lines)
+
+    def copied(self, action: Action) -> tuple[str, ...]:
+        """Return the parameters that a transfer of copies is about."""
+        return copied_parameters(action, links(self.program), self.program.partitions, self.ranks)
+
+    def sometimes(self, action: Action) -> str:
+        """Say how often a transfer of copies is made, if not in every step."""
+        steps = self.program.interfaces[action.index].refresh
+        return f", every {steps} steps" if steps > 1 else ""
 
     def moved(self, action: Action) -> tuple[str, ...]:
         """Return the shared parameters that a transfer is about."""

@@ -50,6 +50,7 @@ def suffix_interface(boundary: Boundary, options: Suffix, program: Program, loss
     mirrors = mirrored(program, thin, options, copies)
     for mirror in mirrors:
         mirror.copy.requires_grad_(False)
+    names = {id(each): name for name, each in program.model.named_parameters()}
     module = attach_values(thin.graph, holder, "ThinSuffix")
     estimator = SuffixGradient(module, compute, mean, mirrors, options.refresh, thin.draws)
     estimator.train(program.model.training)
@@ -66,6 +67,8 @@ def suffix_interface(boundary: Boundary, options: Suffix, program: Program, loss
         suffix=thin.text,
         needs_answer=outside,
         flops=round(thin.share * suffix_flops(boundary, program)),
+        mirrors=tuple(names[id(mirror.source)] for mirror in mirrors),
+        refresh=estimator.period,
     )
 
 

@@ -42,6 +42,36 @@ def test_shared_parameters_are_those_of_one_process(pool: Pool, drawn: tuple[Run
     assert pool.run(tied_jobs.like_one_process, run, count=count) == [""] * count
 
 
+@st.composite
+def copying(draw: st.DrawFn) -> tuple[Run, int]:
+    """Layers before a readout, in places drawn for each, whose suffixes copy weights of other ranks."""
+    count = draw(st.sampled_from([2, 3]))
+    layers = draw(st.integers(count, 4))
+    rest = draw(st.lists(st.integers(0, count - 1), min_size=layers - count, max_size=layers - count))
+    ranks = draw(st.permutations([*range(count), *rest]))
+    gradient = draw(st.sampled_from(["copied readout", "running block", "copied all"]))
+    # asks the estimator after the last partition was updated, so that it copies the new weights
+    updated_first = f"F0 F1 B1 U1 S0 {'M0 ' if gradient == 'running block' else ''}B0 U0"
+    run = Run(
+        "read words",
+        tuple(draw(st.lists(st.integers(0, layers), min_size=layers, max_size=layers))),
+        tuple(ranks),
+        gradient,
+        draw(st.integers(0, 2)),
+        draw(st.sampled_from((*SCHEDULES, updated_first) if layers == 2 else SCHEDULES)),
+        draw(st.sampled_from(["sgd", "adam"])),
+        draw(st.sampled_from([1, 1, 2])),
+    )
+    return run, count
+
+
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+@given(copying())
+def test_what_estimators_copy_is_that_of_one_process(pool: Pool, drawn: tuple[Run, int]) -> None:
+    run, count = drawn
+    assert pool.run(tied_jobs.like_one_process, run, count=count) == [""] * count
+
+
 @pytest.mark.parametrize(
     "run",
     [
@@ -49,6 +79,9 @@ def test_shared_parameters_are_those_of_one_process(pool: Pool, drawn: tuple[Run
         Run("words", (0, 1, 1), (0, 1, 1), "copied readout", lag=1, optimizer="adam"),
         Run("words", (0, 1), (1, 0), "running readout"),
         Run("layers", (0, 0, 0), (0, 1, 2), "oracle"),
+        Run("read words", (0, 1), (0, 1), "copied readout", lag=1),
+        Run("read words", (0, 1, 2), (0, 1, 1), "copied readout", schedule="F0 F1 S1 B1 F2 B2 U2 S0 B0 U0 U1"),
+        Run("read words", (0, 1, 2), (1, 2, 0), "copied all", optimizer="adam"),
         Run("layers", (0, 1, 0, 1), (0, 1, 1, 0), "linear", lag=1),
     ],
 )

@@ -22,6 +22,8 @@ GRADIENTS: dict[str, Any] = {
     "suffix": "suffix",
     "copied readout": estimators.Suffix(blocks=0, readout="shared", refresh=2),
     "running readout": estimators.Suffix(blocks=0, decay=0.5),
+    "running block": estimators.Suffix(blocks=1, decay=0.5),
+    "copied all": estimators.Suffix(blocks=1, readout="shared", refresh=3, decay=0.9),
 }
 OPTIMIZERS: dict[str, Any] = {"sgd": sgd, "adam": adam, "plain": lambda own: torch.optim.SGD(own, lr=0.1)}
 
@@ -32,7 +34,7 @@ class Run:
 
     Attributes:
         kind: ``"layers"``, or ``"words"`` for a language model, whose embedding is its readout; ``"sparse words"`` where its
-            gradient is sparse.
+            gradient is sparse, and ``"read words"`` where it has a readout of its own.
         weights: For each layer, the number of its weight: layers of one number share it.
         ranks: The rank of each partition; there is a cut after each layer.
         gradient: The estimators.
@@ -75,11 +77,14 @@ class Layers(nn.Module):
             block.inner.weight = blocks[weights.index(weight)].inner.weight
         self.layers = nn.Sequential(*blocks)
         self.embedding = nn.Embedding(WORDS, WIDTH, sparse=kind == "sparse words") if kind != "layers" else None
+        self.readout = nn.Linear(WIDTH, WORDS) if kind == "read words" else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.embedding is not None:
             x = self.embedding(x)
         x = self.layers(x)
+        if self.readout is not None:
+            return self.readout(x)  # type: ignore[no-any-return]
         return x if self.embedding is None else nn.functional.linear(x, self.embedding.weight)
 
 

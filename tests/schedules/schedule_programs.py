@@ -17,7 +17,7 @@ class Gate:
     """A boundary to be: who makes its values, who takes them, what stands on it.
 
     ``learns`` is what its estimator learns from: ``target``, ``loss``, ``both`` or nothing but itself, ``alone``; ``errs`` is
-    whether it answers from the output's error.
+    whether it answers from the output's error; ``copies`` are the parameters that it copies, every ``refresh`` steps.
     """
 
     producer: int
@@ -27,6 +27,8 @@ class Gate:
     imagines: bool = False
     learns: str = "target"
     errs: bool = False
+    copies: tuple[str, ...] = ()
+    refresh: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def _interface(gate: Gate, index: int) -> Interface:
         needs_target=gate.learns in ("target", "both"),
         needs_loss=gate.learns in ("loss", "both"),
         needs_error=gate.errs,
+        mirrors=gate.copies,
+        refresh=gate.refresh,
     )
 
 
@@ -128,6 +132,7 @@ def _gates(draw: st.DrawFn, index: int, count: int, imagines: bool | None, locke
             imagines=draw(st.booleans()) if imagines is None else imagines,
             learns=draw(st.sampled_from(["target", "target", "loss", "both", "alone"])),
             errs=locked is None and draw(st.sampled_from([False, False, True])),
+            copies=draw(st.sampled_from([(), (), *((f"p{each}",) for each in later)])),
         )
         for group in groups
     ]

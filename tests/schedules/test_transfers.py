@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import dnifx
 from dnifx import schedules
 from dnifx.errors import ScheduleError
-from dnifx.ir import RECEIVED, SENDS, TRANSFERS, Action, Program
+from dnifx.estimators import Suffix
+from dnifx.ir import RECEIVED, SENDS, TRANSFERS, Action, Kind, Program
 from dnifx.schedules.clock import moved_bytes, value_bytes
 from dnifx.schedules.dependencies import links
 from dnifx.schedules.drawing import needs_over_ranks
@@ -67,6 +68,55 @@ def test_ranks_that_share_a_parameter_wait_for_the_link() -> None:
     assert 1 / slow == pytest.approx(
         1 / quick + 2 * 9, abs=3
     )  # there with values or gradients, and back with the weight
+
+
+COPYING = Plan((("a",), ("b",), ("c",)), gates=(Gate(0, (1,), copies=("b", "c"), refresh=3), Gate(1, (2,))))
+
+
+def test_what_an_estimator_copies_crosses_before_it_is_asked() -> None:
+    order = "F0 S0 B0 U0 F1 S1 B1 T0 M0 U1 F2 B2 T1 M1 U2"
+    found = over(order, COPYING.program, 0, 1, 2)
+    assert found.startswith(
+        "F0@rank0 SEND_F0@rank0>rank1 SEND_S0@rank1>rank0 SEND_S0@rank2>rank0 RECV_S0@rank0<rank1 RECV_S0@rank0<rank2 S0@rank0 "
+    )
+    assert [each for each in over(order, COPYING.program, 0, 0, 1).split() if "_S" in each] == [
+        *("SEND_S0@rank1>rank0", "RECV_S0@rank0<rank1"),
+    ]
+    used_there = replace(COPYING, uses=(("b", "c"), (), ()))
+    assert "_S" not in over(order, used_there.program, 0, 1, 2)
+
+
+def test_copies_are_sent_after_the_update_that_stands_before_the_question() -> None:
+    plan = Plan((("a",), ("b",)), gates=(Gate(0, (1,), copies=("b",)),))
+    found = over("F0 F1 B1 U1 S0 B0 T0 M0 U0", plan.program, 0, 1)
+    assert "U1@rank1 SEND_S0@rank1>rank0 RECV_S0@rank0<rank1 S0@rank0" in found
+    early = found.replace("SEND_S0@rank1>rank0 ", "").replace("F1@rank1", "SEND_S0@rank1>rank0 F1@rank1")
+    with pytest.raises(ScheduleError, match=r"needs U1 \(update of partition 1\) before it"):
+        schedules.validate(schedules.parse(early), plan.program)
+
+
+def test_copies_take_the_link_in_the_steps_in_which_they_are_made() -> None:
+    program = dnifx.decouple(
+        nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)),
+        ["0"],
+        args=(torch.randn(2, 4),),
+        gradient=Suffix(blocks=0, readout="shared", refresh=3),
+        loss=nn.MSELoss(),
+    ).program
+    found = schedules.transferred(schedules.sequential(program), program, (0, 1))
+    sizes = {str(each): moved_bytes(each, program, value_bytes(program), (0, 1)) for each in found.actions}
+    assert sizes["SEND_S0@rank1>rank0"] == sizes["RECV_S0@rank0<rank1"] == 4 * (4 * 3 + 3)
+    costs = {str(unplaced(action)): 1.0 for action in found.actions if action.kind not in TRANSFERS}
+    simulated = schedules.simulate(found, program, costs, 9, schedules.Link(latency=10.0))
+    sent, taken = (
+        {span.step: span for span in simulated.spans if span.action.kind is kind}
+        for kind in (Kind.SEND_COPIES, Kind.RECEIVE_COPIES)
+    )
+    assert list(sent) == list(taken) == [0, 3, 6]
+    last = {span.step: span.end for span in simulated.spans if str(unplaced(span.action)) == "U1"}
+    for step in (3, 6):
+        assert sent[step].start >= last[step - 1]
+        assert taken[step].end >= sent[step].end + 10
 
 
 def test_several_ranks_take_a_value_and_send_its_target() -> None:

@@ -220,6 +220,7 @@ def called_by_name(
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
         setattr(names, f"estimate_{boundary.key}", cast(interface.estimator))
         setattr(names, f"imagine_{boundary.key}", cast(interface.input_model))
+        setattr(names, f"suffix_{boundary.key}", interface.estimator)
     for each in program.recurrences:
         setattr(names, f"estimate_{each.key}", cast(each.interface.estimator) if each.interface else None)
         setattr(names, f"head_{each.key}", cast(each.head))
