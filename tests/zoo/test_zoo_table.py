@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from dnifx.errors import DataError, OptionError
@@ -253,3 +256,11 @@ def test_validation_chooses_rates_from_the_first_seed() -> None:
 def test_options_that_do_not_fit_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=re.escape(said)):
         run(brief(**values))
+
+
+@pytest.mark.parametrize(("unit", "shown"), [("error %", "error 12.35%"), ("perplexity", "perplexity 12.35")])
+def test_the_progress_says_what_is_measured(unit: str, shown: str) -> None:
+    with Progress(console=Console(file=StringIO())) as progress:
+        line = Line(progress, progress.add_task("suffix", state=""), "suffix", 0, 3)
+        line.point(Point(5, 0.5, 12.345678), unit)
+        assert progress.tasks[0].fields["state"] == f"seed 3  loss 0.5000  {shown}"

@@ -39,9 +39,10 @@ class Line:
         self.progress.start_task(self.task)
         self.progress.update(self.task, completed=self.before + step)
 
-    def point(self, point: Point) -> None:
-        """Show the newest point of the run's curve."""
-        state = f"seed {self.seed}  loss {point.loss:.4f}  error {point.error:.2f}%"
+    def point(self, point: Point, unit: str = "error %") -> None:
+        """Show the newest point of the run's curve; ``unit`` says what its error is: ``error %``, ``perplexity``."""
+        name, _, sign = unit.partition(" ")
+        state = f"seed {self.seed}  loss {point.loss:.4f}  {name} {point.error:.2f}{sign}"
         self.progress.update(self.task, state=state)
         self.keep(point)
 

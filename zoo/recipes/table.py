@@ -111,7 +111,7 @@ class TableTraining(Resumable[Point]):
     def measure(self, loss: float, line: Line) -> Point:
         """Measure the score on the validation part."""
         point = Point(self.steps, loss, self.task.score(self.learner.model, "validation"))
-        line.point(point)
+        line.point(point, self.task.unit)
         return point
 
 
