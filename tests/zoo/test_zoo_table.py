@@ -176,7 +176,7 @@ def test_variants_begin_alike_and_an_interrupted_run_goes_on_bit_for_bit(
     whole = run(Table(**values, out=tmp_path / "whole"))
     own = tmp_path / "parts"
 
-    def point(line: Line, point: Point) -> None:
+    def point(line: Line, point: Point, unit: str) -> None:
         if point.step == 2 and line.name == NAMES["suffix"]:
             raise KeyboardInterrupt
 
