@@ -13,6 +13,7 @@ from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
 from dnifx.engines.cuda_graph import CudaGraph
 from dnifx.engines.devices import Devices
+from dnifx.engines.grid import grid_of
 from dnifx.engines.joining import join_ranks
 from dnifx.engines.places import Place
 from dnifx.engines.ranks import Ranks
@@ -230,23 +231,27 @@ def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int, place
     return StepWriter(program, wanted, ranks=ranks, rank=rank, evaluates=True, places=called).source()
 
 
-def ranks_for(places: Any, spec: schedules.Spec, program: Program) -> schedules.Ranks:
-    """Return the rank of each partition, as places or the schedule say it.
+def ranks_for(places: Any, spec: schedules.Spec, program: Program, count: int) -> schedules.Ranks:
+    """Return the rank of each partition, one of ``count``, as places or the schedule say it.
 
     Raises:
         PlaceError: There are no processes, or the partitions cannot run on these ranks.
     """
     first = schedules.period_of(spec, program)
     named = schedules.ranks_of(first, program) if isinstance(first, Schedule) else None
-    return placed_ranks(named if named is not None and places == "ranks" else places, program, join_ranks()[1])
+    return placed_ranks(named if named is not None and places == "ranks" else places, program, count)
 
 
-def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) -> int:
+def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program, mesh: Any) -> int:
     """Return how late targets are, as a number of steps; ``"auto"`` measures the ranks and the links between them.
 
     Raises:
         ScheduleError: It is no number of steps, or there are no ranks to measure.
     """
+    if lag == "auto" and mesh is not None:
+        raise ScheduleError(
+            "lag='auto' measures the links of one replica, and mesh= has several, which may measure otherwise: give a number of steps"
+        )
     if lag == "auto" and (places is None or names_devices(places)):
         raise ScheduleError(
             "lag='auto' measures the links between ranks, and one process has none: give a number of steps, or places=\"ranks\""
@@ -257,7 +262,7 @@ def chosen_lag(lag: Any, places: Any, spec: schedules.Spec, program: Program) ->
         )
     if lag == "auto":
         schedules.lagged(schedules.sequential(program), program, 1)
-        return automatic_lag(program, ranks_for(places, spec, program))
+        return automatic_lag(program, ranks_for(places, spec, program, join_ranks()[1]))
     if isinstance(lag, bool) or not isinstance(lag, int):
         raise ScheduleError(f"{lag=} is not a number of steps; give 0 or more, or 'auto' over ranks")
     return lag
@@ -292,13 +297,19 @@ def devices_for(places: Any, spec: schedules.Spec, program: Program) -> Any:
     return schedules.places_of(schedules.period_of(spec, program), program)
 
 
-def engine_for(engine: Any, places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float) -> Engine:
+def engine_for(
+    engine: Any, places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float, mesh: Any
+) -> Engine:
     """Return what runs a trainer's steps: this process, in one place or in several, or all processes of a run.
 
     Raises:
         PlaceError: There are no processes, or the partitions cannot run on these ranks.
     """
     given = devices_for(places, spec, program)
+    if mesh is not None and (places is None or given is not None or engine is not None):
+        raise PlaceError(
+            'mesh= arranges processes as replicas by places: give places="ranks" or the rank of each partition with it, or leave mesh= out'
+        )
     late = max([lag, *(each.late for each in program.interfaces)])
     if engine is not None:
         return CudaGraph(recorded_on(engine, given if places is None else places, program))
@@ -306,10 +317,11 @@ def engine_for(engine: Any, places: Any, spec: schedules.Spec, program: Program,
         return Devices(program, *placed_devices(given, program), late)
     if places is None:
         return OneProcess()
-    ranks, (rank, _) = ranks_for(places, spec, program), join_ranks()
-    device = program.partitions[ranks.index(rank)].device
+    grid = grid_of(mesh)
+    ranks = ranks_for(places, spec, program, len(grid.members))
+    device = program.partitions[ranks.index(grid.rank)].device
     computes = torch.device("cpu") if device.type == "meta" else device
-    return Ranks(ranks, late, traffic(program, ranks)[rank], computes, timeout)
+    return Ranks(ranks, late, traffic(program, ranks)[grid.rank], computes, timeout, grid)
 
 
 def trained_schedule(spec: schedules.Spec, program: Program, lag: int, engine: Engine) -> schedules.ScheduleSource:

@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
-    """Three processes that run jobs over ranks, started once for all tests."""
-    with started(3) as made:
+    """Four processes that run jobs over ranks, started once for all tests."""
+    with started(4) as made:
         yield made
 
 

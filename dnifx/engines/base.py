@@ -21,12 +21,30 @@ class Engine(Protocol):
         named: The places.
         home: The device where the model was before; None where it stayed there.
         captures: Whether steps are recorded once, and replayed.
+        group: The process group of all ranks of all replicas; None where there are none.
+        process: The number of this process among these.
     """
 
     places: tuple[int, ...]
     named: tuple[Any, ...]
     home: torch.device | None
     captures: bool
+    group: Any
+    process: int
+
+    @property
+    def replica(self) -> int:
+        """The number of this replica of the net, where several train on shares of a batch."""
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas there are."""
+
+    def total(self, tensor: Tensor) -> int:
+        """Add a tensor up over the replicas, in place, and return how many there are."""
+
+    def agreed(self, own: Any) -> Sequence[Any]:
+        """Return what each process of all replicas has, on every one."""
 
     @property
     def rank(self) -> int:
@@ -92,6 +110,17 @@ class InOnePlace:
     named: tuple[Any, ...] = ()
     home: torch.device | None = None
     captures = False
+    replica, replicas = 0, 1
+    group: Any = None
+    process = 0
+
+    def total(self, tensor: Tensor) -> int:
+        """Do nothing: there is one replica."""
+        return 1
+
+    def agreed(self, own: Any) -> Sequence[Any]:
+        """Return what this process has: there is one replica."""
+        return [own]
 
     def made(self, run: Callable[[Any], Any], batch: Any, reads: Callable[[], Hashable]) -> Any:
         """Run a step."""

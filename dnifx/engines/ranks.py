@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnifx.engines.base import InOnePlace
+from dnifx.engines.grid import Grid
 from dnifx.engines.messages import Lost, Receiver, Sender
 from dnifx.engines.stopping import Agreement, Signals
 from dnifx.errors import RankError
@@ -85,16 +86,23 @@ class Ranks(InOnePlace):
         traffic: What reaches this rank.
         device: Where this rank computes.
         timeout: Seconds after which a rank that says nothing counts as gone.
+        grid: Which processes are the ranks of this replica, and which average with this one.
     """
 
     def __init__(
-        self, ranks: tuple[int, ...], lag: int, traffic: Traffic, device: torch.device, timeout: float
+        self, ranks: tuple[int, ...], lag: int, traffic: Traffic, device: torch.device, timeout: float, grid: Grid
     ) -> None:
-        self.rank, self.ranks, self.lag = dist.get_rank(), ranks, lag
+        self.rank, self.ranks, self.lag, self.grid = grid.rank, ranks, lag, grid
+        self.replica, self.replicas = grid.replica, len(grid.rows)
         self.traffic, self.device, self.timeout = traffic, device, timeout
-        self._groups = {each: self._group() for each in ("values", "targets", "control")}
+        self._groups = {each: self._group(grid.members) for each in ("values", "targets", "control")}
+        self._groups["everyone"] = self._groups["control"]
+        if len(grid.rows) > 1:
+            self._groups |= {"alike": self._group(grid.alike), "everyone": self._group(grid.everyone)}
+        self.group: dist.ProcessGroup | None = self._groups["everyone"]
+        self.process = dist.get_rank()
         number = [next(_NUMBERS)]
-        dist.broadcast_object_list(number, 0, self._groups["control"])
+        dist.broadcast_object_list(number, grid.rows[0][0], self._groups["everyone"])
         kept = torch.distributed.distributed_c10d._get_default_store()
         self._store = torch.distributed.distributed_c10d.PrefixStore(f"dnifx/{number[0]}", kept)
         self._senders: dict[tuple[str, int, bool], Sender] = {}
@@ -104,10 +112,28 @@ class Ranks(InOnePlace):
         self._agreement: Agreement | None = None
         atexit.register(self.close)
 
-    def _group(self) -> dist.ProcessGroup:
-        """Return a new process group of all ranks."""
-        made: dist.ProcessGroup = dist.new_group(range(dist.get_world_size()), timedelta(seconds=self.timeout), "gloo")
+    def _group(self, processes: Sequence[int]) -> dist.ProcessGroup:
+        """Return a new process group of some processes, which all of them make."""
+        limit, some = timedelta(seconds=self.timeout), len(processes) < dist.get_world_size()
+        made: dist.ProcessGroup = dist.new_group([*processes], limit, "gloo", use_local_synchronization=some)
         return made
+
+    def total(self, tensor: Tensor) -> int:
+        """Add a tensor up over the replicas, in place, and return how many there are. Every replica waits for all.
+
+        Raises:
+            RankError: Another process has failed.
+        """
+        with self._together():
+            dist.all_reduce(tensor, group=self._groups["alike"])
+        return self.replicas
+
+    def agreed(self, own: Any) -> Sequence[Any]:
+        """Return what each process of all replicas has, on every one. Every process waits for all."""
+        found: list[Any] = [None] * len(self.grid.everyone)
+        with self._together():
+            dist.all_gather_object(found, own, self._groups["everyone"])
+        return found
 
     def show(self, batch: Any) -> None:
         """Take note of the batch of this step, to be compared with that of the ranks whose values come here."""
@@ -177,7 +203,7 @@ class Ranks(InOnePlace):
         key = way, peer, self._evaluates
         if key not in self._senders:
             group, tag = CHANNELS[way]
-            self._senders[key] = Sender(self._groups[group], peer, tag + self._evaluates)
+            self._senders[key] = Sender(self._groups[group], self.grid.members[peer], tag + self._evaluates)
         return self._senders[key]
 
     def _received(self, way: str, peer: int, label: tuple[int, int, int]) -> tuple[Any, ...]:
@@ -186,7 +212,8 @@ class Ranks(InOnePlace):
             messages: int = getattr(self.traffic, way).get(peer, 1)
             ahead = messages * (self.lag + 2) if way in self._groups else messages  # parameters are waited for
             group, tag = CHANNELS[way]
-            self._receivers[key] = Receiver(self._groups[group], peer, tag + self._evaluates, ahead)
+            process = self.grid.members[peer]
+            self._receivers[key] = Receiver(self._groups[group], process, tag + self._evaluates, ahead)
         found = self._receivers[key].receive(label)
         return tuple(each.to(self.device) if isinstance(each, Tensor) else each for each in found)
 
@@ -208,10 +235,10 @@ class Ranks(InOnePlace):
         except Lost as error:
             self._end(f"rank {error.peer} is gone: {error}")
             raise RankError(
-                f"step {step} on rank {self.rank} cannot go on: {self._ended}. The run has ended on all ranks"
+                f"step {step} on rank {self.process} cannot go on: {self._ended}. The run has ended on all ranks"
             ) from error
         except BaseException as error:
-            self._end(f"rank {self.rank} stopped in step {step}: {type(error).__name__}: {error}")
+            self._end(f"rank {self.process} stopped in step {step}: {type(error).__name__}: {error}")
             raise
 
     def _end(self, reason: str) -> None:
@@ -228,12 +255,12 @@ class Ranks(InOnePlace):
         """Return what the last partition's rank has, on every rank. Every rank waits for it."""
         shared = [value]
         with self._together():
-            dist.broadcast_object_list(shared, self.ranks[-1], self._groups["control"])
+            dist.broadcast_object_list(shared, self.grid.members[self.ranks[-1]], self._groups["control"])
         return shared[0]
 
     def collected(self, own: Any) -> Sequence[Any]:
         """Return what each rank has, in the order of ranks, on every rank. Every rank waits for all."""
-        found: list[Any] = [None] * dist.get_world_size()
+        found: list[Any] = [None] * len(self.grid.members)
         with self._together():
             dist.all_gather_object(found, own, self._groups["control"])
         return found
@@ -242,7 +269,7 @@ class Ranks(InOnePlace):
         """Give a tensor what it holds on a rank, on every rank. Every rank waits for it."""
         own = tensor.detach().contiguous().cpu()
         with self._together():
-            dist.broadcast(own.reshape(-1).view(torch.uint8), rank, self._groups["control"])
+            dist.broadcast(own.reshape(-1).view(torch.uint8), self.grid.members[rank], self._groups["control"])
         if self.rank != rank:
             tensor.copy_(own)
 
@@ -252,13 +279,15 @@ class Ranks(InOnePlace):
             yield
         except RuntimeError as error:
             self._end(f"{self._gone()}: {error}")
-            raise RankError(f"rank {self.rank} cannot go on: {self._ended}. The run has ended on all ranks") from error
+            raise RankError(
+                f"rank {self.process} cannot go on: {self._ended}. The run has ended on all ranks"
+            ) from error
 
     def _gone(self) -> str:
         """Say which rank is gone, after all together failed: a connection that was closed takes no message."""
-        for peer in (each for each in range(dist.get_world_size()) if each != self.rank):
+        for peer in (each for each in self.grid.everyone if each != self.process):
             try:
-                dist.isend(torch.zeros(1), peer, self._groups["control"], tag=1)
+                dist.isend(torch.zeros(1), peer, self._groups["everyone"], tag=1)
             except RuntimeError:
                 return f"rank {peer} is gone"
         return "a rank is gone"
@@ -267,7 +296,7 @@ class Ranks(InOnePlace):
         """Stop the run on all ranks after the same step where one of these signals comes to one of them. Every rank calls it."""
         self._signals.listen(signals)
         if self._agreement is None:
-            self._groups["signals"] = self._group()
+            self._groups["signals"] = self._group(self.grid.everyone)
             self._agreement = Agreement(self._signals, self._store, self._groups["signals"], steps)
 
     def stopped(self, steps: int) -> int:
@@ -298,10 +327,10 @@ class Ranks(InOnePlace):
             return
         failed = getattr(sys, "last_value", None)
         if failed is not None:
-            self._end(f"rank {self.rank} stopped after step {self._step}: {type(failed).__name__}: {failed}")
+            self._end(f"rank {self.process} stopped after step {self._step}: {type(failed).__name__}: {failed}")
             return
         with suppress(RuntimeError):  # where a rank is gone
-            dist.barrier(self._groups["control"], async_op=True).wait(timedelta(seconds=min(self.timeout, PATIENCE)))
+            dist.barrier(self._groups["everyone"], async_op=True).wait(timedelta(seconds=min(self.timeout, PATIENCE)))
         self._ended = "the trainer was closed"
         self._drop()
         self._signals.pass_on()
@@ -309,9 +338,9 @@ class Ranks(InOnePlace):
     def _drop(self) -> None:
         agreement, self._agreement = self._agreement, None
         self._signals.close()
-        groups, self._groups = self._groups, {}
+        groups, self._groups, self.group = self._groups, {}, None  # a group that somebody holds keeps its connections
         self._senders, self._receivers = {}, {}
-        for group in groups.values():
+        for group in {id(each): each for each in groups.values()}.values():
             if dist.is_initialized():
                 dist.destroy_process_group(group)
         del groups

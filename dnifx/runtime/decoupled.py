@@ -304,6 +304,7 @@ class DecoupledModule(Shown):
         places: Any = None,
         timeout: float = 600.0,
         engine: Literal["cuda-graph"] | None = None,
+        mesh: Any = None,
     ) -> Trainer:
         """Return a trainer: one optimizer a partition, driven by an explicit schedule.
 
@@ -341,6 +342,8 @@ class DecoupledModule(Shown):
             timeout: Over ranks, seconds after which a rank that says nothing counts as gone.
             engine: ``"cuda-graph"`` records the whole step as one CUDA graph and replays it. Python runs while a step is recorded, once
                 for each kind of batch, schedule and learning rate, and what it reads then stays.
+            mesh: With ``places="ranks"``, a ``DeviceMesh`` of all processes, replicas by places. Each row runs the whole net over its
+                processes, on a share of the batch of its own; processes of a column have the same partitions and average gradients.
 
         Raises:
             ScheduleError: The schedule is not valid, or an estimator cannot be fitted late.
@@ -357,11 +360,11 @@ class DecoupledModule(Shown):
             )
         if self.spread:
             raise StateError(self.spread)
-        late = self.emitters.lag(lag, places, schedule, self.program)
-        runs = self.emitters.engine(engine, places, schedule, self.program, late, timeout)
+        late = self.emitters.lag(lag, places, schedule, self.program, mesh)
+        runs = self.emitters.engine(engine, places, schedule, self.program, late, timeout, mesh)
         source = self.emitters.schedule(schedule, self.program, late, runs)
         scaling = scaling_of(scaler, self, runs.ranks or runs.places)
-        options = UpdateOptions(clip, accumulate, False, on_nonfinite, penalty, scaling, autocast)
+        options = UpdateOptions(clip, accumulate, None, on_nonfinite, penalty, scaling, autocast)
         return Trainer(
             self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, runs
         )

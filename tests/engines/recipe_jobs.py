@@ -54,8 +54,8 @@ def interrupted(out: str, step: int) -> str:
     """Train until a variant has measured itself at a step; then be interrupted."""
     whole = Line.point
 
-    def point(self: Line, point: Point) -> None:
-        whole(self, point)
+    def point(self: Line, point: Point, unit: str = "error %") -> None:
+        whole(self, point, unit)
         if point.step == step:
             raise KeyboardInterrupt
 

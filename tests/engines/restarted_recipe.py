@@ -14,8 +14,8 @@ FATAL = 6
 def main(out: str) -> None:
     whole = Line.point
 
-    def point(self: Line, point: Point) -> None:
-        whole(self, point)
+    def point(self: Line, point: Point, unit: str = "error %") -> None:
+        whole(self, point, unit)
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         if first and os.environ["RANK"] == "1" and point.step == FATAL:
             os.kill(os.getpid(), signal.SIGKILL)

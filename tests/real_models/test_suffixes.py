@@ -78,6 +78,7 @@ def test_a_suffix_is_trained_or_refused(family: str, name: str, outcomes: Outcom
 
 
 @pytest.mark.models
+@pytest.mark.filterwarnings("default:suffixes")
 def test_most_models_have_suffixes(outcomes: Outcomes) -> None:
     cut = outcomes.total() - outcomes["uncut"]
     if cut <= len(FAST):

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import distributed, nn
 
 import dnifx
+from dnifx.engines.base import OneProcess
 from dnifx.errors import OptimizerError
-from dnifx.runtime.training.replicas import averaged
+from dnifx.runtime.training.replicas import total_of
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
 Y = torch.arange(8) % 3
@@ -79,6 +80,8 @@ def test_a_single_process_needs_no_word() -> None:
 
 
 def test_replicas_that_each_have_other_partitions_are_not_averaged() -> None:
+    one = OneProcess()
+    one.ranks = (0, 1)
     with pytest.raises(OptimizerError, match="each process has other partitions"):
-        averaged("average", nn.Linear(2, 2), over_ranks=True)
-    assert not averaged(None, nn.Linear(2, 2), over_ranks=True)
+        total_of("average", nn.Linear(2, 2), one)
+    assert total_of(None, nn.Linear(2, 2), one) is None

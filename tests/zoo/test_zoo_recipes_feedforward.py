@@ -97,7 +97,7 @@ def test_an_experiment_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatc
     options = brief(name, **SMALL[name])
     whole = run(options)
 
-    def point(line: Line, point: Point) -> None:
+    def point(line: Line, point: Point, unit: str = "") -> None:
         if point.step == 6:
             raise KeyboardInterrupt
 

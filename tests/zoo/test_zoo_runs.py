@@ -59,7 +59,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that runs a recipe until a variant has saved some step, then interrupts it."""
 
     def until(options: Feedforward, step: int) -> None:
-        def point(line: Line, point: Point) -> None:
+        def point(line: Line, point: Point, unit: str = "") -> None:
             if point.step == step:
                 raise KeyboardInterrupt
 

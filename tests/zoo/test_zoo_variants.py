@@ -267,7 +267,7 @@ def test_a_resumed_run_draws_the_same_random_numbers(
     options = brief(gradient=("synthetic",), context=("none",), target=target)
     whole = run(options)
 
-    def point(line: Line, point: Point) -> None:
+    def point(line: Line, point: Point, unit: str = "") -> None:
         if point.step == 4:
             raise KeyboardInterrupt
 

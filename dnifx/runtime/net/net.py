@@ -38,9 +38,10 @@ class Emitters:
             joined, and the places of this process that the ranks stand for.
         evaluation: The source of a forward pass over ranks, or over the places of this process.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
-        lag: From what a user gives as lag and as places, and a schedule's specification, to a number of steps.
+        lag: From what a user gives as lag, as places and as mesh, and a schedule's specification, to a number of steps.
         schedule: From a schedule's specification, a lag and an engine to what gives each step its schedule.
-        engine: From what a user gives as engine and as places, a schedule's specification, a lag and a timeout to what runs the steps.
+        engine: From what a user gives as engine, as places and as mesh, a schedule's specification, a lag and a timeout to what runs the
+            steps.
     """
 
     report: Callable[[Program], str]
@@ -52,9 +53,9 @@ class Emitters:
     step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool, bool, Sequence[Any]], str]
     evaluation: Callable[[Program, tuple[int, ...], int, Sequence[Any]], str]
     probe: Callable[[Program, bool, bool], str]
-    lag: Callable[[Any, Any, Any, Program], int]
+    lag: Callable[[Any, Any, Any, Program, Any], int]
     schedule: Callable[[Any, Program, int, Engine], Any]
-    engine: Callable[[Any, Any, Any, Program, int, float], Engine]
+    engine: Callable[[Any, Any, Any, Program, int, float, Any], Engine]
 
 
 class Net(nn.Module):

@@ -126,6 +126,8 @@ def refuse_rates(trainer: OverRanks) -> None:
 def save(trainer: OverRanks, folder: Path) -> Path:
     """Save a trainer, and return where. Over ranks, every rank calls it; targets that are under way are waited for.
 
+    Of several replicas, whose weights are the same, the first writes these; each writes its late targets and running statistics.
+
     Raises:
         StateError: The net has several rates, or the folder cannot be written to; earlier saves are whole.
     """
@@ -140,23 +142,26 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     (part,) = trainer.parts
     carried = {name: each for name, each in part.state_dict().items() if name not in ("late", "flight")}
     own["common"] = {"steps": trainer.steps, "schedule": trainer.source.state_dict(), "part": carried}
+    engine = trainer.engine
     content: dict[str, Tensor] = {f"{NET}{name}": value for name, value in weights.items()}
-    content[f"rank.{trainer.engine.rank}"] = packed(own)
+    content[f"rank.{engine.rank}"] = packed(own)
+    if engine.replica:
+        content = {f"replica.{engine.replica}.rank.{engine.rank}": packed(share_of(trainer, own, weights))}
     target, draft = folder / f"step-{trainer.steps}", folder / f".step-{trainer.steps}{PART}"
-    first = trainer.engine.rank == 0
+    first = engine.process == 0
     if first:
         clear(folder, "step-*")
-    trainer.engine.collected(None)
+    engine.agreed(None)
     failed: BaseException | None = None
     written: dict[str, str] = {}
     try:
         try:
             with quiet():
-                save(content, checkpoint_id=draft, no_dist=ranks is None)
-            written = checksums([*draft.glob(f"__{trainer.engine.rank}_*"), *([draft / WHOLE] if first else [])])
+                save(content, checkpoint_id=draft, no_dist=ranks is None, process_group=engine.group)
+            written = checksums([*draft.glob(f"__{engine.process}_*"), *([draft / WHOLE] if first else [])])
         except (OSError, CheckpointException) as error:
             failed = error
-        everyone = trainer.engine.collected((written, failed is None))
+        everyone = engine.agreed((written, failed is None))
         if first and all(done for _, done in everyone):
             try:
                 write_checksums(draft, {name: each for known, _ in everyone for name, each in known.items()})
@@ -172,7 +177,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
         isinstance(each, KeyboardInterrupt) for each, _ in failed.failures.values()
     ):
         raise KeyboardInterrupt from failed
-    reason = next(filter(None, trainer.engine.collected("" if failed is None else told(failed))), "")
+    reason = next(filter(None, engine.agreed("" if failed is None else told(failed))), "")
     if reason:
         raise StateError(
             f"{target} cannot be written: {reason}. The saves before it are whole; make room, or give a folder that can be written to"
@@ -183,6 +188,13 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     return target
 
 
+def share_of(trainer: OverRanks, own: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a replica alone has of its share of the batches: what is late, sums of gradients, and running statistics."""
+    buffers = {name for name, _ in trainer.net.named_buffers()}
+    kept = {name: value for name, value in weights.items() if name in buffers}
+    return {"late": own["late"], "flight": own["flight"], "updates": own["updates"], "buffers": kept}
+
+
 def told(error: BaseException) -> str:
     """Return the last line of what an error says; that of a rank holds a traceback."""
     return (str(error).strip().splitlines() or [""])[-1][:200]
@@ -190,7 +202,7 @@ def told(error: BaseException) -> str:
 
 def last_save(trainer: OverRanks, folder: Path) -> Path | None:
     """Return the last whole save that every rank sees in a folder, or None. Over ranks, every rank calls it."""
-    seen = trainer.engine.collected([each.name for each in saves(folder)])
+    seen = trainer.engine.agreed([each.name for each in saves(folder)])
     common = [name for name in seen[0] if all(name in each for each in seen)]
     return folder / common[-1] if common else None
 
@@ -202,14 +214,15 @@ def load(trainer: OverRanks, found: Path) -> None:
         StateError: It belongs to another trainer; this one is as it was.
     """
     wanted = trainer.holding.own if trainer.net.elsewhere else None
-    weights, parts, shapes = read(found, wanted)
+    weights, parts, shapes, shares = read(found, wanted)
+    mine = shares.get(trainer.engine.replica % (1 + len(shares)))
     try:
         before = copied(saved(trainer), ["net", *trainer.groups])  # type: ignore[arg-type]
     except StateError:  # weights of other ranks, which this rank does not use
         before = None
     try:
         check(trainer, shapes, parts, found)
-        take(trainer, weights, parts, None if wanted is None else trainer.holding.names)
+        take(trainer, weights, parts, mine, None if wanted is None else trainer.holding.names)
     except BaseException as error:
         if before is not None:
             write(trainer, before)  # type: ignore[arg-type]
@@ -242,8 +255,18 @@ def packed(state: Any) -> Tensor:
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
-def read(path: Path, wanted: Set[str] | None) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, torch.Size]]:
+Read = tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, torch.Size], dict[int, list[dict[str, Any]]]]
+
+
+def unpacked(content: Tensor) -> Any:
+    """Return a state from its bytes."""
+    return torch.load(io.BytesIO(bytes(content.numpy())), map_location="cpu", weights_only=True)
+
+
+def read(path: Path, wanted: Set[str] | None) -> Read:
     """Return the wanted weights of a save by name, what each rank saved beside them, and the shapes of all weights.
+
+    The last value is what the ranks of each replica but the first saved.
 
     Args:
         path: Where it is.
@@ -273,16 +296,17 @@ def read(path: Path, wanted: Set[str] | None) -> tuple[dict[str, Tensor], list[d
         }
         with quiet():
             load(content, checkpoint_id=path, no_dist=True)
-        parts = [
-            torch.load(io.BytesIO(bytes(value.numpy())), map_location="cpu", weights_only=True)
-            for name, value in content.items()
-            if name.startswith("rank.")
-        ]
+        parts = [unpacked(value) for name, value in content.items() if name.startswith("rank.")]
+        shares: dict[int, list[dict[str, Any]]] = {}
+        for name, value in content.items():
+            if name.startswith("replica."):
+                shares.setdefault(int(name.split(".")[1]), []).append(unpacked(value))
     except (Exception, CheckpointException) as error:
         raise StateError(
             f"{path} cannot be read: {type(error).__name__}: {told(error)}; remove it, to go on from the save before"
         ) from error
-    return {name.removeprefix(NET): value for name, value in content.items() if name.startswith(NET)}, parts, shapes
+    weights = {name.removeprefix(NET): value for name, value in content.items() if name.startswith(NET)}
+    return weights, parts, shapes, shares
 
 
 def check(trainer: OverRanks, shapes: Mapping[str, torch.Size], parts: list[dict[str, Any]], path: Path) -> None:
@@ -299,26 +323,33 @@ def check(trainer: OverRanks, shapes: Mapping[str, torch.Size], parts: list[dict
 
 
 def take(
-    trainer: OverRanks, weights: Mapping[str, Tensor], parts: list[dict[str, Any]], names: Set[str] | None
+    trainer: OverRanks,
+    weights: dict[str, Tensor],
+    parts: list[dict[str, Any]],
+    shares: list[dict[str, Any]] | None,
+    names: Set[str] | None,
 ) -> None:
-    """Take up what all ranks saved; with ``names``, of the states of optimizers those of these names alone."""
+    """Take up what all ranks saved, and what those of this replica did; with ``names``, states of optimizers of these names alone."""
     (part,) = trainer.parts
     common = parts[0]["common"]
     flight: dict[str, dict[str, Any]] = {"passages": {}, "gradients": {}}
     late: dict[str, Any] = {}
-    for each in parts:
+    for each in shares or parts:
         for group, found in flight.items():
             found.update(each["flight"][group])
         late.update(each["late"])
     part.load_state_dict({**common["part"], "late": late, "flight": flight})
     tensors = dict(named_tensors(trainer.net))
+    weights |= {name: value for each in shares or () for name, value in each["buffers"].items() if name in weights}
     with torch.no_grad():
         for name, value in weights.items():
             hold(tensors[name])  # states of optimizers go to the devices of weights
             tensors[name].copy_(value)
     for update in trainer.updates.values():
         update.load_state_dict({"count": 0, "sums": {}})
+    sums = {name: each for share in shares or () for name, each in share["updates"].items()}
     for each in parts:
+        each["updates"] |= sums
         take_state(trainer, {**each, "late": {}, "flight": {"passages": {}, "gradients": {}}}, names)
     if names is None:
         trainer.net.elsewhere = ""

@@ -90,7 +90,7 @@ def reasons(program: Program, lag: int, options: UpdateOptions) -> Iterator[str]
         yield f"accumulate={options.accumulate} updates in some steps alone"
     if options.scaling is not None:
         yield "a gradient scaler keeps its state on the host"
-    if options.averaged:
+    if options.total is not None:
         yield "gradients are averaged over processes"
     if capture is not None and capture.steered:
         yield f"a draw decides what forward does ({capture.steered[0]})"

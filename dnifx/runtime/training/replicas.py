@@ -1,36 +1,38 @@
 """Replicas of a trainer in several processes: refused, unless the user says how they go together."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
+from dnifx.engines.base import Engine
 from dnifx.errors import OptimizerError
 
 Replicas = Literal["average", "apart"]
 
 
-def averaged(replicas: Replicas | None, net: nn.Module, over_ranks: bool = False) -> bool:
-    """Whether gradients are averaged over processes. Where they are, all processes begin with the weights of the first.
+Total = Callable[[Tensor], int]
+"""Adds a tensor up over all replicas, in place, and returns how many there are."""
+
+
+def total_of(replicas: Replicas | None, net: nn.Module, engine: Engine) -> Total | None:
+    """Return what adds gradients up over replicas, so that they are averaged; None where they are not.
+
+    Where they are, all replicas begin with the weights of the first.
 
     Args:
         replicas: What the user says of them.
         net: The net.
-        over_ranks: Whether each process has partitions of its own.
+        engine: Says whether each process has partitions of its own.
 
     Raises:
         OptimizerError: There are several processes, and nothing is said of them; or each has other partitions, and they would be averaged.
     """
     if replicas not in (None, "average", "apart"):
         raise OptimizerError(f"replicas={replicas!r}: give 'average', 'apart' or None")
-    if over_ranks and replicas == "average":
-        raise OptimizerError(
-            "replicas='average' takes the mean of all processes' gradients, but with places='ranks' each process has other partitions. "
-            "Leave replicas= out, or leave places= out and let each process train the whole net"
-        )
-    if over_ranks:
-        return False
+    if engine.ranks is not None:
+        return total_of_ranks(replicas, net, engine)
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if world > 1 and replicas is None:
         raise OptimizerError(
@@ -39,15 +41,48 @@ def averaged(replicas: Replicas | None, net: nn.Module, over_ranks: bool = False
             "replicas='apart' where separate nets are meant"
         )
     if replicas != "average" or world == 1:
-        return False
+        return None
+    begin_alike(net, 0)
+    return over_processes
+
+
+def total_of_ranks(replicas: Replicas | None, net: nn.Module, engine: Engine) -> Total | None:
+    """Return what adds gradients up, where each process has partitions of its own.
+
+    Raises:
+        OptimizerError: There is one replica, and it would be averaged; or there are several, and they would not.
+    """
+    if engine.replicas == 1 and replicas == "average":
+        raise OptimizerError(
+            "replicas='average' takes the mean of all processes' gradients, but with places='ranks' each process has other partitions. "
+            "Leave replicas= out; give mesh=, replicas by places; or leave places= out and let each process train the whole net"
+        )
+    if engine.replicas > 1 and replicas == "apart":
+        raise OptimizerError(
+            "replicas='apart' does not go with mesh=, whose replicas average their gradients; leave one out"
+        )
+    if engine.replicas == 1:
+        return None
+    begin_alike(net, 0)
+    return engine.total
+
+
+def begin_alike(net: nn.Module, process: int) -> None:
+    """Give all processes the weights of one; those on the meta device get theirs later."""
     with torch.no_grad():
         for tensor in (*net.parameters(), *net.buffers()):
-            distributed.broadcast(tensor, 0)
-    return True
+            if not tensor.is_meta:
+                distributed.broadcast(tensor, process)
 
 
-def average(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their mean over all processes; one that is missing in some of them is zero there."""
+def over_processes(tensor: Tensor) -> int:
+    """Add a tensor up over all processes, in place, and return how many there are."""
+    distributed.all_reduce(tensor)
+    return distributed.get_world_size()
+
+
+def average(parameters: Iterable[nn.Parameter], total: Total) -> None:
+    """Replace gradients by their mean over all replicas; one that is missing in some of them is zero there."""
     kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
@@ -55,8 +90,7 @@ def average(parameters: Iterable[nn.Parameter]) -> None:
     for group in kinds.values():
         had = torch.tensor([each.grad is not None for each in group]).to(group[0])
         together = torch.cat([*(dense(each).flatten() for each in group), had])
-        distributed.all_reduce(together)
-        together /= distributed.get_world_size()
+        together /= total(together)
         *parts, counts = torch.split(together, [*(one.numel() for one in group), len(group)])
         for place, (each, part) in enumerate(zip(group, parts, strict=True)):
             if each.grad is not None or counts[place] > 0:

@@ -13,7 +13,7 @@ from dnifx.ir import Boundary, Recurrence
 from dnifx.runtime.emitted.backward import added
 from dnifx.runtime.emitted.finite import Flag, changed, clear_where, not_finite, put_back, step_unless, why_not_updated
 from dnifx.runtime.net.net import Net
-from dnifx.runtime.training.replicas import average
+from dnifx.runtime.training.replicas import Total, average
 from dnifx.runtime.training.scaling import Scaling
 from dnifx.runtime.training.turns import Turn
 
@@ -28,7 +28,7 @@ class UpdateOptions:
     Attributes:
         clip: The largest norm of a partition's gradient, or a callable that is given the partition's parameters; None for neither.
         accumulate: How many steps make one update.
-        averaged: Whether gradients are averaged over all processes.
+        total: Adds gradients up over replicas, so that they are averaged; None where they are not.
         on_nonfinite: What a gradient that is not finite does to a step, beside that its update is not made: ``"raise"`` breaks the
             step off, where the host knows of it; ``"skip"`` lets it go on.
         penalty: From a partition's parameters, by name, to a scalar whose gradient is added.
@@ -38,7 +38,7 @@ class UpdateOptions:
 
     clip: Clip | None = None
     accumulate: int = 1
-    averaged: bool = False
+    total: Total | None = None
     on_nonfinite: str = "raise"
     penalty: Penalty | None = None
     scaling: Scaling | None = None
@@ -116,8 +116,8 @@ class Update:
             LossError: A gradient is not finite.
         """
         several = self.options.accumulate > 1
-        if self.options.averaged and not several:
-            average(self.parameters)  # before the look at them, so that all processes see the same
+        if self.options.total is not None and not several:
+            average(self.parameters, self.options.total)  # before the look at them, so that all processes see the same
         if self.options.scaling is not None:
             self.options.scaling.unscale(self.optimizer)
         if self.options.penalty is not None:
@@ -134,8 +134,8 @@ class Update:
             clear_where(bad, self.parameters)
         if several and not self.complete():
             return False
-        if self.options.averaged and several:
-            average(self.parameters)
+        if self.options.total is not None and several:
+            average(self.parameters, self.options.total)
         if callable(self.options.clip):
             self.options.clip(self.parameters)
         elif self.options.clip is not None:

@@ -1,0 +1,121 @@
+"""What each process runs in the tests of replicas that are spread over places."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from dnifx.errors import DnifxError, RankError
+from dnifx.runtime.decoupled import DecoupledModule
+from dnifx.runtime.training.trainer import Trainer
+from tests.engines import jobs
+
+STEPS = 6
+Weights = dict[str, Tensor]
+
+
+def share(step: int, replica: int, replicas: int) -> tuple[Tensor, Tensor]:
+    """The share of a batch that a replica trains on."""
+    x, y = jobs.batches(STEPS + 8)[step]
+    return x.chunk(replicas)[replica], y.chunk(replicas)[replica]
+
+
+def parameters(net: DecoupledModule) -> Weights:
+    """The parameters of model and estimators; running statistics are each replica's own."""
+    return {name: each.detach().clone() for name, each in net.named_parameters()}
+
+
+def whole(options: dict[str, Any]) -> Weights:
+    """Train replicas of the whole net, one in each process."""
+    net = jobs.chain()
+    trainer = net.trainer(jobs.adam, **options, replicas="average")
+    for step in range(STEPS):
+        x, y = share(step, dist.get_rank(), dist.get_world_size())
+        trainer.step(x, target=y)
+    return parameters(net)
+
+
+def made(shape: tuple[int, int], places: Any, **options: Any) -> tuple[DecoupledModule, Trainer]:
+    """The net and the trainer of a process in a mesh; weights that are not those of the first process are replaced."""
+    net = jobs.chain()
+    if dist.get_rank() and shape[0] > 1:
+        with torch.no_grad():
+            for each in net.parameters():
+                each.add_(1.0)
+    mesh = init_device_mesh("cpu", shape)
+    return net, net.trainer(jobs.adam, places=places, mesh=mesh, **options)
+
+
+def over_mesh(shape: tuple[int, int], places: Any, options: dict[str, Any], folder: str = "") -> Weights:
+    """Train replicas of the net, each over several places; with a folder, save there in the middle and go on."""
+    net, trainer = made(shape, places, **options)
+    replica = dist.get_rank() // shape[1]
+    for step in range(STEPS):
+        x, y = share(step, replica, shape[0])
+        trainer.step(x, target=y)
+        if folder and step == STEPS // 2:
+            trainer.save(folder)
+            net, trainer = made(shape, places, **options)
+            trainer.load(folder)
+    trainer.collect()
+    found = parameters(net)
+    trainer.close()
+    return found
+
+
+def refused(shape: tuple[int, ...], places: Any, options: dict[str, Any]) -> str:
+    """The error of a trainer that cannot be made."""
+    net = jobs.chain()
+    try:
+        net.trainer(jobs.adam, places=places, mesh=init_device_mesh("cpu", shape), **options)
+    except DnifxError as error:
+        return str(error)
+    return ""
+
+
+def stopped(folder: str, culprit: int) -> tuple[int, Any]:
+    """Train until a signal comes to one process; return how many steps were made, and the exit code."""
+    _, trainer = made((2, 2), [0, 0, 1, 1], lag=1)
+    trainer.save_on_signal(folder)
+    try:
+        for step in range(STEPS + 8):
+            if dist.get_rank() == culprit and step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            x, y = share(step, dist.get_rank() // 2, 2)
+            trainer.step(x, target=y)
+    except SystemExit as error:
+        return trainer.steps, error.code
+    return trainer.steps, "no signal"
+
+
+def fails(culprit: int) -> str:
+    """Train until one process raises an error; return what the others are told."""
+    _, trainer = made((2, 2), [0, 0, 1, 1], lag=0)
+    try:
+        for step in range(STEPS):
+            if dist.get_rank() == culprit and step == 2:
+                trainer.step(torch.zeros(3, 1), target=torch.zeros(3, dtype=torch.long))
+            x, y = share(step, dist.get_rank() // 2, 2)
+            trainer.step(x, target=y)
+    except RankError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - the culprit's own
+        return f"own: {type(error).__name__}"
+    return "no error"
+
+
+def saves_in_vain(folder: str) -> str:
+    """Save to a folder that cannot be made; return the error."""
+    _, trainer = made((2, 2), [0, 0, 1, 1], lag=0)
+    Path(folder).write_text("a file") if dist.get_rank() == 0 else None
+    dist.barrier()
+    try:
+        trainer.save(folder)
+    except DnifxError as error:
+        return str(error)
+    return ""
