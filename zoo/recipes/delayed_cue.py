@@ -1,6 +1,7 @@
 """The delayed cue: truncated backpropagation against synthetic gradients and, where there is one, the exact gradient."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dnifx.zoo.recipes.checks import check_least
 from dnifx.zoo.recipes.live import live
 from dnifx.zoo.recipes.machine import versions
 from dnifx.zoo.recipes.outputs import prepare
-from dnifx.zoo.recipes.pictures import picture
+from dnifx.zoo.recipes.pictures import draw_curves, picture
 from dnifx.zoo.recipes.registry import RECIPES
 from dnifx.zoo.recipes.report import empty_table, report, write_files
 from dnifx.zoo.recipes.results import Point
@@ -52,16 +53,19 @@ class CueResults:
     def _draw(self, path: Path) -> None:
         with picture(path, f"A cue that is asked for {self.options['windows'] - 1} windows later", (7, 4)) as figure:
             axes = figure.subplots()
-            for index, (name, runs) in enumerate(self.right.items()):
-                for number, each in enumerate(runs):
-                    smooth = [
-                        statistics.fmean(each[max(0, place - LAST + 1) : place + 1]) for place in range(len(each))
-                    ]
-                    axes.plot(smooth, linewidth=1, color=f"C{index}", alpha=0.8, label=None if number else name)
-            axes.axhline(0.5, color="gray", linestyle=":", label="chance")
-            axes.set(xlabel="episodes", ylabel="share of right answers", ylim=(0.3, 1.03))
-            axes.grid(alpha=0.3)
-            axes.legend(loc="lower right")
+            axes.set_ylim(0.3, 1.03)
+            axes.axhline(0.5, color="gray", linestyle=":")
+            axes.annotate("chance", (0.01, 0.51), xycoords=("axes fraction", "data"), color="gray", fontsize="small")
+            draw_curves(axes, {name: smoothed(runs) for name, runs in self.right.items()})
+            axes.set(xlabel="episodes", ylabel="share of right answers")
+
+
+def smoothed(runs: Sequence[Sequence[float]]) -> dict[int, list[float]]:
+    """Return the mean of the last episodes of each run, by episode."""
+    return {
+        place + 1: [statistics.fmean(each[max(0, place - LAST + 1) : place + 1]) for each in runs]
+        for place in range(min(map(len, runs)))
+    }
 
 
 def run(options: Cue, console: Console | None = None) -> CueResults:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from dnifx.zoo.recipes.diagnosis import Look, Row, draw_looks
-from dnifx.zoo.recipes.pictures import by_step, draw_mean, picture
+from dnifx.zoo.recipes.pictures import by_step, draw_curves, picture
 from dnifx.zoo.recipes.report import empty_table, over_seeds, write_files
 
 
@@ -143,17 +143,13 @@ class Results:
         return (*files, "diagnostics.png")
 
     def _draw(self, path: Path) -> None:
-        with picture(path, self.title, (10, 4)) as figure:
+        with picture(path, self.title, (12, 4)) as figure:
             left, right = figure.subplots(1, 2)
             for axes, name, label in ((left, "loss", "training loss"), (right, "error", "validation error %")):
-                for index, variant in enumerate(self.variants):
-                    values = by_step([run.curve for run in variant.runs], "step", name)
-                    draw_mean(axes, values, f"C{index % 10}", _DASHES[index // 10 % len(_DASHES)], variant.name)
+                draw_curves(
+                    axes,
+                    {each.name: by_step([run.curve for run in each.runs], "step", name) for each in self.variants},
+                    log=name == "loss",
+                    bottom=None if name == "loss" else 0.0,
+                )
                 axes.set(xlabel="steps", ylabel=label)
-                axes.grid(alpha=0.3)
-            left.set_yscale("log")
-            right.set_ylim(bottom=0)
-            right.legend(fontsize="x-small" if len(self.variants) > 6 else "medium")
-
-
-_DASHES = ("-", "--", ":", "-.")

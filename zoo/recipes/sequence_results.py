@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dnifx.zoo.recipes.pictures import picture
+from dnifx.zoo.recipes.pictures import by_step, draw_curves, picture
 from dnifx.zoo.recipes.report import empty_table, write_files
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.sequence_options import NAMES
@@ -91,11 +91,7 @@ class SequenceResults:
     def _draw(self, path: Path) -> None:
         with picture(path, self.title, (7, 4)) as figure:
             axes = figure.subplots()
-            for index, variant in enumerate(self.variants):
-                for run in variant.runs:
-                    label = variant.name if run is variant.runs[0] else None
-                    steps, scores = [p.step for p in run.curve], [p.error for p in run.curve]
-                    axes.plot(steps, scores, color=f"C{index}", label=label, alpha=0.8)
+            draw_curves(
+                axes, {each.name: by_step([run.curve for run in each.runs], "step", "error") for each in self.variants}
+            )
             axes.set(xlabel="steps", ylabel=self.unit)
-            axes.grid(alpha=0.3)
-            axes.legend()

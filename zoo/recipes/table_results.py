@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Table as RichTable
 
-from dnifx.zoo.recipes.pictures import by_step, draw_mean, picture
+from dnifx.zoo.recipes.pictures import by_step, draw_curves, picture
 from dnifx.zoo.recipes.report import empty_table, over_seeds, write_files
 from dnifx.zoo.recipes.results import Point
 from dnifx.zoo.recipes.table_costs import Costs
@@ -141,15 +141,15 @@ class TableResults:
         return write_files(folder, content, self._draw)
 
     def _draw(self, path: Path) -> None:
-        with picture(path, self.title, (10, 4)) as figure:
+        with picture(path, self.title, (12, 4)) as figure:
             left, right = figure.subplots(1, 2)
             for axes, name, label in ((left, "loss", "training loss"), (right, "error", f"validation {self.unit}")):
-                for index, variant in enumerate(self.variants):
-                    values = by_step([run.curve for run in variant.runs], "step", name)
-                    draw_mean(axes, values, f"C{index}", label=variant.name)
-                axes.set(xlabel="steps", ylabel=label, yscale="log")
-                axes.grid(alpha=0.3, which="both")
-            right.legend(fontsize="small")
+                draw_curves(
+                    axes,
+                    {each.name: by_step([run.curve for run in each.runs], "step", name) for each in self.variants},
+                    log=True,
+                )
+                axes.set(xlabel="steps", ylabel=label)
 
 
 def spread(values: list[float], sign: str = "") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dnifx.zoo.recipes.pictures import by_step, draw_mean, picture
+from dnifx.zoo.recipes.pictures import by_step, draw_curves, picture
 from dnifx.zoo.recipes.report import empty_table, write_files
 from dnifx.zoo.recipes.two_clocks_options import NAMES
 
@@ -86,15 +86,15 @@ class ClockResults:
         return write_files(folder, asdict(self), self._draw)
 
     def _draw(self, path: Path) -> None:
-        with picture(path, self.title, (10, 4)) as figure:
+        with picture(path, self.title, (12, 4)) as figure:
             titles = ("A: odd digits in the last window", "B: threes in the last period")
             for axes, name, title in zip(figure.subplots(1, 2), ("odd", "threes"), titles, strict=True):
-                for index, variant in enumerate(self.variants):
-                    values = by_step([run.curve for run in variant.runs], "digits", name)
-                    draw_mean(axes, values, f"C{index}", label=variant.name)
-                axes.set(xlabel="digits a stream (data time)", ylabel="test error %", title=title, ylim=(0, None))
-                axes.grid(alpha=0.3)
-                axes.legend()
+                draw_curves(
+                    axes,
+                    {each.name: by_step([run.curve for run in each.runs], "digits", name) for each in self.variants},
+                    bottom=0.0,
+                )
+                axes.set(xlabel="digits a stream (data time)", ylabel="test error %", title=title)
 
 
 def first_at(curve: Sequence[ClockPoint], error: float) -> int | None:
