@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from dnifx.zoo.recipes.pictures import LINE, apart, draw_curves, scale_log
 
 
 @given(st.lists(st.integers(0, 1000).map(lambda hundredths: hundredths / 100), min_size=1, max_size=12), st.booleans())
+@example([10.0, 10.0, 9.9], False)
 def test_names_at_the_ends_of_curves_stand_apart_and_in_their_order(ends: list[float], log: bool) -> None:
     axes = Figure().subplots()
     axes.plot([0, 1], [1.0, 10.0])
