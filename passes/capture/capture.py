@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from dnifx.errors import CaptureError, PassError
+from dnifx.errors import CaptureError, InputError, PassError
 from dnifx.ir import Capture, Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.methods import try_methods, with_constant_paths
 from dnifx.passes.capture.record.generators import seeded
+from dnifx.passes.capture.refusals import ModelFails
 from dnifx.passes.graph import captured, output_of
 from dnifx.passes.pipeline import Pass
 
@@ -68,10 +69,19 @@ class CaptureGraph(Pass):
         )
 
     def found(self, program: Program, verify: bool = True) -> tuple[CapturedGraph, Capture]:
-        """Try the methods in the present random state."""
-        return try_methods(
-            program, self.methods, self.open_paths, self.verify and verify, self.keep_whole, self.varying
-        )
+        """Try the methods in the present random state.
+
+        Raises:
+            CaptureError: No method captures the model, or it fails on the example inputs.
+            InputError: It fails on the inputs of a later call.
+        """
+        try:
+            return try_methods(
+                program, self.methods, self.open_paths, self.verify and verify, self.keep_whole, self.varying
+            )
+        except ModelFails as error:
+            told = InputError(error.later) if self.input_kind else CaptureError(str(error))
+            raise told from error.__cause__
 
     def fullest(self, program: Program) -> tuple[CapturedGraph, Capture]:
         """Capture under several seeds, and take the outcome of the draws in which the model computes most."""

@@ -97,8 +97,8 @@ def try_methods(
             opened = open_paths if method == "record_cuts" else None
             record = partial(recorded, program, opened, keep_whole, varying, open_paths)
             found = METHODS[method](program) if method in METHODS else record()
-        except ModelFails as error:
-            raise CaptureError(str(error)) from error.__cause__
+        except ModelFails:
+            raise
         except CaptureError as error:
             tried.append((method, error))
             unsafe = unsafe or (tried[-1] if isinstance(error, UnsafeForward) else None)

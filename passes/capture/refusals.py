@@ -23,7 +23,19 @@ class Refused(CaptureError):
 
 
 class ModelFails(CaptureError):
-    """The model itself fails on its example inputs, so that no method can take it."""
+    """The model itself fails on its example inputs, or on those of a later call, so that no method can take it.
+
+    Args:
+        what: What fails: the model, or its backward pass.
+        told: What its error says.
+        remedy: What to do where the inputs are the example.
+    """
+
+    def __init__(self, what: str, told: str, remedy: str) -> None:
+        super().__init__(f"{what} fails on the example inputs: {told}. {remedy}")
+        self.later = (
+            f"{what} fails for these inputs: {told}. Give inputs that the model takes, in the mode in which it trains"
+        )
 
 
 def as_sentence(error: BaseException) -> str:

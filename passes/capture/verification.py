@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dnifx.errors import CaptureError
 from dnifx.ir import Program
 from dnifx.passes.capture.captured_graph import CapturedGraph
 from dnifx.passes.capture.comparison import Comparison
@@ -22,7 +21,7 @@ from dnifx.passes.capture.other_inputs import (
     twice,
 )
 from dnifx.passes.capture.record.hazards import error_line
-from dnifx.passes.capture.refusals import as_sentence
+from dnifx.passes.capture.refusals import ModelFails, as_sentence
 from dnifx.passes.graph import listed
 from dnifx.runtime.emitted.ops import GuardError, guard
 from dnifx.runtime.net.input_kinds import SIZES_ALONE
@@ -66,7 +65,7 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
         captured: What was captured; guards are written into its graph.
 
     Raises:
-        CaptureError: The model itself fails on the example inputs.
+        ModelFails: The model itself fails on the example inputs.
     """
     model, args, kwargs = program.model, program.args, program.kwargs
     both, guarded = Comparison(model, captured), captured.guards > 0
@@ -76,9 +75,10 @@ def verify_capture(program: Program, captured: CapturedGraph) -> Verification:
         if both.doing is None:
             raise
         where = f" ({error_line(error)})" if both.doing == "the forward pass" else ""
-        raise CaptureError(
-            f"{both.doing} of {type(model).__name__} fails on the example inputs: {as_sentence(error)}{where}. "
-            "Give args= and kwargs= that it trains on, and the model in the mode in which it trains"
+        raise ModelFails(
+            f"{both.doing} of {type(model).__name__}",
+            f"{as_sentence(error)}{where}",
+            "Give args= and kwargs= that it trains on, and the model in the mode in which it trains",
         ) from error
     differences = differences or at_other_batches(both, program, guarded)
     numbers = {} if differences else both.with_other_numbers(args, kwargs)

@@ -105,7 +105,7 @@ def test_who_decouples_or_trains_in_evaluation_mode_is_refused() -> None:
         dnifx.decouple(WritesWhatBackwardNeeds().eval(), "first", args=(X,))
     net = dnifx.decouple(WritesWhatBackwardNeeds(), "first", args=(X,), loss=nn.functional.mse_loss)
     trainer = net.eval().trainer(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    with pytest.raises(DnifxError, match="fails on the example inputs"):
+    with pytest.raises(DnifxError, match="fails for these inputs"):
         trainer.step(X, target=X)
 
 

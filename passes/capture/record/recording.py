@@ -233,8 +233,9 @@ def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
             model(*own_args, **own_kwargs)
     except Exception as own:  # noqa: BLE001 - the model's own error is what the user has to see
         return ModelFails(
-            f"{type(model).__name__} fails on the example inputs: {as_sentence(own)} ({error_line(own)}). Give args= and kwargs= with "
-            "which model(*args, **kwargs) runs"
+            type(model).__name__,
+            f"{as_sentence(own)} ({error_line(own)})",
+            "Give args= and kwargs= with which model(*args, **kwargs) runs",
         )
     return Refused(
         f"it runs, but recording it fails with {as_sentence(error)} ({error_line(error)})",
