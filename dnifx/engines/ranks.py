@@ -152,8 +152,9 @@ class Ranks(InOnePlace):
         batch, *values = self._received("values", peer, self._label(partition))
         if batch != self._batch:
             raise RankError(
-                f"rank {self.rank} was given another batch than rank {peer}. Every rank has to call step with the same batches in the same "
-                "order: give the loader a generator of its own with the same seed (DataLoader(..., generator=...))"
+                f"rank {self.process} was given another batch than rank {self.grid.members[peer]}. Every rank of a replica has to call "
+                "step with the same batches in the same order: give the loader a generator of its own with the same seed "
+                "(DataLoader(..., generator=...))"
             )
         return tuple(values)
 
@@ -263,7 +264,8 @@ class Ranks(InOnePlace):
         found: list[Any] = [None] * len(self.grid.members)
         with self._together():
             dist.all_gather_object(found, own, self._groups["control"])
-        return found
+        order = sorted(self.grid.members)  # that of the process group
+        return [found[order.index(process)] for process in self.grid.members]
 
     def share(self, tensor: Tensor, rank: int) -> None:
         """Give a tensor what it holds on a rank, on every rank. Every rank waits for it."""

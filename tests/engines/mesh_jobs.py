@@ -2,13 +2,15 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils import _pytree as pytree
 
 from dnifx.errors import DnifxError, RankError
 from dnifx.runtime.decoupled import DecoupledModule
@@ -16,7 +18,10 @@ from dnifx.runtime.training.trainer import Trainer
 from tests.engines import jobs
 
 STEPS = 6
+SQUARE = ((0, 1), (2, 3))
 Weights = dict[str, Tensor]
+Rows = Sequence[Sequence[int]]
+"""The processes of each replica."""
 
 
 def share(step: int, replica: int, replicas: int) -> tuple[Tensor, Tensor]:
@@ -25,9 +30,13 @@ def share(step: int, replica: int, replicas: int) -> tuple[Tensor, Tensor]:
     return x.chunk(replicas)[replica], y.chunk(replicas)[replica]
 
 
-def parameters(net: DecoupledModule) -> Weights:
-    """The parameters of model and estimators; running statistics are each replica's own."""
-    return {name: each.detach().clone() for name, each in net.named_parameters()}
+def parameters(net: DecoupledModule, trainer: Trainer) -> Weights:
+    """The parameters of model and estimators, and what their optimizers keep; running statistics are each replica's own."""
+    found = {name: each.detach().clone() for name, each in net.named_parameters()}
+    for name, optimizer in (*trainer.optimizers.items(), *trainer.estimator_optimizers.items()):
+        kept = pytree.tree_leaves(optimizer.state_dict()["state"])
+        found.update((f"{name} {place}", torch.as_tensor(each)) for place, each in enumerate(kept))
+    return found
 
 
 def whole(options: dict[str, Any]) -> Weights:
@@ -37,33 +46,33 @@ def whole(options: dict[str, Any]) -> Weights:
     for step in range(STEPS):
         x, y = share(step, dist.get_rank(), dist.get_world_size())
         trainer.step(x, target=y)
-    return parameters(net)
+    return parameters(net, trainer)
 
 
-def made(shape: tuple[int, int], places: Any, **options: Any) -> tuple[DecoupledModule, Trainer]:
+def made(rows: Rows, places: Any, **options: Any) -> tuple[DecoupledModule, Trainer]:
     """The net and the trainer of a process in a mesh; weights that are not those of the first process are replaced."""
     net = jobs.chain()
-    if dist.get_rank() and shape[0] > 1:
+    if dist.get_rank() and len(rows) > 1:
         with torch.no_grad():
             for each in net.parameters():
                 each.add_(1.0)
-    mesh = init_device_mesh("cpu", shape)
+    mesh = DeviceMesh("cpu", [*map(list, rows)])
     return net, net.trainer(jobs.adam, places=places, mesh=mesh, **options)
 
 
-def over_mesh(shape: tuple[int, int], places: Any, options: dict[str, Any], folder: str = "") -> Weights:
+def over_mesh(rows: Rows, places: Any, options: dict[str, Any], folder: str = "") -> Weights:
     """Train replicas of the net, each over several places; with a folder, save there in the middle and go on."""
-    net, trainer = made(shape, places, **options)
-    replica = dist.get_rank() // shape[1]
+    net, trainer = made(rows, places, **options)
+    replica = next(number for number, row in enumerate(rows) if dist.get_rank() in row)
     for step in range(STEPS):
-        x, y = share(step, replica, shape[0])
+        x, y = share(step, replica, len(rows))
         trainer.step(x, target=y)
         if folder and step == STEPS // 2:
             trainer.save(folder)
-            net, trainer = made(shape, places, **options)
+            net, trainer = made(rows, places, **options)
             trainer.load(folder)
     trainer.collect()
-    found = parameters(net)
+    found = parameters(net, trainer)
     trainer.close()
     return found
 
@@ -80,7 +89,7 @@ def refused(shape: tuple[int, ...], places: Any, options: dict[str, Any]) -> str
 
 def stopped(folder: str, culprit: int) -> tuple[int, Any]:
     """Train until a signal comes to one process; return how many steps were made, and the exit code."""
-    _, trainer = made((2, 2), [0, 0, 1, 1], lag=1)
+    _, trainer = made(SQUARE, [0, 0, 1, 1], lag=1)
     trainer.save_on_signal(folder)
     try:
         for step in range(STEPS + 8):
@@ -95,7 +104,7 @@ def stopped(folder: str, culprit: int) -> tuple[int, Any]:
 
 def fails(culprit: int) -> str:
     """Train until one process raises an error; return what the others are told."""
-    _, trainer = made((2, 2), [0, 0, 1, 1], lag=0)
+    _, trainer = made(SQUARE, [0, 0, 1, 1], lag=0)
     try:
         for step in range(STEPS):
             if dist.get_rank() == culprit and step == 2:
@@ -111,7 +120,7 @@ def fails(culprit: int) -> str:
 
 def saves_in_vain(folder: str) -> str:
     """Save to a folder that cannot be made; return the error."""
-    _, trainer = made((2, 2), [0, 0, 1, 1], lag=0)
+    _, trainer = made(SQUARE, [0, 0, 1, 1], lag=0)
     Path(folder).write_text("a file") if dist.get_rank() == 0 else None
     dist.barrier()
     try:

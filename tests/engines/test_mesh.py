@@ -7,31 +7,33 @@ import pytest
 import torch
 
 from tests.engines import mesh_jobs
+from tests.engines.mesh_jobs import SQUARE
 from tests.engines.pool import Pool
 
 
 @pytest.mark.parametrize(
-    ("places", "options", "saves"),
+    ("places", "options", "saves", "rows"),
     [
-        ([0, 0, 1, 1], {}, False),
-        ([1, 0, 0, 1], {"lag": 2, "clip": 0.1}, False),
-        ("ranks", {"lag": 1, "schedule": "fit_every{every=2}"}, False),
-        ([0, 1, 0, 1], {"schedule": "random_order{p=0.7,seed=3}"}, False),
-        ([0, 0, 1, 1], {"lag": 2}, True),
-        ([0, 1, 1, 0], {"accumulate": 3}, True),
+        ([0, 0, 1, 1], {}, False, SQUARE),
+        ([1, 0, 0, 1], {"lag": 2, "clip": 0.1}, False, SQUARE),
+        ("ranks", {"lag": 1, "schedule": "fit_every{every=2}"}, False, SQUARE),
+        ([0, 1, 0, 1], {"schedule": "random_order{p=0.7,seed=3}"}, False, SQUARE),
+        ([0, 0, 1, 1], {"lag": 2}, True, SQUARE),
+        ([0, 1, 1, 0], {"accumulate": 3}, True, SQUARE),
+        ([1, 0, 0, 1], {"lag": 1}, True, ((3, 0), (1, 2))),
     ],
 )
 def test_replicas_over_places_are_those_of_the_whole_net(
-    pool: Pool, tmp_path: Path, places: Any, options: dict[str, Any], saves: bool
+    pool: Pool, tmp_path: Path, places: Any, options: dict[str, Any], saves: bool, rows: mesh_jobs.Rows
 ) -> None:
     wanted, other = pool.run(mesh_jobs.whole, options, count=2)
-    found = pool.run(mesh_jobs.over_mesh, (2, 2), places, options, str(tmp_path) if saves else "", count=4)
+    found = pool.run(mesh_jobs.over_mesh, rows, places, options, str(tmp_path) if saves else "", count=4)
     for each in (other, *found):
         assert [name for name, value in wanted.items() if not torch.equal(each[name], value)] == []
 
 
 def test_a_mesh_of_one_replica_is_one_run_over_ranks(pool: Pool) -> None:
-    found = pool.run(mesh_jobs.over_mesh, (1, 2), [0, 0, 1, 1], {"lag": 1}, count=2)
+    found = pool.run(mesh_jobs.over_mesh, [(0, 1)], [0, 0, 1, 1], {"lag": 1}, count=2)
     wanted = pool.run(mesh_jobs.whole, {"lag": 1}, count=1)[0]
     assert all(torch.equal(each[name], value) for each in found for name, value in wanted.items())
 

@@ -20,7 +20,7 @@ def initialize(holding: Holding, function: Initialize | None) -> None:
         raise StateError(
             "all weights of this rank have values; load others with trainer.load(folder) or net.load_state_dict"
         )
-    net, seed = holding.net, int(holding.engine.collected(torch.initial_seed())[0])
+    net, seed = holding.net, int(holding.engine.agreed(torch.initial_seed())[0])
     blank = {id(each) for _, each in holding.named(holding.own) if isinstance(each, Absent)}
     modules = {path: each for path, each in net.original.named_modules() if blank & {*map(id, direct(each))}}
     for boundary, interface in zip(net.boundaries, net.program.interfaces, strict=True):
