@@ -13,9 +13,9 @@ from dnifx import schedules
 from dnifx.engines.base import Engine, OneProcess
 from dnifx.engines.cuda_graph import CudaGraph
 from dnifx.engines.devices import Devices
-from dnifx.engines.grid import grid_of
 from dnifx.engines.joining import join_ranks
 from dnifx.engines.places import Place
+from dnifx.engines.processes import processes_of
 from dnifx.engines.ranks import Ranks
 from dnifx.errors import CaptureError, DnifxError, LossError, PlaceError, ScheduleError
 from dnifx.ir import Action, Kind, Program, Schedule
@@ -317,11 +317,11 @@ def engine_for(
         return Devices(program, *placed_devices(given, program), late)
     if places is None:
         return OneProcess()
-    grid = grid_of(mesh)
-    ranks = ranks_for(places, spec, program, len(grid.members))
-    device = program.partitions[ranks.index(grid.rank)].device
+    processes = processes_of(mesh)
+    ranks = ranks_for(places, spec, program, len(processes.members))
+    device = program.partitions[ranks.index(processes.rank)].device
     computes = torch.device("cpu") if device.type == "meta" else device
-    return Ranks(ranks, late, traffic(program, ranks)[grid.rank], computes, timeout, grid)
+    return Ranks(ranks, late, traffic(program, ranks)[processes.rank], computes, timeout, processes)
 
 
 def trained_schedule(spec: schedules.Spec, program: Program, lag: int, engine: Engine) -> schedules.ScheduleSource:

@@ -21,16 +21,18 @@ class Engine(Protocol):
         named: The places.
         home: The device where the model was before; None where it stayed there.
         captures: Whether steps are recorded once, and replayed.
-        group: The process group of all ranks of all replicas; None where there are none.
-        process: The number of this process among these.
+        process: The number of this process among those of all replicas.
     """
 
     places: tuple[int, ...]
     named: tuple[Any, ...]
     home: torch.device | None
     captures: bool
-    group: Any
     process: int
+
+    @property
+    def group(self) -> Any:
+        """The process group of all ranks of all replicas; None where there are none."""
 
     @property
     def replica(self) -> int:
@@ -111,8 +113,12 @@ class InOnePlace:
     home: torch.device | None = None
     captures = False
     replica, replicas = 0, 1
-    group: Any = None
     process = 0
+
+    @property
+    def group(self) -> Any:
+        """There is no process group."""
+        return None
 
     def total(self, tensor: Tensor) -> int:
         """Do nothing: there is one replica."""

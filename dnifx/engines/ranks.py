@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dnifx.engines.base import InOnePlace
-from dnifx.engines.grid import Grid
 from dnifx.engines.messages import Lost, Receiver, Sender
+from dnifx.engines.processes import Processes
 from dnifx.engines.stopping import Agreement, Signals
 from dnifx.errors import RankError
 
@@ -86,23 +86,28 @@ class Ranks(InOnePlace):
         traffic: What reaches this rank.
         device: Where this rank computes.
         timeout: Seconds after which a rank that says nothing counts as gone.
-        grid: Which processes are the ranks of this replica, and which average with this one.
+        processes: Which are the ranks of this replica, and which average with this one.
     """
 
     def __init__(
-        self, ranks: tuple[int, ...], lag: int, traffic: Traffic, device: torch.device, timeout: float, grid: Grid
+        self,
+        ranks: tuple[int, ...],
+        lag: int,
+        traffic: Traffic,
+        device: torch.device,
+        timeout: float,
+        processes: Processes,
     ) -> None:
-        self.rank, self.ranks, self.lag, self.grid = grid.rank, ranks, lag, grid
-        self.replica, self.replicas = grid.replica, len(grid.rows)
+        self.rank, self.ranks, self.lag, self.processes = processes.rank, ranks, lag, processes
+        self.replica, self.replicas = processes.replica, len(processes.rows)
         self.traffic, self.device, self.timeout = traffic, device, timeout
-        self._groups = {each: self._group(grid.members) for each in ("values", "targets", "control")}
+        self._groups = {each: self._group(processes.members) for each in ("values", "targets", "control")}
         self._groups["everyone"] = self._groups["control"]
-        if len(grid.rows) > 1:
-            self._groups |= {"alike": self._group(grid.alike), "everyone": self._group(grid.everyone)}
-        self.group: dist.ProcessGroup | None = self._groups["everyone"]
+        if len(processes.rows) > 1:
+            self._groups |= {"alike": self._group(processes.alike), "everyone": self._group(processes.everyone)}
         self.process = dist.get_rank()
         number = [next(_NUMBERS)]
-        dist.broadcast_object_list(number, grid.rows[0][0], self._groups["everyone"])
+        dist.broadcast_object_list(number, processes.rows[0][0], self._groups["everyone"])
         kept = torch.distributed.distributed_c10d._get_default_store()
         self._store = torch.distributed.distributed_c10d.PrefixStore(f"dnifx/{number[0]}", kept)
         self._senders: dict[tuple[str, int, bool], Sender] = {}
@@ -112,11 +117,16 @@ class Ranks(InOnePlace):
         self._agreement: Agreement | None = None
         atexit.register(self.close)
 
-    def _group(self, processes: Sequence[int]) -> dist.ProcessGroup:
-        """Return a new process group of some processes, which all of them make."""
-        limit, some = timedelta(seconds=self.timeout), len(processes) < dist.get_world_size()
-        made: dist.ProcessGroup = dist.new_group([*processes], limit, "gloo", use_local_synchronization=some)
+    def _group(self, members: Sequence[int]) -> dist.ProcessGroup:
+        """Return a new process group of some processes, which all of these make."""
+        limit, some = timedelta(seconds=self.timeout), len(members) < dist.get_world_size()
+        made: dist.ProcessGroup = dist.new_group([*members], limit, "gloo", use_local_synchronization=some)
         return made
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The process group of all ranks of all replicas. Who keeps it keeps its connections open."""
+        return self._groups["everyone"]
 
     def total(self, tensor: Tensor) -> int:
         """Add a tensor up over the replicas, in place, and return how many there are. Every replica waits for all.
@@ -130,7 +140,7 @@ class Ranks(InOnePlace):
 
     def agreed(self, own: Any) -> Sequence[Any]:
         """Return what each process of all replicas has, on every one. Every process waits for all."""
-        found: list[Any] = [None] * len(self.grid.everyone)
+        found: list[Any] = [None] * len(self.processes.everyone)
         with self._together():
             dist.all_gather_object(found, own, self._groups["everyone"])
         return found
@@ -152,8 +162,8 @@ class Ranks(InOnePlace):
         batch, *values = self._received("values", peer, self._label(partition))
         if batch != self._batch:
             raise RankError(
-                f"rank {self.process} was given another batch than rank {self.grid.members[peer]}. Every rank of a replica has to call "
-                "step with the same batches in the same order: give the loader a generator of its own with the same seed "
+                f"rank {self.process} was given another batch than rank {self.processes.members[peer]}. Every rank of a replica has to "
+                "call step with the same batches in the same order: give the loader a generator of its own with the same seed "
                 "(DataLoader(..., generator=...))"
             )
         return tuple(values)
@@ -204,7 +214,7 @@ class Ranks(InOnePlace):
         key = way, peer, self._evaluates
         if key not in self._senders:
             group, tag = CHANNELS[way]
-            self._senders[key] = Sender(self._groups[group], self.grid.members[peer], tag + self._evaluates)
+            self._senders[key] = Sender(self._groups[group], self.processes.members[peer], tag + self._evaluates)
         return self._senders[key]
 
     def _received(self, way: str, peer: int, label: tuple[int, int, int]) -> tuple[Any, ...]:
@@ -213,7 +223,7 @@ class Ranks(InOnePlace):
             messages: int = getattr(self.traffic, way).get(peer, 1)
             ahead = messages * (self.lag + 2) if way in self._groups else messages  # parameters are waited for
             group, tag = CHANNELS[way]
-            process = self.grid.members[peer]
+            process = self.processes.members[peer]
             self._receivers[key] = Receiver(self._groups[group], process, tag + self._evaluates, ahead)
         found = self._receivers[key].receive(label)
         return tuple(each.to(self.device) if isinstance(each, Tensor) else each for each in found)
@@ -256,22 +266,22 @@ class Ranks(InOnePlace):
         """Return what the last partition's rank has, on every rank. Every rank waits for it."""
         shared = [value]
         with self._together():
-            dist.broadcast_object_list(shared, self.grid.members[self.ranks[-1]], self._groups["control"])
+            dist.broadcast_object_list(shared, self.processes.members[self.ranks[-1]], self._groups["control"])
         return shared[0]
 
     def collected(self, own: Any) -> Sequence[Any]:
         """Return what each rank has, in the order of ranks, on every rank. Every rank waits for all."""
-        found: list[Any] = [None] * len(self.grid.members)
+        found: list[Any] = [None] * len(self.processes.members)
         with self._together():
             dist.all_gather_object(found, own, self._groups["control"])
-        order = sorted(self.grid.members)  # that of the process group
-        return [found[order.index(process)] for process in self.grid.members]
+        order = sorted(self.processes.members)  # that of the process group
+        return [found[order.index(process)] for process in self.processes.members]
 
     def share(self, tensor: Tensor, rank: int) -> None:
         """Give a tensor what it holds on a rank, on every rank. Every rank waits for it."""
         own = tensor.detach().contiguous().cpu()
         with self._together():
-            dist.broadcast(own.reshape(-1).view(torch.uint8), self.grid.members[rank], self._groups["control"])
+            dist.broadcast(own.reshape(-1).view(torch.uint8), self.processes.members[rank], self._groups["control"])
         if self.rank != rank:
             tensor.copy_(own)
 
@@ -287,7 +297,7 @@ class Ranks(InOnePlace):
 
     def _gone(self) -> str:
         """Say which rank is gone, after all together failed: a connection that was closed takes no message."""
-        for peer in (each for each in self.grid.everyone if each != self.process):
+        for peer in (each for each in self.processes.everyone if each != self.process):
             try:
                 dist.isend(torch.zeros(1), peer, self._groups["everyone"], tag=1)
             except RuntimeError:
@@ -298,7 +308,7 @@ class Ranks(InOnePlace):
         """Stop the run on all ranks after the same step where one of these signals comes to one of them. Every rank calls it."""
         self._signals.listen(signals)
         if self._agreement is None:
-            self._groups["signals"] = self._group(self.grid.everyone)
+            self._groups["signals"] = self._group(self.processes.everyone)
             self._agreement = Agreement(self._signals, self._store, self._groups["signals"], steps)
 
     def stopped(self, steps: int) -> int:
@@ -340,7 +350,7 @@ class Ranks(InOnePlace):
     def _drop(self) -> None:
         agreement, self._agreement = self._agreement, None
         self._signals.close()
-        groups, self._groups, self.group = self._groups, {}, None  # a group that somebody holds keeps its connections
+        groups, self._groups = self._groups, {}
         self._senders, self._receivers = {}, {}
         for group in {id(each): each for each in groups.values()}.values():
             if dist.is_initialized():

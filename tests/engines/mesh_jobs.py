@@ -35,7 +35,7 @@ def parameters(net: DecoupledModule, trainer: Trainer) -> Weights:
     found = {name: each.detach().clone() for name, each in net.named_parameters()}
     for name, optimizer in (*trainer.optimizers.items(), *trainer.estimator_optimizers.items()):
         kept = pytree.tree_leaves(optimizer.state_dict()["state"])
-        found.update((f"{name} {place}", torch.as_tensor(each)) for place, each in enumerate(kept))
+        found.update((f"{name} {place}", torch.as_tensor(each).clone()) for place, each in enumerate(kept))
     return found
 
 
@@ -128,3 +128,34 @@ def saves_in_vain(folder: str) -> str:
     except DnifxError as error:
         return str(error)
     return ""
+
+
+def goes_on(folder: str, rows: Rows, places: Any, steps: int) -> Weights:
+    """Load a save, made by any number of replicas, and go on for some steps; return the weights before these."""
+    net, trainer = made(rows, places, lag=2)
+    trainer.load(folder)
+    trainer.collect()
+    found = parameters(net, trainer)
+    replica = next(number for number, row in enumerate(rows) if dist.get_rank() in row)
+    for step in range(trainer.steps, trainer.steps + steps):
+        x, y = share(step, replica, len(rows))
+        trainer.step(x, target=y)
+    trainer.collect()
+    after = parameters(net, trainer)
+    trainer.close()
+    assert all(each.isfinite().all() for each in after.values())
+    assert any(not torch.equal(each, found[name]) for name, each in after.items())
+    return found
+
+
+def saves(folder: str) -> Weights:
+    """Train over a mesh and save; return the weights."""
+    net, trainer = made(SQUARE, [0, 0, 1, 1], lag=2)
+    for step in range(STEPS):
+        x, y = share(step, dist.get_rank() // 2, 2)
+        trainer.step(x, target=y)
+    trainer.save(folder)
+    trainer.collect()
+    found = parameters(net, trainer)
+    trainer.close()
+    return found

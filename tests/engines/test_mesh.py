@@ -80,3 +80,15 @@ def test_an_error_in_one_replica_ends_the_run_on_all(pool: Pool, culprit: int) -
 def test_all_replicas_are_told_of_a_save_that_fails(pool: Pool, tmp_path: Path) -> None:
     found = pool.run(mesh_jobs.saves_in_vain, str(tmp_path / "taken"), count=4)
     assert all("cannot be written" in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("rows", "places"), [([(0, 1)], [0, 1, 1, 0]), ([(0,), (1,), (2,)], [0, 0, 0, 0]), ([(0, 1, 2)], "ranks")]
+)
+def test_a_run_goes_on_with_another_number_of_replicas(
+    pool: Pool, tmp_path: Path, rows: mesh_jobs.Rows, places: Any
+) -> None:
+    wanted, *_ = pool.run(mesh_jobs.saves, str(tmp_path), count=4)
+    count = sum(map(len, rows))
+    for found in pool.run(mesh_jobs.goes_on, str(tmp_path), rows, places, 1, count=count):
+        assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []

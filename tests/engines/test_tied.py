@@ -14,17 +14,24 @@ SCHEDULES = ("sequential", "fit_every{every=2}", "random_order{p=0.7,seed=3}", "
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> tuple[Run, int]:
-    """Layers of few weights, in places drawn for each, and how many ranks there are."""
+def spread_layers(draw: st.DrawFn) -> tuple[int, tuple[int, ...]]:
+    """How many ranks there are, and the rank of each layer; every rank has one."""
     count = draw(st.sampled_from([2, 3]))
     layers = draw(st.integers(count, 4))
     rest = draw(st.lists(st.integers(0, count - 1), min_size=layers - count, max_size=layers - count))
-    ranks = draw(st.permutations([*range(count), *rest]))
+    return count, tuple(draw(st.permutations([*range(count), *rest])))
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[Run, int]:
+    """Layers of few weights, in places drawn for each, and how many ranks there are."""
+    count, ranks = draw(spread_layers())
+    layers = len(ranks)
     kind = draw(st.sampled_from(["layers", "words", "sparse words"]))
     run = Run(
         kind,
         tuple(draw(st.lists(st.integers(0, 1), min_size=layers, max_size=layers))),
-        tuple(ranks),
+        ranks,
         draw(st.sampled_from(["linear", "zero", "oracle", "suffix"])),
         draw(st.integers(0, 2)),
         draw(st.sampled_from(SCHEDULES)),
@@ -45,17 +52,15 @@ def test_shared_parameters_are_those_of_one_process(pool: Pool, drawn: tuple[Run
 @st.composite
 def copying(draw: st.DrawFn) -> tuple[Run, int]:
     """Layers before a readout, in places drawn for each, whose suffixes copy weights of other ranks."""
-    count = draw(st.sampled_from([2, 3]))
-    layers = draw(st.integers(count, 4))
-    rest = draw(st.lists(st.integers(0, count - 1), min_size=layers - count, max_size=layers - count))
-    ranks = draw(st.permutations([*range(count), *rest]))
+    count, ranks = draw(spread_layers())
+    layers = len(ranks)
     gradient = draw(st.sampled_from(["copied readout", "running block", "copied all"]))
     # asks the estimator after the last partition was updated, so that it copies the new weights
     updated_first = f"F0 F1 B1 U1 S0 {'M0 ' if gradient == 'running block' else ''}B0 U0"
     run = Run(
         "read words",
         tuple(draw(st.lists(st.integers(0, layers), min_size=layers, max_size=layers))),
-        tuple(ranks),
+        ranks,
         gradient,
         draw(st.integers(0, 2)),
         draw(st.sampled_from((*SCHEDULES, updated_first) if layers == 2 else SCHEDULES)),

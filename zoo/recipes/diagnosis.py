@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dnifx import Watch
-from dnifx.zoo.recipes.pictures import draw_mean, picture
+from dnifx.zoo.recipes.pictures import draw_mean, picture, scale_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,16 +184,13 @@ def _values(runs: Iterable[Sequence[Look]], name: str, key: str) -> Mapping[int,
 
 
 def _finish(axes: "Axes", key: str, label: str) -> None:
-    from matplotlib.ticker import LogLocator
-
     axes.set(xlabel="steps", ylabel=label)
     axes.grid(alpha=0.3)
     if key == "relative_error":
-        axes.set_yscale("log", subs=[])
+        axes.set_yscale("log")
         lowest, highest = axes.get_ylim()
         axes.set_ylim(min(lowest, 0.5), max(highest, 2.0))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
+        scale_log(axes)
     # No information: a cosine of 0, half of the signs wrong, an error as large as the gradient.
     axes.axhline({"relative_error": 1.0, "wrong_signs": 0.5}.get(key, 0.0), color="black", linewidth=0.8)
 

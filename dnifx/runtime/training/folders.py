@@ -215,7 +215,7 @@ def load(trainer: OverRanks, found: Path) -> None:
     """
     wanted = trainer.holding.own if trainer.net.elsewhere else None
     weights, parts, shapes, shares = read(found, wanted)
-    mine = shares.get(trainer.engine.replica % (1 + len(shares)))
+    mine = shares.get(trainer.engine.replica)  # further replicas begin with what the first has
     try:
         before = copied(saved(trainer), ["net", *trainer.groups])  # type: ignore[arg-type]
     except StateError:  # weights of other ranks, which this rank does not use

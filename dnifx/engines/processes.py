@@ -15,7 +15,7 @@ from dnifx.errors import PlaceError
 
 
 @dataclass(frozen=True)
-class Grid:
+class Processes:
     """The processes of a run, by their numbers in ``torch.distributed``.
 
     Attributes:
@@ -44,7 +44,7 @@ class Grid:
         return tuple(process for row in self.rows for process in row)
 
 
-def grid_of(mesh: Any) -> Grid:
+def processes_of(mesh: Any) -> Processes:
     """Return how the processes of a run work together.
 
     Args:
@@ -55,7 +55,7 @@ def grid_of(mesh: Any) -> Grid:
     """
     process, count = join_ranks()
     if mesh is None:
-        return Grid((tuple(range(count)),), 0, process)
+        return Processes((tuple(range(count)),), 0, process)
     if not isinstance(mesh, DeviceMesh) or mesh.ndim != 2:
         shown = f"{mesh.ndim} dimensions" if isinstance(mesh, DeviceMesh) else type(mesh).__name__
         raise PlaceError(
@@ -66,4 +66,4 @@ def grid_of(mesh: Any) -> Grid:
     if sorted(each for row in rows for each in row) != list(range(dist.get_world_size())):
         raise PlaceError(f"mesh= has other processes than the {count} of this run; give a mesh of all of them")
     replica = next(number for number, row in enumerate(rows) if process in row)
-    return Grid(rows, replica, rows[replica].index(process))
+    return Processes(rows, replica, rows[replica].index(process))
