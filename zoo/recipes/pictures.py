@@ -122,7 +122,7 @@ def scale_log(axes: "Axes") -> None:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5) if low <= step * 10.0**decade <= high]
     if len(ticks) < 4:
-        ticks = [each for each in MaxNLocator(6).tick_values(low, high) if max(low, 0.0) < each <= high]
+        ticks = [each for each in MaxNLocator(6).tick_values(low, high) if each > 0.0 and low <= each <= high]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
