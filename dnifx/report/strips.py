@@ -4,9 +4,9 @@ A band is one partition, or the model's inputs or output. Its boxes stand in col
 columns are wider than the page, they go on in another strip below, as the lines of a text do.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations
 
 import networkx as nx
 
@@ -62,10 +62,12 @@ def columns_of(picture: Picture, band: int) -> list[list[Box]]:
 
 def wrapped(columns: Columns) -> list[Columns]:
     """Break columns into strips that are no wider than ``WIDEST``, as few as possible, and about equally wide."""
-    ends = list(accumulate((column_width(column) + CHANNEL for column in columns), initial=0.0))
-    widths = sorted({end - start for start, end in combinations(ends, 2) if end - start < WIDEST})
-    tried = [list(_filled(columns, width)) for width in (*widths, WIDEST)]
-    return min(tried, key=len)
+
+    def filled(limit: float) -> list[Columns]:
+        return list(_filled(columns, limit))
+
+    least = len(filled(WIDEST))
+    return filled(bisect_left(range(int(WIDEST)), -least, key=lambda limit: -len(filled(limit))))
 
 
 def _filled(columns: Columns, limit: float) -> Iterator[Columns]:
