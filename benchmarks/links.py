@@ -12,7 +12,8 @@ The prediction is what ``dnifx doctor`` says: the first host measures the action
 carries their packets, share the cores of this machine. So it is told how many cores these are, and what a byte costs all of them.
 
 The hosts are network namespaces of this machine (benchmarks/hosts.py). Without root or a tun device, nothing is measured.
-A rate is that of the fastest stretch, which other work on the machine disturbs least; the median stands beside it.
+The rate of a stretch is that of its slowest host: a host may catch up with what was under way. The rate shown is that of the fastest
+stretch, which other work on the machine disturbs least; the median stands beside it.
 """
 
 import argparse
@@ -57,7 +58,7 @@ STRETCHES = 4
 WAYS = ("dnifx", "ddp", "gpipe", "1f1b")
 
 Step = Callable[[], object]
-Figures = dict[str, float]
+Figures = dict[str, Any]
 
 
 def mlp() -> nn.Sequential:
@@ -150,14 +151,15 @@ def decoupled(lag: int) -> Step:
 def byte_seconds(carrier: int) -> float:
     """Measure what a byte costs each of two hosts, and the process that carries the packets: together, and by half."""
     rank, size = dist.get_rank(), BATCH * WIDTH
+    move: Any = dist.isend if rank == 0 else dist.irecv
     started, before = time.process_time(), processor_seconds(carrier)
     if rank < 2:
-        move = dist.isend if rank == 0 else dist.irecv
         for work in [move(torch.zeros(size), 1 - rank) for _ in range(MESSAGES)]:
             work.wait()
     spent: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(spent, time.process_time() - started)
-    return (sum(spent[:2]) + processor_seconds(carrier) - before) / (2 * MESSAGES * size * 4)
+    seconds: float = sum(spent[:2]) + processor_seconds(carrier) - before
+    return seconds / (2 * MESSAGES * size * 4)
 
 
 def processor_seconds(process: int) -> float:
@@ -188,7 +190,7 @@ def contestants(lag: int, ways: Sequence[str]) -> Mapping[str, Callable[[], Step
 
 
 def measure(step: Step, seconds: float, before: int, alone: bool = False) -> Figures:
-    """Time a contestant on this host, in several stretches of equally many steps on all hosts.
+    """Return the rates of a contestant on this host, in several stretches of equally many steps on all hosts, and its work in a step.
 
     Args:
         step: One step.
@@ -211,18 +213,24 @@ def measure(step: Step, seconds: float, before: int, alone: bool = False) -> Fig
             step()
         rates.append(count[0] / (time.perf_counter() - started))
     cpu = (time.process_time() - working) / (count[0] * STRETCHES)
-    return {"best": max(rates), "median": statistics.median(rates), "cpu_seconds": cpu}
+    return {"stretches": rates, "cpu_seconds": cpu}
+
+
+def together(hosts: Sequence[Figures]) -> Figures:
+    """Return the figures of a contestant from those of its hosts."""
+    stretches = [min(each) for each in zip(*(host["stretches"] for host in hosts), strict=True)]
+    cpu = [host["cpu_seconds"] for host in hosts]
+    return {"best": max(stretches), "median": statistics.median(stretches), "cpu_seconds_of_hosts": cpu}
 
 
 def host(seconds: float, lag: int, wire: Wire, ways: Sequence[str], carrier: int, out: Path) -> None:
-    """Measure all contestants as one host; the last host writes down what it found, and each the time that it worked."""
+    """Measure all contestants as one host; the first writes down what all found."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, found, count = dist.get_rank(), dict[str, Any](), dist.get_world_size()
     handling, prediction = byte_seconds(carrier), dict[str, float]()
     if rank == 0:
         found["solo"] = measure(solo(), seconds, 2, alone=True)
-        found["solo"]["seconds_of_a_byte"] = handling
         prediction = predicted(wire, lag, count, handling)
     for name, make in contestants(lag, ways).items():
         dist.barrier()
@@ -230,11 +238,11 @@ def host(seconds: float, lag: int, wire: Wire, ways: Sequence[str], carrier: int
     gathered: list[Any] = [None] * count
     dist.all_gather_object(gathered, found)
     if rank == 0:
-        whole = {**found, **gathered[-1]}
-        for name, each in whole.items():
-            each["cpu_seconds_of_hosts"] = [other[name]["cpu_seconds"] for other in gathered if name in other]
+        names = dict.fromkeys(name for host in gathered for name in host)
+        whole = {name: together([host[name] for host in gathered if name in host]) for name in names}
         for name in {each.split()[0] for each in whole}:
             chosen(whole, name)[1]["predicted"] = prediction[name]
+        whole["solo"]["nanoseconds_of_a_byte"] = handling * 1e9
         out.write_text(json.dumps(whole))
     dist.barrier()
 

@@ -47,7 +47,8 @@ class Block(nn.Module):
         taken = self.taken(self.before(x)).unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
         seen = scaled_dot_product_attention(taken[0], taken[1], taken[2])
         x = x + self.given(seen.transpose(1, 2).flatten(2))
-        return x + self.body(self.between(x))
+        made: Tensor = x + self.body(self.between(x))
+        return made
 
 
 def transformer(blocks: int, batch: int) -> tuple[nn.Sequential, Tensor, Tensor]:

@@ -108,7 +108,8 @@ def unlocked_step(x: Tensor, y: Tensor, hidden: int) -> Callable[[], None]:
         optimizer.zero_grad()
 
     def fit(number: int, estimate: Tensor, leaf: Tensor) -> None:
-        estimate.backward((estimate.detach() - leaf.grad * BATCH) * (2 / BATCH))
+        target = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+        torch.autograd.backward(estimate, (estimate.detach() - target * BATCH) * (2 / BATCH))
         update(fit_optimizers[number])
 
     def step() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from math import ceil
 from typing import Literal
 
@@ -50,7 +51,7 @@ def pipeline_rate(kind: Kind, count: int, stages: Sequence[Stage], link: Link) -
     """Return the steps per second of a pipeline.
 
     A message leaves once the receiver has asked for it, as gloo's and NCCL's do, and a stage asks when it comes to where it needs
-    the message.
+    the message. A stage sends one message after the other.
 
     Args:
         kind: The schedule.
@@ -58,35 +59,80 @@ def pipeline_rate(kind: Kind, count: int, stages: Sequence[Stage], link: Link) -
         stages: The stages, with the costs of a micro-batch of this size.
         link: The link between neighbours.
     """
-    waiting = [list(order(kind, index, len(stages), count)) * STEPS for index in range(len(stages))]
-    done, free, busy = [0] * len(stages), [0.0] * len(stages), dict[tuple[int, int], float]()
-    sent: dict[tuple[int, int, str, int], float] = {}
-    ends: list[float] = [0.0] * STEPS
-    while any(done[index] < len(ops) for index, ops in enumerate(waiting)):
-        for index, stage in enumerate(stages):
-            while done[index] < len(waiting[index]):
-                step, (what, micro) = done[index] // (2 * count), waiting[index][done[index]]
-                source = index - 1 if what == "F" else index + 1
-                now = free[index]
-                if 0 <= source < len(stages):
-                    if (source, step, what, micro) not in sent:
-                        break
-                    size = stages[min(index, source)].bytes
-                    leaves = max(sent[source, step, what, micro], now + link.latency, busy.get((source, index), 0.0))
-                    busy[source, index] = leaves + size / link.bandwidth
-                    now = max(now, busy[source, index] + link.latency) + size * link.handling
-                now += stage.forward if what == "F" else stage.backward
-                target = index + 1 if what == "F" else index - 1
-                if 0 <= target < len(stages):
-                    now += stages[min(index, target)].bytes * link.handling
-                    sent[index, step, what, micro] = now
-                done[index] += 1
-                if done[index] % (2 * count) == 0:
-                    now += stage.update
-                    ends[step] = max(ends[step], now)
-                free[index] = now
+    line = Pipeline(
+        stages, link, [list(order(kind, index, len(stages), count)) * STEPS for index in range(len(stages))]
+    )
+    line.run()
     half = STEPS // 2 - 1
+    ends = [max(each[2 * count * (step + 1) - 1] for each in line.ends) for step in range(STEPS)]
     return (STEPS - 1 - half) / (ends[-1] - ends[half])
+
+
+@dataclass
+class Pipeline:
+    """Stages at work.
+
+    Attributes:
+        stages: What they cost.
+        link: The link between neighbours.
+        orders: What each stage does, step by step; see ``order``.
+        ends: When each stage has done each of these, its messages included.
+    """
+
+    stages: Sequence[Stage]
+    link: Link
+    orders: Sequence[Sequence[tuple[str, int]]]
+
+    def __post_init__(self) -> None:
+        self.ends: list[list[float]] = [[] for _ in self.stages]
+        self._busy = [0.0] * len(self.stages)  # with sending
+        self._sent: dict[tuple[int, str, int], list[float]] = {}
+
+    def run(self) -> None:
+        """Do all of it: of what could begin, what begins first."""
+        ready, waiting, near = list[tuple[float, int]](), set(range(len(self.stages))), range(len(self.stages))
+        while True:
+            for stage in waiting.intersection(near):
+                begins = self._begins(stage)
+                if begins is not None:
+                    heappush(ready, (begins, stage))
+                    waiting.remove(stage)
+            if not ready:
+                return
+            begins, stage = heappop(ready)
+            self._do(stage, begins)
+            waiting.add(stage)
+            near = range(stage - 1, stage + 2)
+
+    def _begins(self, stage: int) -> float | None:
+        """Return when a stage could begin what comes next, or the message for it leave; None where that is not known yet."""
+        done = len(self.ends[stage])
+        if done == len(self.orders[stage]):
+            return None
+        free, (what, micro) = self.ends[stage][-1] if done else 0.0, self.orders[stage][done]
+        source = stage - 1 if what == "F" else stage + 1
+        if not 0 <= source < len(self.stages):
+            return free
+        sent = self._sent.get((source, what, micro))
+        return max(sent[0], free + self.link.latency) if sent else None
+
+    def _do(self, stage: int, begins: float) -> None:
+        what, micro = self.orders[stage][len(self.ends[stage])]
+        own, link = self.stages[stage], self.link
+        before, behind = (stage - 1, stage + 1) if what == "F" else (stage + 1, stage - 1)
+        now = begins
+        if 0 <= before < len(self.stages):
+            self._sent[before, what, micro].pop(0)
+            size = self.stages[min(stage, before)].bytes
+            self._busy[before] = max(begins, self._busy[before]) + size / link.bandwidth
+            free = self.ends[stage][-1] if self.ends[stage] else 0.0
+            now = max(free, self._busy[before] + link.latency) + size * link.handling
+        now += own.forward if what == "F" else own.backward
+        if 0 <= behind < len(self.stages):
+            now += self.stages[min(stage, behind)].bytes * link.handling
+            self._sent.setdefault((stage, what, micro), []).append(now)
+        last = (len(self.ends[stage]) + 1) % (len(self.orders[stage]) // STEPS) == 0
+        self.ends[stage].append(now + own.update * last)
 
 
 def pipeline_work(count: int, stages: Sequence[Stage], link: Link) -> float:

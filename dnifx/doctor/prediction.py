@@ -8,7 +8,7 @@ from math import ceil, inf
 
 from dnifx import schedules
 from dnifx.doctor.profiling import Profile
-from dnifx.ir import Action, Kind, Program
+from dnifx.ir import SENDS, Action, Kind, Program
 from dnifx.schedules import Link, Ranks, Simulation
 from dnifx.schedules.clock import moved_bytes, value_bytes
 from dnifx.schedules.dependencies import links
@@ -89,8 +89,12 @@ def longest_wait(program: Program, costs: Mapping[str, float], ranks: Ranks, lin
     wiring, busy, sizes = links(program), dict.fromkeys(ranks, 0.0), value_bytes(program)
     for name, cost in costs.items():
         busy[ranks[wiring.place(schedules.parse(name).actions[0])]] += cost
-    sends = [Action(Kind.SEND_VALUES, each.producer) for each in program.boundaries]
-    largest = max((moved_bytes(each, program, sizes) for each in sends), default=0)
+    sent, largest = dict.fromkeys(ranks, 0), 0
+    for action in schedules.transferred(schedules.sequential(program), program, ranks).actions:
+        if action.kind in SENDS and action.rank is not None:
+            size = moved_bytes(action, program, sizes, ranks)
+            sent[action.rank] += size
+            largest = max(largest, size)
     way = link.latency + largest * (1 / link.bandwidth + 2 * link.handling)
-    slowest = max(*busy.values(), largest / link.bandwidth)
+    slowest = max(*busy.values(), max(sent.values()) / link.bandwidth)
     return ceil(2 * way / slowest) + 3 if slowest else 3

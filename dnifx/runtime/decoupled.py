@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError, StateError
 from dnifx.ir import Boundary
+from dnifx.runtime.emitted.compiling import outside_graphs
 from dnifx.runtime.emitted.ends import tell_losses
 from dnifx.runtime.emitted.fitting import losses_of
 from dnifx.runtime.emitted.ops import GuardError
@@ -181,12 +182,12 @@ class DecoupledModule(Shown):
             InputError: No graph holds for these inputs, and the cuts cannot be found again in a new one.
             CutError: The same.
         """
+        if torch.compiler.is_compiling():
+            return self.run_compiled(args, kwargs, seen, target)
         for input_kind in self.whole.matching(args, kwargs):
             inputs = (*input_kind.signature.flatten(args, kwargs), *seen)
-            if self.training and not torch.compiler.is_compiling():
+            if self.training:
                 refuse_inputs(input_kind.program, input_kind.signature.inputs, inputs)
-            if not input_kind.guarded and torch.compiler.is_compiling():
-                return self.answer(input_kind, inputs, target)
             if not input_kind.guarded:
                 with explaining(input_kind.program, input_kind.signature.inputs, inputs):
                     return self.answer(input_kind, inputs, target)
@@ -201,6 +202,16 @@ class DecoupledModule(Shown):
             raise InputError("no captured graph holds for these inputs")
         args, kwargs = without_episodes(self.program, args, kwargs, None)
         return self.original(*args, **kwargs)
+
+    def run_compiled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], target: Any) -> Any:
+        """Run the first fused graph under ``torch.compile``. Calls that it may not hold for run outside of compiled graphs."""
+        input_kind = self.whole.input_kinds[0]
+        if input_kind.guards_sizes_alone and input_kind.signature.key(args, kwargs) == input_kind.key:
+            try:
+                return self.answer(input_kind, (*input_kind.signature.flatten(args, kwargs), *seen), target)
+            except GuardError:  # while it was traced: nothing has run
+                pass
+        return run_outside_graphs(self, args, kwargs, seen, target)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save what the module itself holds, and the extra state of the model, whose place it takes."""
@@ -368,6 +379,12 @@ class DecoupledModule(Shown):
         return Trainer(
             self, optimizer, source, lr_scheduler, estimator_optimizer, own_losses or {}, options, replicas, runs
         )
+
+
+@outside_graphs("this call is not of the kind that was captured, or Python reads values in forward")
+def run_outside_graphs(net: DecoupledModule, *given: Any) -> Any:
+    """Run a net as if it were not compiled."""
+    return net.run(*given)
 
 
 def has_extra_state(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ class Link:
 
     Attributes:
         latency: Seconds from the sending of the first byte to its arrival.
-        bandwidth: Bytes a second that one rank sends to another.
+        bandwidth: Bytes a second that one rank sends, to all others together.
         handling: Seconds for which a rank itself is busy with each byte that it sends or receives.
     """
 
@@ -130,7 +130,7 @@ class Clock:
     spans: list[Span] = field(default_factory=list)
     _last: dict[int, int] = field(default_factory=dict)
     _done: dict[tuple[int, int], int] = field(default_factory=dict)
-    _busy: dict[tuple[int | None, int | None], float] = field(default_factory=dict)
+    _busy: dict[int | None, float] = field(default_factory=dict)
     _arrived: dict[int, float] = field(default_factory=dict)
     _streams: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -159,10 +159,10 @@ class Clock:
                 self._send(action, turn.bytes, end)
 
     def _send(self, action: Action, size: int, start: float) -> None:
-        """Let what was sent last travel; one link carries one message after the other."""
-        way = action.rank, action.peer
-        self._busy[way] = max(start, self._busy.get(way, 0.0)) + size / self.link.bandwidth
-        self._arrived[len(self.spans) - 1] = self._busy[way] + self.link.latency
+        """Let what was sent last travel; a rank sends one message after the other, to whichever rank it goes."""
+        sender = action.rank
+        self._busy[sender] = max(start, self._busy.get(sender, 0.0)) + size / self.link.bandwidth
+        self._arrived[len(self.spans) - 1] = self._busy[sender] + self.link.latency
 
     def _end(self, place: int | None) -> float:
         return 0.0 if place is None else self.spans[place].end

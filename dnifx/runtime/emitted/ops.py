@@ -26,6 +26,8 @@ class GuardError(RuntimeError):
 def guard(value: Any, expected: Any, where: str = "") -> None:
     """Raise GuardError if ``value`` (a tensor's content, or a number) is not ``expected``, as it was at capture."""
     got = value.tolist() if isinstance(value, Tensor) else value
+    if expected is True or expected is False:
+        got = True if got else False  # noqa: SIM210 - while torch.compile looks on, a comparison of sizes is no bool before it decides
     if got != expected and not (got != got and expected != expected):  # NaN is NaN here
         raise GuardError(
             f"{where or 'a guard'}: the model's Python saw {expected!r} when it was captured and now sees {got!r}"

@@ -127,9 +127,6 @@ class CapturedPart:
         Raises:
             InputError: The cuts cannot be found again in a new one.
         """
-        if torch.compiler.is_compiling():
-            yield self.input_kinds[0]
-            return
         self.refuse_other_modules()
         met = False
         for input_kind in tuple(self.input_kinds):

@@ -1,7 +1,7 @@
 """What a decoupled module runs for one kind of inputs: a structure, fixed values, modes."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ class InputKind:
         fused: The fused graph.
         submodules: The partitions' graphs.
         number: Its number among all that the part has captured.
+        guards_sizes_alone: Whether all guards say the same for inputs of the same sizes.
     """
 
     program: Program
@@ -32,6 +33,10 @@ class InputKind:
     fused: fx.GraphModule
     submodules: tuple[fx.GraphModule, ...]
     number: int = 0
+    guards_sizes_alone: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guards_sizes_alone", all(SIZES_ALONE in node.meta for node in self.guards))
 
     def finish(self, values: tuple[Any, ...]) -> Any:
         """Return the model's output from the graph's flat outputs, and leave on the model what its forward leaves there."""
@@ -138,11 +143,6 @@ class InputKind:
     def known(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires, as is known without running anything."""
         return not self.guards or (self.guards_sizes_alone and sizes_of(inputs) in self.held)
-
-    @property
-    def guards_sizes_alone(self) -> bool:
-        """Whether all guards say the same for inputs of the same sizes."""
-        return all(SIZES_ALONE in node.meta for node in self.guards)
 
     def holds(self, inputs: tuple[Any, ...]) -> bool:
         """Whether no guard fires for these inputs, by a forward pass of all partitions without gradients.
