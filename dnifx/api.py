@@ -188,15 +188,16 @@ def step_source(
     scaled: bool = False,
     joined: bool = False,
     places: Sequence[Place] = (),
+    batched: bool = False,
     *,
     clocked: bool = False,
 ) -> str:
     """Return the source of a training step, of a schedule that was checked; diagnosing, every target that can arrive does.
 
     With ``ranks``, those of the partitions, it is the step of one rank; or, where ``places`` says what these are in one process, of all
-    of them. Where it is ``scaled``, its backward passes are those of a
-    multiple of the loss. Where updates may be ``joined``, they wait for each other as long as nothing reads what they write. Where it
-    is ``clocked``, it tells ``self.clock`` the name of each action when it has ended.
+    of them. Where it is ``scaled``, its backward passes are those of a multiple of the loss. Where updates may be ``joined``, they wait
+    for each other as long as nothing reads what they write. Where it is ``batched``, estimators that are alike are asked in one call.
+    Where it is ``clocked``, it tells ``self.clock`` the name of each action when it has ended.
 
     Raises:
         ScheduleError: The schedule runs an action before what it depends on.
@@ -212,7 +213,7 @@ def step_source(
         schedules.validate(wanted, program, partial=True)
     waits = joined and not clocked and can_wait(program)
     writer = StepWriter(program, wanted, mean, diagnose, ranks, rank, scaled=scaled, clocked=clocked, joined=waits)
-    return replace(writer, places=tuple(map(str, places))).source()
+    return replace(writer, places=tuple(map(str, places)), batched=batched).source()
 
 
 def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int, places: Sequence[Place] = ()) -> str:

@@ -14,7 +14,16 @@ from dnifx.schedules.drawing import Grid, grid
 from dnifx.schedules.lags import Lagged, lagged
 from dnifx.schedules.language import on_partition, parse, parse_period
 from dnifx.schedules.locking import Lock, locks
-from dnifx.schedules.orders import backprop, diagnosed, placed, sequential, sequential_period, with_time, without_fits
+from dnifx.schedules.orders import (
+    backprop,
+    diagnosed,
+    phases,
+    placed,
+    sequential,
+    sequential_period,
+    with_time,
+    without_fits,
+)
 from dnifx.schedules.probing import probing
 from dnifx.schedules.registry import Spec, period_of, resolve
 from dnifx.schedules.running import refuse_other_places
@@ -52,6 +61,7 @@ __all__ = [
     "parse",
     "parse_period",
     "period_of",
+    "phases",
     "placed",
     "places_of",
     "probing",

@@ -190,6 +190,27 @@ def _backprop(wiring: Links, fit: bool) -> Schedule:
     return arranged("backprop", chosen_actions(choice, wiring), wiring, answered=answered)
 
 
+def in_phases(action: Action) -> tuple[int, int]:
+    """Key: all that is of one kind stands together."""
+    return PHASES.index(action.kind), -action.index if action.kind is Kind.BACKWARD else action.index
+
+
+PHASES = (Kind.INPUT, Kind.FORWARD, Kind.SYNTHESISE, Kind.BACKWARD, Kind.UPDATE, Kind.TARGET, Kind.FIT)
+
+
+def phases(program: Program) -> Schedule:
+    """Run all partitions forward, ask all estimators, then all backward passes, all updates, and all fits.
+
+    The numbers are those of ``sequential``, but for parameters that partitions share. All activations are held at once.
+    """
+    return _phases(links(program))
+
+
+@lru_cache(maxsize=32)
+def _phases(wiring: Links) -> Schedule:
+    return arranged("phases", chosen_actions(whole_step(wiring), wiring), wiring, in_phases)
+
+
 def without_fits(schedule: Schedule, program: Program) -> Schedule:
     """Return the schedule without the fits, and without the targets and estimates that only the fits need."""
     return _without_fits(schedule, links(program))

@@ -12,11 +12,12 @@ from dnifx.schedules.chance import RandomOrder, Unlocked
 from dnifx.schedules.lags import Lagged
 from dnifx.schedules.language import looks_like_actions, read
 from dnifx.schedules.orders import sequential_period
-from dnifx.schedules.sources import Alternate, Backprop, FitEvery, Fixed, ScheduleSource, Sequential, WarmUp
+from dnifx.schedules.sources import Alternate, Backprop, FitEvery, Fixed, Phases, ScheduleSource, Sequential, WarmUp
 from dnifx.schedules.validation import validate
 
 NAMED: Mapping[str, Callable[..., ScheduleSource]] = {
     "sequential": Sequential,
+    "phases": Phases,
     "backprop": Backprop,
     "random_order": RandomOrder,
     "unlocked": Unlocked,

@@ -87,6 +87,18 @@ class Sequential(Resumable):
 
 
 @dataclass
+class Phases(Resumable):
+    """Every step is ``phases(program)``: what is of one kind stands together."""
+
+    name = "phases"
+    partial = False
+
+    def at(self, step: int, program: Program) -> Schedule:
+        """Return the schedule in phases."""
+        return orders.phases(program)
+
+
+@dataclass
 class Backprop(Resumable):
     """Every step is ``backprop(program, fit)``: every producer waits for the target, whatever the estimators."""
 

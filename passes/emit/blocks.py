@@ -59,6 +59,7 @@ class StepPlan:
         clocked: Whether the step tells ``self.clock`` the name of each action when it has ended.
         joined: Whether updates wait, to be made together.
         places: What the ranks are called, where they are places of one process, whose step has the actions of all.
+        batched: Whether estimators that are alike are asked in one call, where nothing stands between their actions.
     """
 
     program: Program
@@ -72,6 +73,7 @@ class StepPlan:
     clocked: bool = False
     joined: bool = False
     places: tuple[str, ...] = ()
+    batched: bool = False
 
     @property
     def carrier(self) -> str:

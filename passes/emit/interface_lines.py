@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dnifx.ir import Action, Boundary, Kind, own_parameters
+from dnifx.passes.emit.alike import groups
 from dnifx.passes.emit.blocks import Block, StepPlan, fit_gradients, fit_lines, leaf, local, tuple_of
 from dnifx.passes.emit.fused import provenance
 from dnifx.passes.measure import data_inputs
@@ -23,6 +24,8 @@ class InterfaceLines(StepPlan):
         interface, key = self.program.interfaces[action.index], boundary.key
         if interface.suffix:
             return self.thin(action, boundary)
+        if action.index in self.together:
+            return self.asked_together(action)
         detached = ".detach().requires_grad_()" if interface.prop else ".detach()"
         seen = tuple_of(f"{local(name)}{detached}" for name in boundary.values)
         lines = []
@@ -37,6 +40,30 @@ class InterfaceLines(StepPlan):
         if self.program.mask is not None:
             lines.append(f"estimate_{key} = {self.counted(f'estimate_{key}', 'estimate')}")
         return Block(f"{action}: {provenance(boundary, interface)}", (*lines, *self.with_target(action)))
+
+    def asked_together(self, action: Action) -> Block:
+        """Ask estimators that are alike in one call, where the first of them would be asked."""
+        group, boundaries = self.together[action.index], self.program.boundaries
+        title = f"{action}: {provenance(boundaries[action.index], self.program.interfaces[action.index])}"
+        lines = [] if group[0] == action.index else ["pass"]
+        if group[0] == action.index:
+            keys = [boundaries[index].key for index in group]
+            seen = tuple_of(tuple_of(f"{local(name)}.detach()" for name in boundaries[index].values) for index in group)
+            made = "".join(f"estimate_{key}, " for key in keys)
+            asked = f"{tuple_of(map(literal, keys))}, {seen}, {'error' if self.sees_error(group) else 'features'}"
+            lines.append(f"{made}= self.together({asked})")
+            title += ", in one call with those that are alike"
+        return Block(title, (*lines, *self.with_target(action)))
+
+    def sees_error(self, group: tuple[int, ...]) -> bool:
+        """Whether estimators see the output's error in place of the context."""
+        return self.program.interfaces[group[0]].needs_error
+
+    @cached_property
+    def together(self) -> Mapping[int, tuple[int, ...]]:
+        """From each boundary whose estimator is asked together with others to all of these."""
+        found = groups(self.actions, self.program) if self.batched else ()
+        return {index: group for group in found for index in group}
 
     def thin(self, action: Action, boundary: Boundary) -> Block:
         """Ask a thin suffix."""
@@ -146,25 +173,33 @@ class InterfaceLines(StepPlan):
 
     def fit(self, action: Action) -> Block:
         """Fit the estimator to the target, to the losses that it predicts, to both, or to what it knows itself."""
-        boundary = self.program.boundaries[action.index]
-        interface, key = self.program.interfaces[action.index], boundary.key
-        needed = [(Kind.SYNTHESISE, action.index)]
-        needed += [(Kind.TARGET, action.index)] if interface.needs_target else []
-        needed += [(Kind.FORWARD, self.last)] if interface.needs_loss else []
-        lines, scaled = [], self.scales_fit(interface)
-        if interface.fits and all(self.runs(*each) for each in needed):
-            pairs = []
-            options = f", {interface.fit!r}, {interface.fit_weight}" if interface.fit == "absolute" else ""
-            if interface.needs_target:
-                pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}", scaled, options)))
-            elif not interface.needs_loss:
-                pairs.append((f"*estimate_{key}", f"*(torch.ones_like(made){self.times} for made in estimate_{key})"))
-            if interface.needs_loss:
-                told = "losses * factor, examples, loss_scale=factor" if scaled else "losses, examples"
-                pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), {told})"))
-            lines += fit_lines(*pairs)
+        boundary, lines = self.program.boundaries[action.index], []
+        key = boundary.key
+        group = self.together.get(action.index, (action.index,))
+        if group[0] == action.index:
+            pairs = [pair for index in group for pair in self.fit_pairs(index)]
+            lines += fit_lines(*pairs) if pairs else []
         if self.imagined(boundary):
             values = tuple_of(f"{leaf(name)}.detach()" for name in boundary.values)
             lines += fit_lines((f"*imagined_{key}", fit_gradients(f"imagined_{key}", values, self.scaled)))
         lines.append(self.applied(f"self.estimator_optimizers[{key!r}]"))
         return Block(f"{action}: fit the interface of {boundary.name}", tuple(lines))
+
+    def fit_pairs(self, index: int) -> list[tuple[str, str]]:
+        """Return what an estimator has made, and the gradients of its fit there; none where it is not fitted."""
+        interface, key = self.program.interfaces[index], self.program.boundaries[index].key
+        needed = [(Kind.SYNTHESISE, index)]
+        needed += [(Kind.TARGET, index)] if interface.needs_target else []
+        needed += [(Kind.FORWARD, self.last)] if interface.needs_loss else []
+        if not (interface.fits and all(self.runs(*each) for each in needed)):
+            return []
+        pairs, scaled = [], self.scales_fit(interface)
+        options = f", {interface.fit!r}, {interface.fit_weight}" if interface.fit == "absolute" else ""
+        if interface.needs_target:
+            pairs.append((f"*estimate_{key}", fit_gradients(f"estimate_{key}", f"target_{key}", scaled, options)))
+        elif not interface.needs_loss:
+            pairs.append((f"*estimate_{key}", f"*(torch.ones_like(made){self.times} for made in estimate_{key})"))
+        if interface.needs_loss:
+            told = "losses * factor, examples, loss_scale=factor" if scaled else "losses, examples"
+            pairs.append((f"predicted_{key}", f"fit_gradient(predicted_{key}.detach(), {told})"))
+        return pairs

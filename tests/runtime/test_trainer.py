@@ -64,9 +64,13 @@ def test_a_step_returns_loss_and_output_and_computes_no_diagnostics(monkeypatch:
     assert not result.loss.requires_grad
     torch.testing.assert_close(result.loss, F.cross_entropy(expected, Y))
     assert result.diagnostics == {}
-    source = net.emitters.step(net.program, trainer.source.at(0, net.program), True, False, (), 0, False, False, ())
+    source = net.emitters.step(
+        net.program, trainer.source.at(0, net.program), True, False, (), 0, False, False, (), False
+    )
     assert "compare(" not in source
-    diagnosing = net.emitters.step(net.program, trainer.source.at(0, net.program), True, True, (), 0, False, False, ())
+    diagnosing = net.emitters.step(
+        net.program, trainer.source.at(0, net.program), True, True, (), 0, False, False, (), False
+    )
     assert "compare(" in diagnosing
 
 

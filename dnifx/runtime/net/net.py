@@ -35,7 +35,7 @@ class Emitters:
         folder: Writes a module as a package.
         step: The source of a training step, from a schedule, whether the loss is a mean, whether to diagnose, the rank of each
             partition, the rank that it is for, whether its backward passes are those of a multiple of the loss, whether updates may be
-            joined, and the places of this process that the ranks stand for.
+            joined, the places of this process that the ranks stand for, and whether estimators that are alike are asked in one call.
         evaluation: The source of a forward pass over ranks, or over the places of this process.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         lag: From what a user gives as lag, as places and as mesh, and a schedule's specification, to a number of steps.
@@ -50,7 +50,7 @@ class Emitters:
     html: Callable[["Net", Any], str]
     code: Callable[[Program, bool], str]
     folder: Callable[["Net", str | os.PathLike[str], bool], None]
-    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool, bool, Sequence[Any]], str]
+    step: Callable[[Program, Schedule, bool, bool, tuple[int, ...], int, bool, bool, Sequence[Any], bool], str]
     evaluation: Callable[[Program, tuple[int, ...], int, Sequence[Any]], str]
     probe: Callable[[Program, bool, bool], str]
     lag: Callable[[Any, Any, Any, Program, Any], int]

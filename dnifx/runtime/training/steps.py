@@ -39,6 +39,7 @@ from dnifx.runtime.training.late import fit_late, summed
 from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.refusals import places_of, refuse_idle, refuse_replaced
+from dnifx.runtime.training.together import Together
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
 Step = Callable[..., Any]
@@ -139,6 +140,7 @@ class Steps:
                 self.scaled,
                 self.joined,
                 self.engine.named,
+                self.engine.captures,
             )
             source = self.emitters.step(program, schedule, *options)
             self._functions[key] = compile_step(source)
@@ -221,6 +223,8 @@ def called_by_name(
         setattr(names, f"estimate_{boundary.key}", cast(interface.estimator))
         setattr(names, f"imagine_{boundary.key}", cast(interface.input_model))
         setattr(names, f"suffix_{boundary.key}", interface.estimator)
+    estimators = {each.key: one.estimator for each, one in zip(program.boundaries, program.interfaces, strict=True)}
+    names.together = cast(Together(estimators))
     for each in program.recurrences:
         setattr(names, f"estimate_{each.key}", cast(each.interface.estimator) if each.interface else None)
         setattr(names, f"head_{each.key}", cast(each.head))
