@@ -1,6 +1,6 @@
 """The default synthetic gradient: an affine map that costs little beside the partition whose gradient it predicts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -136,20 +136,46 @@ class AffineMap(nn.Module):
 
     def forward(self, value: Tensor, context: Tensor | None) -> Tensor:
         """Return the gradient of a value, in its shape."""
-        seen = value.unsqueeze(-1) if self.dims < 2 else value.movedim(1, -1) if self.dims >= 4 else value
-        answer = self.mapped(seen) * self.scale + self.bias
-        if context is not None and self.told is not None:
-            told = self.told(context.argmax(-1)) if isinstance(self.told, nn.Embedding) else self.told(context)
-            answer = answer + spread_context(told, answer)
+        weight = self.weight * self.scale
+        told = None if context is None or self.told is None else self.seen(self.told, context)
+        if self.dims in CONVOLUTIONS:
+            answer = self.of_channels(value, weight)
+            return answer if told is None else answer + spread_context(told, answer.movedim(1, -1)).movedim(-1, 1)
+        last = value.unsqueeze(-1) if self.dims < 2 else value.movedim(1, -1) if self.dims >= 4 else value
+        answer = self.of_features(last, weight)
+        answer = answer if told is None else answer + spread_context(told, answer)
         return answer.squeeze(-1) if self.dims < 2 else answer.movedim(-1, 1) if self.dims >= 4 else answer
 
-    def mapped(self, seen: Tensor) -> Tensor:
-        """Return W h, [..., features]."""
+    @staticmethod
+    def seen(told: nn.Module, context: Tensor) -> Tensor:
+        """Return C y, [batch, features]."""
+        answer: Tensor = told(context.argmax(-1)) if isinstance(told, nn.Embedding) else told(context)
+        return answer
+
+    def of_channels(self, value: Tensor, weight: Tensor) -> Tensor:
+        """Return W h + b of maps [batch, channels, height, width] or of volumes, in their memory as it is."""
+        ones = (1,) * (self.dims - 2)
         if self.block == 1:
-            return seen * self.weight.flatten()
+            return value * weight.view(-1, *ones) + self.bias.view(-1, *ones)
+        more = self.blocks * self.block - self.features
+        padded = functional.pad(value, (*(0, 0) * (self.dims - 2), 0, more)) if more else value
+        bias = functional.pad(self.bias, (0, more)) if more else self.bias
+        kernel = weight.flatten(0, 1).view(-1, self.block, *ones)
+        answer: Tensor = CONVOLUTIONS[self.dims](padded, kernel, bias, groups=self.blocks)
+        return answer.narrow(1, 0, self.features) if more else answer
+
+    def of_features(self, value: Tensor, weight: Tensor) -> Tensor:
+        """Return W h + b of values [..., features]."""
+        if self.block == 1:
+            return value * weight.flatten() + self.bias
         if self.blocks == 1:
-            return functional.linear(seen, self.weight.squeeze(0))
-        padded = functional.pad(seen, (0, self.blocks * self.block - self.features))
+            return functional.linear(value, weight.squeeze(0), self.bias)
+        more = self.blocks * self.block - self.features
+        padded = functional.pad(value, (0, more)) if more else value
         apart = padded.unflatten(-1, (self.blocks, self.block))  # type: ignore[no-untyped-call]
-        answer = torch.einsum("...gi,goi->...go", apart, self.weight).flatten(-2)
-        return answer.narrow(-1, 0, self.features)
+        answer = torch.einsum("...gi,goi->...go", apart, weight).flatten(-2)
+        return (answer.narrow(-1, 0, self.features) if more else answer) + self.bias
+
+
+CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {4: functional.conv2d, 5: functional.conv3d}
+"""By the number of dimensions of a value, the convolution over its positions."""
