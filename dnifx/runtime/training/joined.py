@@ -18,8 +18,8 @@ from dnifx.runtime.training.updates import Update
 JOINED = (Adam, AdamW, SGD)
 """The optimizers whose steps are elementwise, and whose parameters come in lists."""
 
-BUCKET = 25 * 2**20
-"""How many bytes of gradients wait, as in ``DistributedDataParallel``: beyond it, calls are few beside the work that they do."""
+BUCKET = 4 * 2**20
+"""How many bytes of gradients wait. Beyond it, calls are few beside the work that they do, and what waits takes memory."""
 
 Kind = tuple[type, torch.device]
 """What updates that are made together have in common: the class of their optimizers, and the device of their parameters."""
