@@ -204,13 +204,13 @@ class DecoupledModule(Shown):
         return self.original(*args, **kwargs)
 
     def run_compiled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], seen: tuple[Any, ...], target: Any) -> Any:
-        """Run the first fused graph under ``torch.compile``. Calls that it may not hold for run outside of compiled graphs."""
-        input_kind = self.whole.input_kinds[0]
-        if input_kind.guards_sizes_alone and input_kind.signature.key(args, kwargs) == input_kind.key:
-            try:
-                return self.answer(input_kind, (*input_kind.signature.flatten(args, kwargs), *seen), target)
-            except GuardError:  # while it was traced: nothing has run
-                pass
+        """Run a fused graph under ``torch.compile``. A call of a new kind runs outside of compiled graphs, which captures it."""
+        for input_kind in self.whole.input_kinds:
+            if input_kind.guards_sizes_alone and input_kind.signature.key(args, kwargs) == input_kind.key:
+                try:
+                    return self.answer(input_kind, (*input_kind.signature.flatten(args, kwargs), *seen), target)
+                except GuardError:  # while it was traced: nothing has run
+                    pass
         return run_outside_graphs(self, args, kwargs, seen, target)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -381,7 +381,9 @@ class DecoupledModule(Shown):
         )
 
 
-@outside_graphs("this call is not of the kind that was captured, or Python reads values in forward")
+@outside_graphs(
+    "this call differs from those that were captured in a fixed value, a mode, an attribute or autocast; or Python reads values in forward"
+)
 def run_outside_graphs(net: DecoupledModule, *given: Any) -> Any:
     """Run a net as if it were not compiled."""
     return net.run(*given)

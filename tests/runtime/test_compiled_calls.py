@@ -88,6 +88,11 @@ def training(net: nn.Module) -> None:
     net.train()
 
 
+def lowered(net: Any) -> None:
+    """Let the calls that follow run under autocast, or no longer."""
+    net.__dict__["lowered"] = not net.__dict__.get("lowered", False)
+
+
 X = batch()
 CALLS: dict[str, tuple[Callable[[], nn.Module], Tensor, Sequence[Any]]] = {
     "an argument": (Flagged, X, [(X,), (X, True), (X,), (X, True)]),
@@ -96,6 +101,7 @@ CALLS: dict[str, tuple[Callable[[], nn.Module], Tensor, Sequence[Any]]] = {
     "a mode": (DropsOut, X, [(X,), evaluating, (X,), training, (X,)]),
     "an attribute": (Layers, X, [(X,), scaled(2.0), (X,), scaled(3.0), (X,), scaled(1.0), (X,)]),
     "a count": (Counts, X, [(X,)] * 4),
+    "a precision": (Layers, X, [(X,), lowered, (X,), (X,), lowered, (X,)]),
     "a length": (language_model, tokens(6), [(tokens(6),), (tokens(9),), (tokens(3),)]),
 }
 
@@ -104,7 +110,8 @@ def answer(net: DecoupledModule, run: Callable[..., Tensor], given: Sequence[Any
     """Return the output of a call, and all gradients of a loss."""
     net.zero_grad()
     torch.manual_seed(3)
-    output = run(*given)
+    with torch.autocast("cpu", torch.bfloat16, net.__dict__.get("lowered", False)):
+        output = run(*given)
     torch.autograd.backward(output.square().mean())
     return [output.detach(), *(each.grad for each in net.parameters() if each.grad is not None)]
 
@@ -149,9 +156,33 @@ def test_calls_of_the_captured_kind_are_one_graph(changes: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("changes", ["an argument", "a mode", "a precision"])
+def test_a_new_kind_of_call_is_compiled_from_its_second_time(changes: str) -> None:
+    torch._dynamo.reset()
+    model, x, (first, *others) = CALLS[changes]
+    net, layers = made(model, x), list[int]()
+
+    def backend(module: Any, example: Any) -> Any:
+        count = sum("linear" in str(node.target) for node in module.graph.nodes)
+        return lambda *given: (layers.append(count), module(*given))[1]
+
+    compiled = torch.compile(net, backend=backend)
+    answer(net, compiled, first)
+    assert sum(layers) >= 3
+    for change in others[: 1 + callable(others[0])]:
+        if callable(change):
+            change(net)
+            continue
+        answer(net, compiled, change)
+        layers.clear()
+        answer(net, compiled, change)
+        assert sum(layers) >= 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_calls_say_why_they_are_no_graph() -> None:
     torch._dynamo.reset()
     net = made(Flagged, X)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="this call is not of the kind that was captured"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="this call differs from those that were captured"):
         compiled(X, True)
