@@ -18,7 +18,7 @@ from dnifx.engines.places import Place
 from dnifx.engines.processes import processes_of
 from dnifx.engines.ranks import Ranks
 from dnifx.errors import CaptureError, DnifxError, LossError, PlaceError, ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.ir import Program, Schedule
 from dnifx.passes.automatic_lag import automatic_lag
 from dnifx.passes.compiler import Compiler
 from dnifx.passes.cuts.resolve import CutSpec
@@ -227,8 +227,7 @@ def evaluation_source(program: Program, ranks: schedules.Ranks, rank: int, place
             f"in this mode the model has {len(program.partitions)} partitions, and {len(ranks)} in training, so it does not run over the "
             "same ranks. Call trainer.collect(), and evaluate with net(x)"
         )
-    forward = Schedule("evaluation", tuple(Action(Kind.FORWARD, each.index) for each in program.partitions))
-    wanted, called = schedules.transferred(forward, program, ranks), tuple(map(str, places))
+    wanted, called = schedules.evaluation(program, ranks), tuple(map(str, places))
     return StepWriter(program, wanted, ranks=ranks, rank=rank, evaluates=True, places=called).source()
 
 
@@ -283,10 +282,9 @@ def recorded_on(engine: Any, places: Any, program: Program) -> torch.device:
             "engine='cuda-graph' records the step of one device, and places= names others. Leave one of the two out"
         )
     if len(devices) > 1 or any(each.type != "cuda" for each in devices):
-        names = ", ".join(sorted(map(str, devices)))
         raise PlaceError(
-            f"engine='cuda-graph' needs the model on one CUDA device, and it is on {names}. Move it there before dnifx.decouple, or leave "
-            "engine= out"
+            f"engine='cuda-graph' needs the model on one CUDA device, and it is on {', '.join(sorted(map(str, devices)))}. Move it there "
+            "before dnifx.decouple, or leave engine= out"
         )
     return devices.pop()
 
@@ -299,7 +297,7 @@ def devices_for(places: Any, spec: schedules.Spec, program: Program) -> Any:
 
 
 def engine_for(
-    engine: Any, places: Any, spec: schedules.Spec, program: Program, lag: int, timeout: float, mesh: Any
+    engine: Any, places: Any, spec: schedules.Spec, program: Program, lags: tuple[int, Any], timeout: float, mesh: Any
 ) -> Engine:
     """Return what runs a trainer's steps: this process, in one place or in several, or all processes of a run.
 
@@ -311,7 +309,7 @@ def engine_for(
         raise PlaceError(
             'mesh= arranges processes as replicas by places: give places="ranks" or the rank of each partition with it, or leave mesh= out'
         )
-    late = max([lag, *(each.late for each in program.interfaces)])
+    late, tied = schedules.latest(schedules.period_of(spec, program), program, *lags)
     if engine is not None:
         return CudaGraph(recorded_on(engine, given if places is None else places, program))
     if given is not None:
@@ -322,18 +320,20 @@ def engine_for(
     ranks = ranks_for(places, spec, program, len(processes.members))
     device = program.partitions[ranks.index(processes.rank)].device
     computes = torch.device("cpu") if device.type == "meta" else device
-    return Ranks(ranks, late, traffic(program, ranks)[processes.rank], computes, timeout, processes)
+    return Ranks(ranks, late, tied, traffic(program, ranks)[processes.rank], computes, timeout, processes)
 
 
-def trained_schedule(spec: schedules.Spec, program: Program, lag: int, engine: Engine) -> schedules.ScheduleSource:
+def trained_schedule(
+    spec: schedules.Spec, program: Program, lags: tuple[int, Any], engine: Engine
+) -> schedules.ScheduleSource:
     """Return the source of a trainer's schedule, after checking its first step or period, places and lag included.
 
     Raises:
         ScheduleError: There is no such schedule, it is not valid for the program, or one process cannot run it.
     """
-    source = schedules.resolve(spec, program)
-    if lag:
-        source = schedules.resolve(schedules.Lagged(lag, source), program)
+    source, (lag, tied) = schedules.resolve(spec, program), lags
+    if lag or tied:
+        source = schedules.resolve(schedules.Lagged(lag, source, tied), program)
     if schedules.is_delayed(program):
         source = schedules.resolve(schedules.Delayed(source), program)
     first = schedules.period_of(source, program)

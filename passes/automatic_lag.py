@@ -8,8 +8,9 @@ import torch
 
 from dnifx.engines.joining import join_ranks
 from dnifx.engines.round_trip import largest, round_trip
-from dnifx.ir import Program
-from dnifx.schedules import Ranks
+from dnifx.ir import Kind, Program
+from dnifx.schedules import Ranks, sequential, transferred
+from dnifx.schedules.clock import moved_bytes, value_bytes
 from dnifx.schedules.costs import measured_costs
 from dnifx.schedules.dependencies import links
 
@@ -29,13 +30,27 @@ def automatic_lag(program: Program, ranks: Ranks) -> int:
     Every rank has to call it, before the first step, and all choose the same. Nothing changes by it: what is timed is a forward pass of
     a copy of the model. A step of a rank takes as many times longer as its actions have more FLOPs.
     """
-    messages: dict[tuple[int, int], int] = {}
+    trip, step = round_trip(messages_of(program, ranks)), largest(step_seconds(program, ranks, join_ranks()[0]))
+    return enough(trip, step)
+
+
+def messages_of(program: Program, ranks: Ranks) -> dict[tuple[int, int], int]:
+    """Return the bytes of the largest message from rank to rank in a step: values of a boundary, or of tied parameters."""
+    found: dict[tuple[int, int], int] = {}
     for boundary in program.boundaries:
         size, sender = sum(spec.bytes for spec in boundary.specs), ranks[boundary.producer]
         for taker in {ranks[consumer] for consumer in boundary.consumers} - {sender}:
-            messages[sender, taker] = max(size, messages.get((sender, taker), 0))
-    trip, step = round_trip(messages), largest(step_seconds(program, ranks, join_ranks()[0]))
-    return enough(trip, step)
+            found[sender, taker] = max(size, found.get((sender, taker), 0))
+    sizes = value_bytes(program)
+    for action in transferred(sequential(program), program, ranks).actions:
+        if (
+            action.rank is not None
+            and action.peer is not None
+            and action.kind in (Kind.SEND_GRADIENTS, Kind.SEND_WEIGHTS)
+        ):
+            way = action.rank, action.peer
+            found[way] = max(moved_bytes(action, program, sizes, ranks), found.get(way, 0))
+    return found
 
 
 def enough(trip: float, step: float) -> int:

@@ -125,8 +125,8 @@ def balanced(
 
     A partition costs what its actions and those of the boundaries that it produces do: estimators count. ``seconds`` are the costs of
     the actions, where they were measured; by default they are counted in FLOPs. Partitions that share parameters get one rank, as long
-    as there are other places to divide at: ranks that share parameters wait for each other in every step. ``apart`` are further
-    partitions that cannot be apart, and ``word`` says what the places are, in errors.
+    as there are other places to divide at: ranks that share parameters send each other gradients and values in every step. ``apart``
+    are further partitions that cannot be apart, and ``word`` says what the places are, in errors.
 
     Raises:
         PlaceError: There are fewer partitions than ranks, or too many that have to stay together.
@@ -249,7 +249,7 @@ def conflicts(program: Program) -> Iterator[Conflict]:
 
 
 def shared_parameters(program: Program) -> list[Conflict]:
-    """Return the partitions that share parameters. They can run on different ranks, which then wait for each other."""
+    """Return the partitions that share parameters. They can run on different ranks, which then send each other gradients and values."""
     found = []
     for owner in program.partitions:
         for user in program.partitions:

@@ -9,7 +9,7 @@ from torch import nn
 from dnifx.doctor.profiling import Profile
 from dnifx.ir import Program
 from dnifx.runtime.decoupled import DecoupledModule
-from dnifx.schedules import Ranks
+from dnifx.schedules import Ranks, tied_lag
 from dnifx.schedules.dependencies import links
 
 
@@ -23,7 +23,7 @@ class Holding:
         optimizer: What the optimizers of both keep.
         estimators: Parameters and buffers of its estimators.
         activations: The most that its partitions hold between forward and backward.
-        waiting: Values that wait for late targets.
+        waiting: Values that wait for late targets, and what tied parameters were, where that is read.
     """
 
     weights: int
@@ -66,6 +66,7 @@ def _holding(net: DecoupledModule, profile: Profile, ranks: Ranks, rank: int, pe
     estimators = [program.interfaces[each.index].estimator for each in made]
     fitted = [each for model in estimators for each in model.parameters() if each.requires_grad]
     kept = lag * sum(_kept_for_a_target(program, each.index) for each in made)
+    kept += _kept_of_tied(net, ranks, rank, lag)
     return Holding(
         weights=sum(each.parameter_bytes for each in own),
         gradients=size_of([*trained, *fitted]),
@@ -84,6 +85,16 @@ def _kept_for_a_target(program: Program, boundary: int) -> int:
     specs = each.specs
     context = 0 if program.context is None else specs[0].shape[0] * program.context.width * specs[0].dtype.itemsize
     return sum(spec.bytes for spec in specs) + context
+
+
+def _kept_of_tied(net: DecoupledModule, ranks: Ranks, rank: int, lag: int) -> int:
+    """What a place keeps of tied parameters that its partitions read late: what they read, and what is made here to be read later."""
+    program, late = net.program, tied_lag(net.program, lag)
+    own = [each for each in program.partitions if ranks[each.index] == rank]
+    made = {name for each in own for name in each.parameters}
+    read = {name for each in own for name in each.uses if name not in each.parameters}
+    sizes = dict(net.original.named_parameters())
+    return sum(sizes[name].nbytes * (1 + late if name in made else 1) for name in read) if late else 0
 
 
 def whole(net: DecoupledModule, profile: Profile, share: float = 1.0) -> Holding:

@@ -85,7 +85,7 @@ def simulated(program: Program, costs: Mapping[str, float], ranks: Ranks, link: 
 
 
 def longest_wait(program: Program, costs: Mapping[str, float], ranks: Ranks, link: Link) -> int:
-    """Return a lag under which nothing waits for a target: the steps of the slowest rank in the way there and back."""
+    """Return a lag under which nothing waits: the steps of the slowest rank in the way there and back of the largest message."""
     wiring, busy, sizes = links(program), dict.fromkeys(ranks, 0.0), value_bytes(program)
     for name, cost in costs.items():
         busy[ranks[wiring.place(schedules.parse(name).actions[0])]] += cost

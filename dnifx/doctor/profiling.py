@@ -80,7 +80,7 @@ def profile(
     program, size = own.program, batch_size(net)
     args, kwargs, wanted = shortened((program.args, dict(program.kwargs), target), program.batch_dim, size, examples)
     order: Any = schedules.fixed(schedules.backprop(program, fit=False), partial=True) if locked else "sequential"
-    trainer = own.trainer(optimizer, order, lag=0 if locked or why_never_late(net) else 1, replicas="apart")
+    trainer = own.trainer(optimizer, order, lag=0 if locked or why_never_late(net) else 1, tied_lag=0, replicas="apart")
     clock = _Laps(program.partitions[0].device)
     functions = trainer.parts[0].functions
     functions.emitters = replace(functions.emitters, step=partial(step_source, clocked=True))

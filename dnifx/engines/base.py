@@ -21,6 +21,7 @@ class Engine(Protocol):
         named: The places.
         home: The device where the model was before; None where it stayed there.
         captures: Whether steps are recorded once, and replayed.
+        lag: Steps that a message may be late.
         process: The number of this process among those of all replicas.
     """
 
@@ -29,6 +30,7 @@ class Engine(Protocol):
     home: torch.device | None
     captures: bool
     process: int
+    lag: int
 
     @property
     def group(self) -> Any:
@@ -83,6 +85,9 @@ class Engine(Protocol):
     def receive_target(self, boundary: int, peer: int, lag: int = 0) -> Sequence[Any]:
         """Receive the gradients that another rank gave to a boundary's values some steps ago."""
 
+    def receive_weights(self, partition: int, peer: int, lag: int = 0) -> Sequence[Any]:
+        """Receive the values that parameters got by an update on another rank some steps ago."""
+
     def told(self, value: Any) -> Any:
         """Return what the last partition's rank has, on every rank."""
 
@@ -114,6 +119,7 @@ class InOnePlace:
     captures = False
     replica, replicas = 0, 1
     process = 0
+    lag = 0
 
     @property
     def group(self) -> Any:
@@ -167,6 +173,10 @@ class OneProcess(InOnePlace):
         """Do nothing: there is one batch."""
 
     def receive_target(self, boundary: int, peer: int, lag: int = 0) -> Sequence[Any]:
+        """Return nothing: there are no other ranks."""
+        return ()
+
+    def receive_weights(self, partition: int, peer: int, lag: int = 0) -> Sequence[Any]:
         """Return nothing: there are no other ranks."""
         return ()
 

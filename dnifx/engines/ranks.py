@@ -82,7 +82,8 @@ class Ranks(InOnePlace):
 
     Args:
         ranks: The rank of each partition.
-        lag: Steps that a target may be late.
+        lag: Steps that a message may be late.
+        tied: Steps that the new values of tied parameters are late; 0 where they are waited for.
         traffic: What reaches this rank.
         device: Where this rank computes.
         timeout: Seconds after which a rank that says nothing counts as gone.
@@ -93,12 +94,13 @@ class Ranks(InOnePlace):
         self,
         ranks: tuple[int, ...],
         lag: int,
+        tied: int,
         traffic: Traffic,
         device: torch.device,
         timeout: float,
         processes: Processes,
     ) -> None:
-        self.rank, self.ranks, self.lag, self.processes = processes.rank, ranks, lag, processes
+        self.rank, self.ranks, self.lag, self.tied, self.processes = processes.rank, ranks, lag, tied, processes
         self.replica, self.replicas = processes.replica, len(processes.rows)
         self.traffic, self.device, self.timeout = traffic, device, timeout
         self._groups = {each: self._group(processes.members) for each in ("values", "targets", "control")}
@@ -189,9 +191,10 @@ class Ranks(InOnePlace):
         """Send the new values of parameters that a partition here has updated."""
         self._send("weights", partition, peer, values)
 
-    def receive_weights(self, partition: int, peer: int) -> tuple[Any, ...]:
-        """Receive the new values of parameters that a partition on another rank has updated in this step."""
-        return self._received("weights", peer, self._label(partition))
+    def receive_weights(self, partition: int, peer: int, lag: int = 0) -> tuple[Any, ...]:
+        """Receive the new values of parameters that a partition on another rank has updated ``lag`` steps ago."""
+        index, step, epoch = self._label(partition)
+        return self._received("weights", peer, (index, step - lag, epoch))
 
     def send_copies(self, boundary: int, peer: int, *values: Tensor) -> None:
         """Send the present values of parameters that the estimator of a boundary on another rank copies."""
@@ -221,7 +224,7 @@ class Ranks(InOnePlace):
         key = way, peer, self._evaluates
         if key not in self._receivers:
             messages: int = getattr(self.traffic, way).get(peer, 1)
-            ahead = messages * (self.lag + 2) if way in self._groups else messages  # parameters are waited for
+            ahead = messages * (self.lag + 2 if way in self._groups else 1 if way == "copies" else self.tied + 1)
             group, tag = CHANNELS[way]
             process = self.processes.members[peer]
             self._receivers[key] = Receiver(self._groups[group], process, tag + self._evaluates, ahead)

@@ -1,6 +1,6 @@
 """The value types that flow through the passes: a Program and what it is made of."""
 
-from dnifx.ir.actions import BAR, RECEIVED, SENDS, TRANSFERS, Action, Kind, Period, Schedule
+from dnifx.ir.actions import BAR, READS_TIED, RECEIVED, SENDS, TRANSFERS, Action, Kind, Period, Schedule
 from dnifx.ir.capture import Capture, Kept, Signature, constants_root, free_attribute
 from dnifx.ir.cuts import MODULE_NAMES, Boundary, Cut, Edge, Interface, Partition, free_name, identifier, own_parameters
 from dnifx.ir.parts import Message, Part, PartState, Take
@@ -12,6 +12,7 @@ from dnifx.ir.values import Holder, Measure, TensorSpec, count_parameters, modul
 __all__ = [
     "BAR",
     "MODULE_NAMES",
+    "READS_TIED",
     "RECEIVED",
     "SENDS",
     "TRANSFERS",

@@ -14,6 +14,7 @@ class Kind(StrEnum):
     INPUT = "I"
     TARGET = "T"
     FIT = "M"
+    RENEW = "R"
     SEND_VALUES = "SEND_F"
     RECEIVE_VALUES = "RECV_F"
     SEND_TARGET = "SEND_T"
@@ -42,13 +43,18 @@ TRANSFERS = SENDS | RECEIVED.keys()
 """What moves values, gradients or weights from one rank to another."""
 
 
+READS_TIED = frozenset({Kind.FORWARD, Kind.UPDATE, Kind.RENEW})
+"""Actions whose lag is that of tied parameters."""
+
+
 @dataclass(frozen=True)
 class Action:
     """One step of a schedule, written ``F1``, ``B1@cuda:0``, ``F1@rank1:cuda:0/2`` (rank, device, stream) or ``M0-4`` (lag).
 
     ``index`` numbers a partition for ``F`` (forward), ``B`` (backward), ``U`` (update), ``I`` (synthetic input) and for the
     transfers of the values that its forward made, of the gradients that its backward pass gave to parameters of another rank, and
-    of the parameters that its update changed. It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the
+    of the parameters that its update changed. So it does for ``R`` (renew: an earlier update reaches the other partitions that read
+    the same parameters). It numbers a boundary for ``S`` (synthesise: ask the estimator), ``T`` (the
     target arrives), ``M`` (fit) and for the transfers of its target and of the parameters that its estimator copies. Transfers
     name the other rank: ``SEND_F0@rank0>rank1``, ``RECV_F0@rank1<rank0``.
 
@@ -59,7 +65,9 @@ class Action:
         stream: The stream that it runs on.
         rank: The process that it runs in.
         lag: Steps between a target and the fit that uses it. ``T0-4``: the target of this step is used 4 steps later.
-            ``M0-4``: fit with the target of 4 steps ago. ``B0-4``: the backward pass of the step 4 ago.
+            ``M0-4``: fit with the target of 4 steps ago. ``B0-4``: the backward pass of the step 4 ago. ``F0-4``: what other
+            partitions update is read as it was 4 steps ago. ``U1-4``: other partitions read what this update makes 4 steps later;
+            ``R1-4``: from now on they read what the update of 4 steps ago made.
         peer: The rank at the other end of a transfer.
     """
 
@@ -98,6 +106,11 @@ class Schedule:
     def windows(self) -> tuple["Schedule", ...]:
         """The schedule itself: it is a period of one window."""
         return (self,)
+
+    @property
+    def tied_lag(self) -> int:
+        """How many steps late it reads tied parameters; 0 where it says nothing of it."""
+        return next((each.lag for each in self.actions if each.lag and each.kind in READS_TIED), 0)
 
 
 BAR = "|"

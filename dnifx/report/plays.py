@@ -16,6 +16,7 @@ SAYS = {
     Kind.INPUT: "{} gets its synthetic input",
     Kind.BACKWARD: "{} runs backward",
     Kind.UPDATE: "{} is updated",
+    Kind.RENEW: "an earlier update of {} reaches the partitions that share parameters",
     Kind.SYNTHESISE: "the estimator of {} answers",
     Kind.TARGET: "the target of {} arrives",
     Kind.FIT: "the estimator of {} is fitted",

@@ -304,6 +304,7 @@ class DecoupledModule(Shown):
         lr_scheduler: SchedulerSpec | None = None,
         estimator_optimizer: OptimizerSpec | None = None,
         lag: int | Literal["auto"] = 0,
+        tied_lag: int | None = None,
         own_losses: OwnLosses | None = None,
         clip: Clip | None = None,
         accumulate: int = 1,
@@ -331,6 +332,8 @@ class DecoupledModule(Shown):
                 given, else the same callable.
             lag: Estimators are fitted to the targets of so many steps ago, so that partitions in other places need not be waited
                 for. In the first ``lag`` steps they are not fitted. Over ranks, ``"auto"`` chooses by what it measures.
+            tied_lag: Partitions that share a parameter with a later one, which updates it, read what it was so many steps ago. By default
+                as many as ``lag``, or 0 where one of them waits for a true gradient in every step. With 0, places wait for each other.
             own_losses: Weights of scalars that forward leaves on the model, by attribute or glob: ``{"blocks.*.balance": 0.01}``.
                 The partition that makes one adds its gradient, times the weight, to its own backward pass; leave it out of
                 ``loss=``. None stands for something with a gradient that no loss reads.
@@ -371,9 +374,9 @@ class DecoupledModule(Shown):
             )
         if self.spread:
             raise StateError(self.spread)
-        late = self.emitters.lag(lag, places, schedule, self.program, mesh)
-        runs = self.emitters.engine(engine, places, schedule, self.program, late, timeout, mesh)
-        source = self.emitters.schedule(schedule, self.program, late, runs)
+        lags = self.emitters.lag(lag, places, schedule, self.program, mesh), tied_lag
+        runs = self.emitters.engine(engine, places, schedule, self.program, lags, timeout, mesh)
+        source = self.emitters.schedule(schedule, self.program, lags, runs)
         scaling = scaling_of(scaler, self, runs.ranks or runs.places)
         options = UpdateOptions(clip, accumulate, None, on_nonfinite, penalty, scaling, autocast)
         return Trainer(

@@ -11,7 +11,7 @@ from dnifx.schedules.delays import Delayed, delayed, is_delayed
 from dnifx.schedules.dependencies import Answer, answers, timed
 from dnifx.schedules.devices import places_of, without_devices
 from dnifx.schedules.drawing import Grid, grid
-from dnifx.schedules.lags import Lagged, lagged
+from dnifx.schedules.lags import Lagged, lagged, latest
 from dnifx.schedules.language import on_partition, parse, parse_period
 from dnifx.schedules.locking import Lock, locks
 from dnifx.schedules.orders import (
@@ -29,7 +29,8 @@ from dnifx.schedules.registry import Spec, period_of, resolve
 from dnifx.schedules.running import refuse_other_places
 from dnifx.schedules.simulation import Simulation, simulate
 from dnifx.schedules.sources import ScheduleSource, alternate, fit_every, fixed, warm_up
-from dnifx.schedules.transfers import Ranks, ranks_of, transferred
+from dnifx.schedules.tied import tied_lag
+from dnifx.schedules.transfers import Ranks, evaluation, ranks_of, transferred
 from dnifx.schedules.validation import validate
 
 __all__ = [
@@ -51,11 +52,13 @@ __all__ = [
     "backprop",
     "delayed",
     "diagnosed",
+    "evaluation",
     "fit_every",
     "fixed",
     "grid",
     "is_delayed",
     "lagged",
+    "latest",
     "locks",
     "on_partition",
     "parse",
@@ -72,6 +75,7 @@ __all__ = [
     "sequential",
     "sequential_period",
     "simulate",
+    "tied_lag",
     "timed",
     "transferred",
     "unlocked",

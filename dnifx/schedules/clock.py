@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-from dnifx.ir import SENDS, TRANSFERS, Action, Kind, Program, Schedule
+from dnifx.ir import RECEIVED, SENDS, TRANSFERS, Action, Kind, Program, Schedule
 from dnifx.schedules.dependencies import Links, links
 from dnifx.schedules.drawing import device_of, needs_over_ranks
 from dnifx.schedules.language import unplaced
@@ -105,13 +105,17 @@ def turns_of(
     wiring, sizes, ranks = links(program), value_bytes(program), ranks_of(schedule, program) or ()
     needed, turns = needs_over_ranks(schedule, program, wiring), []
     for action in schedule.actions:
-        bare, size, late = unplaced(action), moved_bytes(action, program, sizes, ranks), _late_need(action)
+        bare, size, late = (
+            unplaced(action),
+            moved_bytes(action, program, sizes, ranks, schedule.tied_lag > 0),
+            _late_need(action),
+        )
         turn = Turn(
             action,
             numbers[bare],
             wiring.place(bare),
             (device_of(action, program, wiring), action.stream or 0),
-            tuple(numbers[need] for need in _needs_of_last_step(bare, wiring)),
+            tuple(numbers[need] for need in _needs_of_last_step(action, wiring, ranks)),
             tuple(numbers[need] for need in needed[bare]),
             None if late is None else numbers[late],
             costs.get(bare, 0.0) + size * link.handling,
@@ -170,8 +174,10 @@ class Clock:
 
 def _late_need(action: Action) -> Action | None:
     """What an action with a lag needs of an earlier step."""
-    if action.lag and action.kind is Kind.RECEIVE_TARGET:
-        return Action(Kind.SEND_TARGET, action.index, rank=action.peer, peer=action.rank)
+    if action.lag and action.kind in (Kind.RECEIVE_TARGET, Kind.RECEIVE_WEIGHTS):
+        return Action(RECEIVED[action.kind], action.index, rank=action.peer, peer=action.rank)
+    if action.kind is Kind.RENEW:
+        return Action(Kind.UPDATE, action.index)
     return Action(Kind.TARGET, action.index) if action.lag and action.kind is Kind.FIT else None
 
 
@@ -183,10 +189,12 @@ def value_bytes(program: Program) -> dict[str, int]:
     return {**specs, **{name: measure.bytes for name, measure in program.measures.items()}}
 
 
-def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int], ranks: Ranks = ()) -> int:
+def moved_bytes(
+    action: Action, program: Program, sizes: Mapping[str, int], ranks: Ranks = (), late: bool = False
+) -> int:
     """Return the size of what a transfer moves: values, the gradients of a boundary, parameters or their gradients; else 0.
 
-    ``sizes`` are those of ``value_bytes``, and ``ranks`` those of the partitions.
+    ``sizes`` are those of ``value_bytes``, ``ranks`` those of the partitions, and tied parameters may be read ``late``.
     """
     if action.kind not in TRANSFERS:
         return 0
@@ -195,7 +203,7 @@ def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int], rank
     if action.kind not in (Kind.SEND_VALUES, Kind.RECEIVE_VALUES):
         known = dict(program.model.named_parameters())
         if action.kind in COPIES:
-            moved = copied_parameters(action, links(program), program.partitions, ranks)
+            moved = copied_parameters(action, links(program), program.partitions, ranks, late)
         else:
             moved = moved_parameters(action, program.partitions, ranks)
         names = [name for name in moved if name in known]
@@ -203,9 +211,12 @@ def moved_bytes(action: Action, program: Program, sizes: Mapping[str, int], rank
     return sum(sizes.get(name, 0) for name in program.partitions[action.index].outputs)
 
 
-def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:
+def _needs_of_last_step(action: Action, wiring: Links, ranks: Ranks) -> Iterable[Action]:
     if action.kind is Kind.FORWARD:
-        return tuple(Action(Kind.UPDATE, owner) for owner in wiring.owners[action.index])
+        owners = wiring.owners[action.index]
+        late = owners - {action.index} if action.lag else frozenset[int]()
+        now = (Action(Kind.UPDATE, owner) for owner in owners - late)
+        return *now, *(_renewal(owner, action, ranks) for owner in late)
     if action.kind is Kind.SYNTHESISE:
         return (Action(Kind.FIT, action.index),)
     if action.kind is Kind.SEND_COPIES:
@@ -213,3 +224,10 @@ def _needs_of_last_step(action: Action, wiring: Links) -> Iterable[Action]:
     if action.kind is Kind.INPUT:
         return tuple(Action(Kind.FIT, boundary) for boundary in wiring.consumed[action.index])
     return ()
+
+
+def _renewal(owner: int, reader: Action, ranks: Ranks) -> Action:
+    """Where a forward pass gets what it reads late: it is received, or it is here."""
+    if not ranks or ranks[owner] == reader.rank:
+        return Action(Kind.RENEW, owner)
+    return Action(Kind.RECEIVE_WEIGHTS, owner, rank=reader.rank, peer=ranks[owner])

@@ -18,6 +18,7 @@ _STYLES = {
     Kind.SYNTHESISE: "magenta",
     Kind.BACKWARD: "green",
     Kind.UPDATE: "bold yellow",
+    Kind.RENEW: "yellow",
     Kind.TARGET: "blue",
     Kind.FIT: "bright_magenta",
     Kind.SEND_VALUES: "dim cyan",

@@ -1,24 +1,33 @@
-"""Lags: targets that are used some steps late, so that no partition waits for them.
+"""Lags: targets that are used some steps late, and tied parameters that are read so, so that no partition waits for them.
 
 The lag is fixed, so a run gives the same numbers on one process and on many, however fast the links between them are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import Action, Kind, Program, Schedule
+from dnifx.ir import Action, Kind, Period, Program, Schedule
 from dnifx.schedules.dependencies import Answer, Gate, Links, answers_by_order, links
 from dnifx.schedules.language import unplaced
 from dnifx.schedules.sources import Resumable, ScheduleSource, Sequential, at_least
+from dnifx.schedules.tied import read_late, tied_lag
 
 Fault = tuple[int, str]
 """The position of a wrong action, and what is wrong with it."""
 
 
-def lagged(schedule: Schedule, program: Program, lag: int, before: Schedule | None = None) -> Schedule:
-    """Return a schedule whose estimators are fitted to the targets of ``lag`` steps ago.
+def lagged(
+    schedule: Schedule,
+    program: Program,
+    lag: int,
+    before: Schedule | None = None,
+    tied: int | None = None,
+    updated: Schedule | None = None,
+) -> Schedule:
+    """Return a schedule whose estimators are fitted to the targets of ``lag`` steps ago, and whose tied parameters are read late.
 
     A boundary whose producer waits for the target in this step keeps its own fit: the target is there.
 
@@ -27,6 +36,8 @@ def lagged(schedule: Schedule, program: Program, lag: int, before: Schedule | No
         program: The program.
         lag: Number of steps.
         before: What ran ``lag`` steps ago, where that is another schedule: its targets are those that are used.
+        tied: Steps after which the other partitions read what an update makes of a tied parameter; as ``tied_lag`` says by default.
+        updated: What ran ``tied`` steps ago, where that is another schedule.
 
     Raises:
         ScheduleError: A boundary cannot be fitted late; the text says why.
@@ -34,7 +45,8 @@ def lagged(schedule: Schedule, program: Program, lag: int, before: Schedule | No
     wiring = links(program)
     at_least(0, lag=lag)
     refuse_lag(wiring, program, lag)
-    return _lagged(schedule, schedule if before is None else before, lag, wiring) if lag else schedule
+    late = _lagged(schedule, schedule if before is None else before, lag, wiring) if lag else schedule
+    return read_late(late, schedule if updated is None else updated, program, tied_lag(program, lag, tied))
 
 
 @lru_cache(maxsize=256)
@@ -48,6 +60,13 @@ def _lagged(schedule: Schedule, before: Schedule, lag: int, wiring: Links) -> Sc
             late = fits or (action.kind is Kind.TARGET and action.index in kept)
             order.append(replace(action, lag=lag) if late else action)
     return replace(schedule, actions=(*order, *(Action(Kind.FIT, index, lag=lag) for index in sorted(due - own))))
+
+
+def latest(first: Schedule | Period, program: Program, lag: int, tied: int | None = None) -> tuple[int, int]:
+    """Return how many steps late anything is at most, and tied parameters, by both lags or as the first step says itself."""
+    read = max([tied_lag(program, lag, tied), *(each.tied_lag for each in first.windows)])
+    written = (action.lag for each in first.windows for action in each.actions)
+    return max([lag, read, *(each.late for each in program.interfaces), *written]), read
 
 
 def _fitted_late(schedule: Schedule, wiring: Links) -> frozenset[int]:
@@ -120,15 +139,18 @@ def lag_faults(schedule: Schedule, wiring: Links) -> Iterator[Fault]:
 
 @dataclass
 class Lagged(Resumable):
-    """Estimators are fitted to the targets of ``lag`` steps ago, and no partition waits for a target.
+    """Estimators are fitted to the targets of ``lag`` steps ago, and no partition waits for a target or for a tied parameter.
 
     Args:
         lag: Number of steps, 0 or more.
         then: The schedule without the lag; sequential by default.
+        tied: Steps after which the other partitions read what an update makes of a tied parameter. By default as many; 0 where one
+            of them waits for a true gradient anyway.
     """
 
     lag: int
     then: ScheduleSource = field(default_factory=Sequential)
+    tied: int | None = None
     partial = True
 
     def __post_init__(self) -> None:
@@ -145,9 +167,16 @@ class Lagged(Resumable):
         Raises:
             ScheduleError: A boundary cannot be fitted late.
         """
-        return lagged(
-            self.then.at(step, program),
-            program,
-            self.lag,
-            self.then.at(step - self.lag if step >= self.lag else step, program),
+        tied = tied_lag(program, self.lag, self.tied)
+        own, before, updated = (
+            self.then.at(step - late if step >= late else step, program) for late in (0, self.lag, tied)
         )
+        return lagged(own, program, self.lag, before, tied, updated)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; one from before tied parameters were read late says nothing of them, and goes on as it was.
+
+        Raises:
+            StateError: The state belongs to a source of another class.
+        """
+        super().load_state_dict({"tied": 0, **state} if state.get("source") == "Lagged" else state)

@@ -22,6 +22,7 @@ _MEANINGS = {
     Kind.SYNTHESISE: "estimate at boundary",
     Kind.TARGET: "target of boundary",
     Kind.FIT: "fit at boundary",
+    Kind.RENEW: "renew what others read of partition",
     Kind.SEND_VALUES: "send the values of partition",
     Kind.RECEIVE_VALUES: "receive the values of partition",
     Kind.SEND_TARGET: "send the target of boundary",
@@ -44,7 +45,18 @@ _ON_BOUNDARIES = frozenset(
         Kind.RECEIVE_COPIES,
     }
 )
-_LATE = frozenset({Kind.TARGET, Kind.FIT, Kind.BACKWARD, Kind.RECEIVE_TARGET})
+_LATE = frozenset(
+    {
+        Kind.FORWARD,
+        Kind.UPDATE,
+        Kind.RENEW,
+        Kind.TARGET,
+        Kind.FIT,
+        Kind.BACKWARD,
+        Kind.RECEIVE_TARGET,
+        Kind.RECEIVE_WEIGHTS,
+    }
+)
 
 
 def on_partition(kind: Kind) -> bool:
@@ -132,7 +144,7 @@ def _refuse_misplaced(action: Action, way: str | None, word: str) -> None:
     if action.lag and action.kind not in _LATE:
         kinds = ", ".join(sorted(kind.value for kind in _LATE))
         raise ScheduleError(
-            f"{word!r} has a lag, but only targets, fits and backward passes are late ({kinds}). Remove -{action.lag}."
+            f"{word!r} has a lag, but only some kinds of actions are late ({kinds}). Remove -{action.lag}."
         )
     wanted = (">" if action.kind in SENDS else "<") if action.kind in TRANSFERS else None
     if way != wanted or (wanted is not None and action.rank in (None, action.peer)):

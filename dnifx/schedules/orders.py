@@ -219,7 +219,7 @@ def without_fits(schedule: Schedule, program: Program) -> Schedule:
 @lru_cache(maxsize=64)
 def _without_fits(schedule: Schedule, wiring: Links) -> Schedule:
     needed = needs_in_order(schedule.actions, wiring)
-    kept = {action for action in needed if action.kind in (Kind.FORWARD, Kind.UPDATE)}
+    kept = {action for action in needed if action.kind in (Kind.FORWARD, Kind.UPDATE, Kind.RENEW)}
     while found := {need for action in kept for need in needed[action]} & needed.keys() - kept:
         kept |= found
     return replace(schedule, actions=tuple(action for action in schedule.actions if unplaced(action) in kept))

@@ -10,11 +10,11 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from dnifx.errors import ScheduleError
-from dnifx.ir import TRANSFERS, Kind, Period, Program, Schedule
+from dnifx.ir import Kind, Period, Program, Schedule
 from dnifx.schedules.clock import Clock, Link, Numbers, Span, turns_of
 from dnifx.schedules.costs import given_costs, measured_costs
 from dnifx.schedules.locking import Lock
-from dnifx.schedules.validation import validate
+from dnifx.schedules.validation import BESIDE, validate
 from dnifx.units import quantity
 
 _PASSING = frozenset({Kind.FORWARD, Kind.INPUT, Kind.SYNTHESISE, Kind.SEND_VALUES, Kind.RECEIVE_VALUES})
@@ -91,8 +91,8 @@ def simulate(
     Actions on one device and stream run in the schedule's order. Actions on different ones run at the same time, as
     soon as what they need has ended. From one step to the next, a partition's forward waits for the updates of its
     parameters, and an estimator and an input model wait for their fits. A fit with a lag waits for the target of so many
-    steps before. Moving values between devices costs nothing unless ``T`` is given a cost. A receive waits until the link
-    has brought what was sent.
+    steps before, and a forward pass that reads tied parameters late for the update of so many steps before. Moving values
+    between devices costs nothing unless ``T`` is given a cost. A receive waits until the link has brought what was sent.
 
     Args:
         schedule: A schedule of the program, whole or partial, or a period.
@@ -108,7 +108,7 @@ def simulate(
         raise ScheduleError(f"Cannot simulate {steps=}; give one or more.")
     validate(schedule, program, partial=True)
     windows = schedule.windows
-    actions = [action for window in windows for action in window.actions if action.kind not in TRANSFERS]
+    actions = [action for window in windows for action in window.actions if action.kind not in BESIDE]
     if costs is None and link is not None:
         raise ScheduleError(
             "A link takes seconds, and costs are in FLOPs where none are given: give costs= in seconds too."

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 
 from dnifx.errors import ScheduleError
 from dnifx.ir import RECEIVED, SENDS, TRANSFERS, Action, Kind, Partition, Program, Schedule
@@ -26,8 +27,9 @@ def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
     Values are sent as soon as they are made and received just before their first use. A target is sent as soon as all its
     consumers on a rank have run backward. It is received where the target is taken, or, where it has a lag, before the fit.
     What a backward pass gives to parameters of another rank is sent after it, and received before their update. Their new values
-    are sent and received after the update. What an estimator copies of parameters of other ranks is sent and received before it
-    is asked. Everything else keeps its order. A schedule that has transfers keeps them.
+    are sent after the update and received there, or, where they are read late, so many steps later. What an estimator copies of
+    parameters of other ranks is sent and received before it is asked. Everything else keeps its order. A schedule that has
+    transfers keeps them.
 
     Raises:
         ScheduleError: The number of ranks is not that of the partitions, or the schedule names other ranks.
@@ -48,7 +50,7 @@ def transferred(schedule: Schedule, program: Program, ranks: Ranks) -> Schedule:
 
 @lru_cache(maxsize=256)
 def _transferred(schedule: Schedule, partitions: tuple[Partition, ...], ranks: Ranks, wiring: Links) -> Schedule:
-    at = _Ranked(schedule.actions, partitions, ranks, wiring)
+    at = _Ranked(schedule.actions, partitions, ranks, wiring, schedule.tied_lag > 0)
     order: list[Action] = []
     received = set[Action]()
     for action in schedule.actions:
@@ -88,8 +90,11 @@ def ranks_of(schedule: Schedule, program: Program) -> Ranks | None:
 class _Ranked:
     """What crosses from rank to rank in one step."""
 
-    def __init__(self, actions: Sequence[Action], partitions: Sequence[Partition], ranks: Ranks, wiring: Links) -> None:
+    def __init__(
+        self, actions: Sequence[Action], partitions: Sequence[Partition], ranks: Ranks, wiring: Links, late: bool
+    ) -> None:
         self.partitions, self.ranks, self.wiring = partitions, ranks, wiring
+        self.late = late
         self.actions = frozenset(map(unplaced, actions))
         order = [action.index for action in actions if action.kind is Kind.BACKWARD]
         self.backward = {index: place for place, index in enumerate(order)}
@@ -139,7 +144,7 @@ class _Ranked:
             owners = {self.ranks[owner] for owner, _ in self.wiring.gates[action.index].copies} - {action.rank}
             for rank in sorted(owners):
                 send = Action(Kind.SEND_COPIES, action.index, rank=rank, peer=action.rank)
-                if copied_parameters(send, self.wiring, self.partitions, self.ranks):
+                if copied_parameters(send, self.wiring, self.partitions, self.ranks, self.late):
                     yield send
 
     def takes(self, action: Action) -> Kind | None:
@@ -148,15 +153,23 @@ class _Ranked:
             return None
         return Kind.FIT if action.lag and not self.wiring.gates[action.index].late else Kind.TARGET
 
+    def readers(self, action: Action) -> list[int]:
+        """The other ranks where a partition reads what the partition of an action updates."""
+        return sorted({self.ranks[user] for user in self.wiring.users[action.index]} - {action.rank})
+
     def moved_after(self, action: Action) -> Iterator[Action]:
         """The sends that can follow an action, and the receives of new weights, which are everywhere when the step goes on."""
         if action.kind is Kind.FORWARD:
             for taker in self.takers(action.index):
                 yield Action(Kind.SEND_VALUES, action.index, rank=action.rank, peer=taker)
         if action.kind is Kind.UPDATE:
-            for taker in sorted({self.ranks[user] for user in self.wiring.users[action.index]} - {action.rank}):
+            for taker in self.readers(action):
                 yield Action(Kind.SEND_WEIGHTS, action.index, rank=action.rank, peer=taker)
-                yield Action(Kind.RECEIVE_WEIGHTS, action.index, rank=taker, peer=action.rank)
+                if not action.lag:
+                    yield Action(Kind.RECEIVE_WEIGHTS, action.index, rank=taker, peer=action.rank)
+        if action.kind is Kind.RENEW:
+            for taker in self.readers(action):
+                yield Action(Kind.RECEIVE_WEIGHTS, action.index, rank=taker, lag=action.lag, peer=action.rank)
         if action.kind is Kind.BACKWARD:
             updated = [each for each in self.wiring.owners[action.index] if Action(Kind.UPDATE, each) in self.actions]
             for owner in sorted({self.ranks[each] for each in updated} - {action.rank}):
@@ -173,6 +186,15 @@ class _Ranked:
                     yield Action(Kind.SEND_TARGET, boundary, rank=action.rank, peer=self.ranks[gate.producer])
 
 
+def evaluation(program: Program, ranks: Ranks) -> Schedule:
+    """Return the schedule of a forward pass. Present values of tied parameters are brought to all ranks where partitions read them."""
+    wiring = links(program)
+    at = _Ranked((), program.partitions, ranks, wiring, late=False)
+    brought = (at.moved_after(Action(Kind.UPDATE, owner, rank=ranks[owner])) for owner in wiring.partitions)
+    forward = Schedule("evaluation", tuple(Action(Kind.FORWARD, index) for index in wiring.partitions))
+    return replace(forward, actions=(*chain.from_iterable(brought), *transferred(forward, program, ranks).actions))
+
+
 def moved_parameters(action: Action, partitions: Sequence[Partition], ranks: Ranks) -> tuple[str, ...]:
     """Return the shared parameters whose gradients (``SEND_B``, ``RECV_B``) or new values (``SEND_U``, ``RECV_U``) a transfer moves."""
     own = partitions[action.index]
@@ -185,10 +207,15 @@ def moved_parameters(action: Action, partitions: Sequence[Partition], ranks: Ran
     return tuple(name for name in own.parameters if name in used)
 
 
-def copied_parameters(action: Action, wiring: Links, partitions: Sequence[Partition], ranks: Ranks) -> tuple[str, ...]:
-    """Return the parameters that a transfer of copies (``SEND_S``, ``RECV_S``) moves: those that no partition on the taker's rank uses."""
+def copied_parameters(
+    action: Action, wiring: Links, partitions: Sequence[Partition], ranks: Ranks, late: bool = False
+) -> tuple[str, ...]:
+    """Return the parameters that a transfer of copies (``SEND_S``, ``RECV_S``) moves: those that no partition on the taker's rank uses.
+
+    Where tied parameters are read ``late``, partitions there have no present values, so that these are moved too.
+    """
     source, taker = (action.rank, action.peer) if action.kind is Kind.SEND_COPIES else (action.peer, action.rank)
-    there = {name for each in partitions if ranks[each.index] == taker for name in each.uses}
+    there = {name for each in partitions if ranks[each.index] == taker and not late for name in each.uses}
     copies = wiring.gates[action.index].copies if action.index < len(wiring.gates) else ()
     return tuple(name for owner, names in copies if ranks[owner] == source for name in names if name not in there)
 
@@ -200,7 +227,7 @@ def transfer_needs(schedule: Schedule, program: Program) -> dict[Action, tuple[A
         return {}
     core = tuple(action for action in schedule.actions if action.kind not in TRANSFERS)
     wiring = links(program)
-    at = _Ranked(core, program.partitions, ranks, wiring)
+    at = _Ranked(core, program.partitions, ranks, wiring, schedule.tied_lag > 0)
     found: dict[Action, tuple[Action, ...]] = {}
     position = {unplaced(action): place for place, action in enumerate(core)}
     for action in schedule.actions:

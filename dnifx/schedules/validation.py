@@ -13,7 +13,11 @@ from dnifx.schedules.drawing import exists, marked_grid
 from dnifx.schedules.lags import lag_faults
 from dnifx.schedules.language import described, on_partition, unplaced
 from dnifx.schedules.orders import chosen_actions, differentiable, fires, trained, whole_step
+from dnifx.schedules.tied import tied_faults
 from dnifx.schedules.transfers import transfer_faults
+
+BESIDE = TRANSFERS | {Kind.RENEW}
+"""What stands beside the actions of a step, and is checked by itself."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,13 @@ def validate(schedule: Schedule | Period, program: Program, *, partial: bool = F
         _validate_period(schedule, program)
         return
     wiring = links(program)
-    within = {place: action for place, action in enumerate(schedule.actions) if action.kind not in TRANSFERS}
+    within = {place: action for place, action in enumerate(schedule.actions) if action.kind not in BESIDE}
     fault = next(_faults(tuple(within.values()), wiring, partial, diagnose), None)
     if fault is not None:
         place = None if fault.place is None else list(within)[fault.place]
         raise ScheduleError(_report(replace(fault, place=place), schedule, program))
-    checks = lag_faults(schedule, wiring), delay_faults(schedule, wiring), transfer_faults(schedule, program)
+    late = lag_faults(schedule, wiring), delay_faults(schedule, wiring), tied_faults(schedule, wiring)
+    checks = *late, transfer_faults(schedule, program)
     unfit = next(chain(*checks), None)
     if unfit is not None:
         raise ScheduleError(_report(_Fault(schedule.actions[unfit[0]], *unfit), schedule, program))
@@ -94,7 +99,7 @@ def _wrong_firings(window: Schedule, program: Program, number: int) -> Iterator[
 
 
 def _faults(actions: tuple[Action, ...], wiring: Links, partial: bool, diagnose: bool) -> Iterator[_Fault]:
-    """What is wrong with the actions beside transfers; positions count these alone."""
+    """What is wrong with the actions that are no transfers and renew nothing; positions count these alone."""
     bare = tuple(map(unplaced, actions))
     yield from _strangers(bare, wiring)
     yield from _disorder(actions, wiring)

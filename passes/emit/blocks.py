@@ -140,12 +140,30 @@ class StepPlan:
 
     @cached_property
     def tied(self) -> tuple[str, ...]:
-        """The trainable parameters that partitions on several ranks use, in the order in which partitions use them first."""
+        """The trainable parameters whose gradients are kept apart, in the order in which partitions use them first.
+
+        Partitions on several ranks use them; or, where some are read late, several partitions do.
+        """
         homes: dict[str, set[int]] = {}
         for each in self.program.partitions:
             for name in each.uses:
-                homes.setdefault(name, set()).add(self.rank_of(each.index))
-        return tuple(name for name, ranks in homes.items() if len(ranks) > 1)
+                homes.setdefault(name, set()).add(each.index if self.schedule.tied_lag else self.rank_of(each.index))
+        return tuple(name for name, several in homes.items() if len(several) > 1)
+
+    def tied_late(self, partition: int) -> tuple[str, ...]:
+        """Return the parameters of other partitions that a partition reads as they were some steps ago."""
+        own = self.program.partitions[partition]
+        return tuple(name for name in own.uses if name not in own.parameters) if self.schedule.tied_lag else ()
+
+    def read_here(self, owner: int) -> tuple[str, ...]:
+        """Return those of a partition's parameters that other partitions on this rank read late."""
+        read = {
+            name
+            for each in self.program.partitions
+            if self.rank_of(each.index) == self.rank
+            for name in self.tied_late(each.index)
+        }
+        return tuple(name for name in self.program.partitions[owner].parameters if name in read)
 
     def tied_gradient(self, name: str, partition: int) -> str:
         """Return what a step calls the gradient that a partition gave to a parameter of several ranks."""

@@ -12,8 +12,9 @@ from dnifx.passes.emit.delayed_lines import DelayedLines
 from dnifx.passes.emit.fused import CONTEXT
 from dnifx.passes.emit.interface_lines import InterfaceLines
 from dnifx.passes.emit.joined_updates import made_after
-from dnifx.passes.emit.late_lines import LateLines
+from dnifx.passes.emit.late_lines import LateLines, steps
 from dnifx.passes.emit.place_lines import placed_blocks
+from dnifx.passes.emit.tied_lines import TiedLines
 from dnifx.passes.emit.transfer_lines import TransferLines
 from dnifx.passes.emit.window_lines import WindowLines, without_step
 from dnifx.passes.graph import input_names
@@ -96,6 +97,11 @@ class StepWriter(StepPlan):
         return TransferLines(**vars_of(self))
 
     @cached_property
+    def ties(self) -> TiedLines:
+        """What writes tied parameters that are read late."""
+        return TiedLines(**vars_of(self))
+
+    @cached_property
     def windows(self) -> WindowLines:
         """What writes the two ends of a recurrent model's window."""
         return WindowLines(self.program, self.schedule, self.mean, self.diagnose, scaled=self.scaled)
@@ -129,6 +135,7 @@ class StepWriter(StepPlan):
             Kind.FORWARD: self.forward,
             Kind.BACKWARD: self.backward,
             Kind.UPDATE: self.update,
+            Kind.RENEW: self.ties.renew,
             Kind.SYNTHESISE: self.interfaces.synthesise,
             Kind.INPUT: self.interfaces.imagine,
             Kind.TARGET: self.interfaces.arrive,
@@ -169,10 +176,9 @@ class StepWriter(StepPlan):
             return self.end(title, call, traced)
         names = [local(name) for name in partition.outputs]
         run = f"{', '.join(names)}, = {call}{self.types(partition)}" if names else call
-        lines = [
-            *traced,
-            *(["with keeping_weights():", f"    {run}"] if self.compares_producer(action.index) else [run]),
-        ]
+        if self.compares_producer(action.index):
+            run = f"with keeping_weights():\n    {run}"
+        lines = [*traced, *self.ties.reading(action.index, run).split("\n")]
         for boundary in self.produced(action.index):
             lines += self.leaves(boundary)
         return Block(title, tuple(lines))
@@ -217,27 +223,15 @@ class StepWriter(StepPlan):
             f"self.terms[{literal(term.path)}] = {self.made(term)}.detach() * self.own_losses[{literal(term.names[0])}]"
             for term in own
         ]
-        apart = self.apart(action.index)
+        apart = self.ties.apart(action.index)
         if not pairs:
             return Block(title, apart or ("pass",))
         shared = self.shared(action.index)
         asked = [*map(tuple_of, zip(*pairs, strict=True)), *([tuple_of(shared)] if shared else [])]
         asked += ["retain_graph=True"] if self.compares_producer(action.index) else []
         sure = not shared and not own and self.carries_surely(action.index)
-        return Block(
-            title,
-            (
-                *told,
-                f"{'torch.autograd.backward' if sure else 'backpropagate'}({', '.join(asked)})",
-                *apart,
-            ),
-        )
-
-    def apart(self, partition: int) -> tuple[str, ...]:
-        """Write the line that keeps what a backward pass gave to parameters of several ranks, for their owner to add."""
-        names = [name for name in self.program.partitions[partition].uses if name in self.tied]
-        kept = "".join(f"{self.tied_gradient(name, partition)}, " for name in names)
-        return (f"{kept}= take_gradients({', '.join(map(parameter, names))})",) if names else ()
+        line = f"{'torch.autograd.backward' if sure else 'backpropagate'}({', '.join(asked)})"
+        return Block(title, (*told, *self.ties.again(action.index, line).split("\n"), *apart))
 
     def own_terms(self, partition: int) -> list[Term]:
         """Return the terms of the loss that a partition trains itself."""
@@ -282,14 +276,19 @@ class StepWriter(StepPlan):
         return all(name in sure for boundary in self.produced(partition) for name in boundary.values)
 
     def update(self, action: Action) -> Block:
-        """Update a partition's own parameters; what several ranks gave to one is added in the order of the backward passes."""
+        """Update a partition's own parameters; what several partitions gave to one is added in the order of the backward passes."""
         own, order = self.program.partitions[action.index], self.backward_order
         lines = []
         for name in (each for each in own.parameters if each in self.tied):
             users = [index for index in order if name in self.program.partitions[index].uses]
             given = ", ".join(self.tied_gradient(name, user) for user in users)
             lines.append(f"give_gradient({parameter(name)}, {given})")
-        return Block(f"{action}: update {own.name}", (*lines, self.applied(f"self.optimizers[{own.name!r}]")))
+        optimizer, title = f"self.optimizers[{own.name!r}]", f"{action}: update {own.name}"
+        before, after = self.ties.keeping(action)
+        if after:  # what is kept is what the update makes, so it cannot wait
+            title += f"; {', '.join(self.read_here(action.index))} is read elsewhere {steps(action.lag)} later"
+            return Block(title, (*before, *lines, f"apply_gradients({optimizer})", *after))
+        return Block(title, (*lines, self.applied(optimizer)))
 
     def reads(self, name: str, partition: int) -> str:
         """Return what a partition reads for a value: a leaf for a boundary value or a state, else the value itself."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from dnifx.ir import Action
 from dnifx.passes.emit.blocks import Block, StepPlan, local, parameter, tuple_of
+from dnifx.passes.emit.late_lines import steps
+from dnifx.passes.emit.tied_lines import listed
 from dnifx.schedules.dependencies import links
 from dnifx.schedules.transfers import copied_parameters, moved_parameters
 
@@ -67,17 +69,29 @@ class TransferLines(StepPlan):
         """Send the new values of parameters that partitions on another rank use too."""
         given = "".join(f", {parameter(name)}" for name in self.moved(action))
         return Block(
-            f"{action}: {self.shown(action)} to {self.called(action.peer)}",
-            (f"{self.carrier}.send_weights({self.ends(action)}{given})",),
+            f"{action}: {self.shown(action)} to {self.called(action.peer)}{self.once}",
+            self.where_behind(f"{self.carrier}.send_weights({self.ends(action)}{given})"),
         )
 
     def receive_weights(self, action: Action) -> Block:
-        """Take the new values of parameters that a partition on another rank has updated."""
+        """Take the new values of parameters that a partition on another rank has updated in this step, or some steps ago."""
+        title = f"{action}: {self.shown(action)} from {self.called(action.peer)}"
+        if action.lag:
+            call = f"lambda: {self.carrier}.receive_weights({self.ends(action)}, lag={action.lag})"
+            line = f"self.tied.receive({action.lag}, {call}, {listed(self.moved(action))})"
+            return Block(f"{title}, {steps(action.lag)} late", (line,))
         owned = tuple_of(map(parameter, self.moved(action)))
-        return Block(
-            f"{action}: {self.shown(action)} from {self.called(action.peer)}",
-            (f"take_values({owned}, {self.carrier}.receive_weights({self.ends(action)}))",),
-        )
+        line = f"take_values({owned}, {self.carrier}.receive_weights({self.ends(action)}))"
+        return Block(f"{title}{self.once}", self.where_behind(line))
+
+    @property
+    def once(self) -> str:
+        """Say that present values are brought for an evaluation alone."""
+        return ", where it has changed since the last evaluation" if self.evaluates else ""
+
+    def where_behind(self, line: str) -> tuple[str, ...]:
+        """Write a transfer of present values, which an evaluation makes where partitions read earlier ones in training."""
+        return ("if self.tied.behind:", f"    {line}") if self.evaluates else (line,)
 
     def send_copies(self, action: Action) -> Block:
         """Send the parameters that an estimator on another rank copies, in the steps in which it does."""
@@ -98,7 +112,9 @@ class TransferLines(StepPlan):
 
     def copied(self, action: Action) -> tuple[str, ...]:
         """Return the parameters that a transfer of copies is about."""
-        return copied_parameters(action, links(self.program), self.program.partitions, self.ranks)
+        return copied_parameters(
+            action, links(self.program), self.program.partitions, self.ranks, self.schedule.tied_lag > 0
+        )
 
     def sometimes(self, action: Action) -> str:
         """Say how often a transfer of copies is made, if not in every step."""

@@ -12,7 +12,7 @@ from dnifx.errors import PlaceError
 from dnifx.ir import Program
 from dnifx.schedules import Link
 from tests.doctor.nets import classifier, sgd, target
-from tests.schedules.schedule_programs import chain
+from tests.schedules.schedule_programs import Gate, Plan, chain
 
 TIMES = st.integers(1, 20).map(float)
 COSTS = {"F": 2.0, "S": 0.5, "B": 3.0, "U": 1.0, "T": 0.0, "M": 1.5}
@@ -23,6 +23,13 @@ def known(program: Program, draw: st.DataObject | None = None, beside: float = 0
     actions = schedules.sequential(program).actions
     costs = {str(each): COSTS[each.kind] if draw is None else draw.draw(TIMES) for each in actions}
     return doctor.Profile(8, costs, beside, {})
+
+
+def tied_chain(count: int) -> Program:
+    """Partitions in a row, the first of which reads a parameter of the last."""
+    uses = ((f"p{count - 1}",), *(() for _ in range(count - 1)))
+    gates = tuple(Gate(index, (index + 1,)) for index in range(count - 1))
+    return Plan(tuple((f"p{index}",) for index in range(count)), uses, gates).program
 
 
 @settings(max_examples=40)
@@ -43,7 +50,7 @@ def test_the_chosen_lag_is_the_smallest_that_is_enough(count: int, latency: int,
 @given(st.integers(2, 4), st.integers(1, 100), st.data())
 @settings(max_examples=30)
 def test_a_delay_costs_lag_and_no_steps(count: int, latency: int, data: st.DataObject) -> None:
-    program = chain(count)
+    program = data.draw(st.sampled_from([chain(count), tied_chain(count)]))
     profile, ranks = known(program, data), tuple(range(count))
     near, far = (doctor.predict(program, profile, ranks, Link(each)) for each in (0.0, float(latency)))
     assert far.rate >= ENOUGH * near.rate * (1 - 1e-9)

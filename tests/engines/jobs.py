@@ -87,9 +87,11 @@ def like_one_process(case: Case, gradient: str, lag: int, schedule: str, draws: 
 class Chain(nn.Module):
     """Layers in a row, a skip connection over all of them, and statistics of batches."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, tied: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(layers))
+        if tied:
+            self.layers[2].weight = self.layers[0].weight
         self.norms = nn.ModuleList(nn.BatchNorm1d(WIDTH) for _ in range(layers))
         self.head = nn.Linear(WIDTH, CLASSES)
 
@@ -105,11 +107,12 @@ def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.3, momentum=0.5)
 
 
-def chain(layers: int = 3) -> DecoupledModule:
+def chain(layers: int = 3, tied: bool = False) -> DecoupledModule:
     torch.manual_seed(0)
     cuts = ["tanh" if index == 0 else f"tanh_{index}" for index in range(layers)]
     x = torch.randn(8, WIDTH)
-    return dnifx.decouple(Chain(layers), cuts, args=(x,), context="label", num_classes=CLASSES, loss=cross_entropy)
+    model = Chain(layers, tied)
+    return dnifx.decouple(model, cuts, args=(x,), context="label", num_classes=CLASSES, loss=cross_entropy)
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:

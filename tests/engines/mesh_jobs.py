@@ -41,7 +41,7 @@ def parameters(net: DecoupledModule, trainer: Trainer) -> Weights:
 
 def whole(options: dict[str, Any]) -> Weights:
     """Train replicas of the whole net, one in each process."""
-    net = jobs.chain()
+    net = jobs.chain(tied="tied_lag" in options)
     trainer = net.trainer(jobs.adam, **options, replicas="average")
     for step in range(STEPS):
         x, y = share(step, dist.get_rank(), dist.get_world_size())
@@ -51,7 +51,7 @@ def whole(options: dict[str, Any]) -> Weights:
 
 def made(rows: Rows, places: Any, **options: Any) -> tuple[DecoupledModule, Trainer]:
     """The net and the trainer of a process in a mesh; weights that are not those of the first process are replaced."""
-    net = jobs.chain()
+    net = jobs.chain(tied="tied_lag" in options)
     if dist.get_rank() and len(rows) > 1:
         with torch.no_grad():
             for each in net.parameters():

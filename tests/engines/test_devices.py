@@ -66,6 +66,27 @@ def test_a_run_over_places_has_the_numbers_of_one(
     assert differences(net, one) == []
 
 
+@pytest.mark.parametrize("places", [(0, 1, 0, 1), (1, 0, 1, 1), (0, 0, 0, 1)])
+def test_a_shared_parameter_is_read_late_in_its_place(places: tuple[int, ...], tmp_path: Path) -> None:
+    net, one, rest = (chain(tied=True) for _ in range(3))
+    alone = one.trainer(sgd, lag=2)
+    trainer, other = (each.trainer(sgd, lag=2, places=[f"cpu:{place}" for place in places]) for each in (net, rest))
+    pretended, data = Pretended(trainer), batches(9)
+    for x, y in data[:6]:
+        with pretended.step((x, y)):
+            trainer.step(x, target=y)
+    train(alone, data[:6])
+    trainer.collect()
+    assert differences(net, one) == []
+    trainer.save(tmp_path)
+    other.load(tmp_path)
+    for each in (alone, trainer, other):
+        train(each, data[6:])
+    for each in (trainer, other):
+        each.collect()
+        assert differences(each.net, one) == []
+
+
 def over(lag: Any = 0, places: Any = ("cpu:0", "cpu:1"), layers: int = 3, **options: Any) -> Any:
     return chain(layers).trainer(sgd, lag=lag, places=places if isinstance(places, dict) else list(places), **options)
 

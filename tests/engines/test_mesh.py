@@ -20,6 +20,7 @@ from tests.engines.pool import Pool
         ([0, 1, 0, 1], {"schedule": "random_order{p=0.7,seed=3}"}, False, SQUARE),
         ([0, 0, 1, 1], {"lag": 2}, True, SQUARE),
         ([0, 1, 1, 0], {"accumulate": 3}, True, SQUARE),
+        ([0, 0, 1, 1], {"lag": 1, "tied_lag": 2}, True, SQUARE),
         ([1, 0, 0, 1], {"lag": 1}, True, ((3, 0), (1, 2))),
     ],
 )

@@ -38,6 +38,8 @@ def runs(draw: st.DrawFn) -> tuple[Run, int]:
         "plain" if kind == "sparse words" else draw(st.sampled_from(["sgd", "adam"])),
         draw(st.sampled_from([1, 1, 2])),
         None if kind == "sparse words" else draw(st.sampled_from([None, 0.1])),
+        draw(st.sampled_from([None, None, 0, 1, 3])),
+        0.0 if kind == "sparse words" else draw(st.sampled_from([0.0, 0.1])),
     )
     return run, count
 
@@ -88,11 +90,43 @@ def test_what_estimators_copy_is_that_of_one_process(pool: Pool, drawn: tuple[Ru
         Run("read words", (0, 1, 2), (0, 1, 1), "copied readout", schedule="F0 F1 S1 B1 F2 B2 U2 S0 B0 U0 U1"),
         Run("read words", (0, 1, 2), (1, 2, 0), "copied all", optimizer="adam"),
         Run("layers", (0, 1, 0, 1), (0, 1, 1, 0), "linear", lag=1),
+        Run("words", (0, 1, 1), (0, 1, 1), "linear", lag=2, tied=4, accumulate=2),
+        Run("layers", (0, 0, 0), (0, 1, 2), "linear", lag=2, schedule=SCHEDULES[2]),
+        Run("words", (0, 1), (0, 1), "zero", tied=3),
+        Run("words", (0, 1), (0, 1), "linear", lag=3, tied=0),
+        Run("words", (0, 1), (0, 1), "linear", schedule="F0-2 S0 B0 U0 F1 B1 T0-2 M0-2 U1-2 R1-2"),
     ],
 )
 def test_a_run_of_shared_parameters_goes_on_from_a_folder(pool: Pool, tmp_path: Path, run: Run) -> None:
     count = max(run.ranks) + 1
     assert pool.run(tied_jobs.like_one_process, run, str(tmp_path), count=count) == [""] * count
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("words", (0, 1), (0, 1), "linear", lag=3),
+        Run("layers", (0, 1, 0), (0, 1, 2), "linear", lag=2),
+        Run("layers", (0, 0, 0, 1), (0, 1, 1, 2), "suffix", lag=2, schedule=SCHEDULES[2]),
+        Run("sparse words", (0, 1, 0), (0, 0, 1), "linear", lag=1, optimizer="plain"),
+    ],
+)
+def test_no_rank_waits_for_a_shared_parameter(pool: Pool, run: Run) -> None:
+    count = max(run.ranks) + 1
+    assert pool.run(tied_jobs.runs_ahead, run, 7, count=count) == [""] * count
+
+
+@pytest.mark.parametrize(("places", "lag"), [([0, 1], 0), ([0, 1], 2)])
+def test_inputs_for_which_other_partitions_share_a_parameter_are_refused(
+    pool: Pool, places: list[int], lag: int
+) -> None:
+    for said in pool.run(tied_jobs.other_inputs, places, lag, count=2):
+        assert "other partitions use 'b.weight'" in said
+
+
+def test_in_one_process_they_are_refused_where_it_is_read_late() -> None:
+    assert tied_jobs.other_inputs(None, 0) == ""
+    assert "other partitions use 'b.weight'" in tied_jobs.other_inputs(None, 2)
 
 
 def test_messages_that_were_taken_are_not_held(pool: Pool) -> None:

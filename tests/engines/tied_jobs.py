@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class Run:
         optimizer: One of ``OPTIMIZERS``.
         accumulate: Steps that make one update.
         clip: The largest norm of a gradient, or None.
+        tied: Steps that shared weights are read late, or None for as many as targets.
+        penalty: A factor of the squares of weights that are added to the loss.
     """
 
     kind: str
@@ -54,6 +57,18 @@ class Run:
     optimizer: str = "sgd"
     accumulate: int = 1
     clip: float | None = None
+    tied: int | None = None
+    penalty: float = 0.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a trainer is given beside the schedule."""
+        factor = self.penalty
+        penalty = (lambda own: factor * sum(each.square().sum() for each in own.values())) if factor else None
+        return {
+            **{"lag": self.lag, "tied_lag": self.tied, "accumulate": self.accumulate, "clip": self.clip},
+            **{"penalty": penalty, "on_nonfinite": "skip"},
+        }
 
 
 class Block(nn.Module):
@@ -112,8 +127,11 @@ def made(run: Run) -> DecoupledModule:
 
 
 def like_one_process(run: Run, folder: str = "") -> str:
-    """Train over ranks and in one process; say what differs, or nothing. With a folder, save there in the middle and go on."""
-    options: dict[str, Any] = {"lag": run.lag, "accumulate": run.accumulate, "clip": run.clip}
+    """Train over ranks and in one process; say what differs, or nothing.
+
+    With a folder, save there in the middle, and go on; and let what the ranks have at the end go on in one process.
+    """
+    options = run.options
     net, one = made(run), made(run)
     alone = one.trainer(OPTIMIZERS[run.optimizer], run.schedule, replicas="apart", **options)
     try:
@@ -136,8 +154,71 @@ def like_one_process(run: Run, folder: str = "") -> str:
             wrong.append(f"the output after step {step}")
     trainer.collect()
     wrong += [f"the weights {name}" for name in differences(net, one)]
+    if not folder:
+        trainer.close()
+        return "; ".join(wrong)
+    rest = made(run)
+    goes_on = rest.trainer(OPTIMIZERS[run.optimizer], run.schedule, replicas="apart", **options)
+    goes_on.load_state_dict(trainer.state_dict())
+    trainer.close()
+    for step in range(STEPS, STEPS + run.lag + (run.tied or 0) + 1):
+        x, y = batch(run.kind, step)
+        for each in (alone, goes_on):
+            each.step(x, target=y)
+    wrong += [f"the weights {name} in one process" for name in differences(rest, one)]
+    return "; ".join(wrong)
+
+
+def runs_ahead(run: Run, steps: int) -> str:
+    """Let the first rank be as many steps ahead of the others as the lag allows; say what differs from one process, or nothing.
+
+    The others begin a step when the first rank has ended the one that is ``run.lag - 1`` steps later. If it waited for them to make
+    that one, nobody would go on.
+    """
+    net, one = made(run), made(run)
+    trainer = net.trainer(OPTIMIZERS[run.optimizer], run.schedule, places=list(run.ranks), **run.options)
+    alone = one.trainer(OPTIMIZERS[run.optimizer], run.schedule, replicas="apart", **run.options)
+    store = dist.distributed_c10d._get_default_store()
+    for step in range(steps):
+        ahead = min(step + run.lag, steps) - 1
+        if dist.get_rank() and ahead >= 0:
+            store.wait([f"done {ahead}"], timedelta(seconds=30))
+        x, y = batch(run.kind, step)
+        trainer.step(x, target=y)
+        alone.step(x, target=y)
+        if not dist.get_rank():
+            store.set(f"done {step}", "")
+    trainer.collect()
+    wrong = differences(net, one)
     trainer.close()
     return "; ".join(wrong)
+
+
+class Sometimes(nn.Module):
+    """Two layers, the weight of one of which is used before a third, for some inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, plain: bool = False) -> Tensor:
+        h = self.c(x) if plain else torch.tanh(self.c(x) @ self.b.weight)
+        out: Tensor = self.b(torch.tanh(self.a(h)))
+        return out
+
+
+def other_inputs(places: list[int] | None, lag: int) -> str:
+    """Train on inputs for which other partitions share a parameter; return what is said of it."""
+    torch.manual_seed(0)
+    net = dnifx.decouple(Sometimes(), ["a"], args=(torch.randn(3, 4),), loss=mse_loss)
+    trainer = net.trainer(sgd, replicas="apart", places=places, lag=lag)
+    x, y = torch.ones(3, 4), torch.zeros(3, 4)
+    trainer.step(x, target=y)
+    try:
+        trainer.step(x, True, target=y)
+    except dnifx.errors.PlaceError as error:
+        return str(error)
+    return ""
 
 
 def held_messages(steps: int) -> int:

@@ -39,9 +39,10 @@ class Emitters:
         evaluation: The source of a forward pass over ranks, or over the places of this process.
         probe: The source of a probe, from whether the loss is a mean and whether targets are the true gradients.
         lag: From what a user gives as lag, as places and as mesh, and a schedule's specification, to a number of steps.
-        schedule: From a schedule's specification, a lag and an engine to what gives each step its schedule.
-        engine: From what a user gives as engine, as places and as mesh, a schedule's specification, a lag and a timeout to what runs the
-            steps.
+        schedule: From a schedule's specification, the lags of targets and of tied parameters, and an engine to what gives each step its
+            schedule.
+        engine: From what a user gives as engine, as places and as mesh, a schedule's specification, both lags and a timeout to what runs
+            the steps.
     """
 
     report: Callable[[Program], str]
@@ -54,8 +55,8 @@ class Emitters:
     evaluation: Callable[[Program, tuple[int, ...], int, Sequence[Any]], str]
     probe: Callable[[Program, bool, bool], str]
     lag: Callable[[Any, Any, Any, Program, Any], int]
-    schedule: Callable[[Any, Program, int, Engine], Any]
-    engine: Callable[[Any, Any, Any, Program, int, float, Any], Engine]
+    schedule: Callable[[Any, Program, tuple[int, Any], Engine], Any]
+    engine: Callable[[Any, Any, Any, Program, tuple[int, Any], float, Any], Engine]
 
 
 class Net(nn.Module):

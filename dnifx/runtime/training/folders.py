@@ -74,7 +74,7 @@ class InFolders(OverRanks):
                 raise StateError(f"{folder} holds no whole save; give the folder that trainer.save was given")
             self.engine.spread()
             load(self, found)
-        self.engine.restart(self.lag)
+        self.engine.restart(self.latest)
         self.net.spread = spread_over(self.engine)
         return True
 
@@ -140,7 +140,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
         receive_late(trainer)
     own, weights = own_state(trainer), own_weights(trainer)
     (part,) = trainer.parts
-    carried = {name: each for name, each in part.state_dict().items() if name not in ("late", "flight")}
+    carried = {name: each for name, each in part.state_dict().items() if name not in ("late", "flight", "tied")}
     own["common"] = {"steps": trainer.steps, "schedule": trainer.source.state_dict(), "part": carried}
     engine = trainer.engine
     content: dict[str, Tensor] = {f"{NET}{name}": value for name, value in weights.items()}
@@ -334,11 +334,15 @@ def take(
     common = parts[0]["common"]
     flight: dict[str, dict[str, Any]] = {"passages": {}, "gradients": {}}
     late: dict[str, Any] = {}
+    tied: dict[str, dict[str, Any]] = {"now": {}, "due": {}}
+    for each in parts:
+        for group, values in tied.items():
+            values.update(each.get("tied", {}).get(group, {}))
     for each in shares or parts:
         for group, found in flight.items():
             found.update(each["flight"][group])
         late.update(each["late"])
-    part.load_state_dict({**common["part"], "late": late, "flight": flight})
+    part.load_state_dict({**common["part"], "late": late, "flight": flight, "tied": tied})
     tensors = dict(named_tensors(trainer.net))
     weights |= {name: value for each in shares or () for name, value in each["buffers"].items() if name in weights}
     with torch.no_grad():
@@ -350,7 +354,12 @@ def take(
     sums = {name: each for share in shares or () for name, each in share["updates"].items()}
     for each in parts:
         each["updates"] |= sums
-        take_state(trainer, {**each, "late": {}, "flight": {"passages": {}, "gradients": {}}}, names)
+        nothing: dict[str, Any] = {
+            "late": {},
+            "flight": {"passages": {}, "gradients": {}},
+            "tied": {"now": {}, "due": {}},
+        }
+        take_state(trainer, {**each, **nothing}, names)
     if names is None:
         trainer.net.elsewhere = ""
     trainer.holding.blank = False

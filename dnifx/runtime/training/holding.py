@@ -192,8 +192,7 @@ def read_tensors(net: Net, ranks: Sequence[int], rank: int) -> list[Tensor]:
             found += [mirror.source for mirror in getattr(interface.estimator, "mirrors", ())]
         elif interface.mirrors:
             own = {name for each in net.partitions if each.index in here for name in each.parameters}
-            there = (each for each in net.partitions if ranks[each.index] == ranks[boundary.producer])
-            if own.intersection(interface.mirrors) - {name for each in there for name in each.uses}:
+            if own.intersection(interface.mirrors):
                 found.append(interface.estimator.get_buffer("answers"))  # says when copies are due
     return found
 

@@ -9,6 +9,7 @@ import torch
 
 from dnifx.engines.base import Engine
 from dnifx.errors import StateError
+from dnifx.ir import Kind
 from dnifx.runtime.net.arguments import model_keywords
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.exchange import Exchange
@@ -45,6 +46,11 @@ class OverRanks(ABC):
     def lag(self) -> int:
         """Steps that targets are late, as it was given, chosen or loaded. It is saved with the schedule."""
         return int(self.source.state_dict().get("lag", 0))
+
+    @property
+    def latest(self) -> int:
+        """Steps that a target or the new values of a tied parameter are late at most."""
+        return max(self.lag, self.source.state_dict().get("tied") or 0)
 
     def evaluate(self, *args: Any, gather: bool = False, kwargs: Mapping[str, Any] | None = None, **named: Any) -> Any:
         """Return the model's output without gradients; over ranks, every rank calls it, with the same inputs.
@@ -141,6 +147,22 @@ def receive_late(trainer: OverRanks) -> None:
             for rank in dict.fromkeys(kept.missing):
                 kept.arrive(rank, trainer.engine.receive_target(indices[key], rank, part.steps - kept.step))
         part.flight.complete(part.steps, trainer.engine.receive_target)
+        receive_tied(trainer, part)
+
+
+def receive_tied(trainer: OverRanks, part: TrainedPart) -> None:
+    """Receive what updates on other ranks have made, and partitions here are to read in the steps to come."""
+    engine, partitions = trainer.engine, trainer.net.program.partitions
+    if engine.ranks is None:
+        return
+    here = {name for each in partitions if engine.ranks[each.index] == engine.rank for name in each.uses}
+    for step in range(part.steps, part.steps + engine.lag):
+        renewed = (each for each in trainer.source.at(step, trainer.net.program).actions if each.kind is Kind.RENEW)
+        for action in renewed:
+            sent, peer = step - action.lag, engine.ranks[action.index]
+            paths = [name for name in partitions[action.index].parameters if name in here]
+            if peer != engine.rank and 0 <= sent < part.steps and part.tied.lacks(step, paths):
+                part.tied.file(step, paths, engine.receive_weights(action.index, peer, part.steps - sent))
 
 
 def own_state(trainer: OverRanks) -> dict[str, Any]:
@@ -154,8 +176,9 @@ def own_state(trainer: OverRanks) -> dict[str, Any]:
     }
     flight = part.flight.state_dict({each.name for each in net.partitions if each.name in names}, boundaries)
     late = {key: kept for key, kept in part.late.state_dict().items() if key in boundaries}
+    tied = part.tied.state_dict(own=True)
     updates = {name: each.state_dict() for name, each in trainer.updates.items() if name in names and each.count}
-    return {"groups": groups, "late": late, "flight": flight, "updates": updates}
+    return {"groups": groups, "late": late, "flight": flight, "tied": tied, "updates": updates}
 
 
 def own_weights(trainer: OverRanks) -> dict[str, torch.Tensor]:
@@ -174,6 +197,7 @@ def take_state(trainer: OverRanks, state: Mapping[str, Any], names: Set[str] | N
                 items[name].load_state_dict(own)
     part.late.take(state["late"])
     part.flight.take(state["flight"])
+    part.tied.take(state["tied"])
     for name, own in state["updates"].items():
         if names is None or name in names:
             trainer.updates[name].load_state_dict(own)

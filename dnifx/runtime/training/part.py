@@ -31,9 +31,10 @@ from dnifx.runtime.training.losses import TaskLoss
 from dnifx.runtime.training.optimizers import fitted_groups
 from dnifx.runtime.training.own_losses import OwnLosses
 from dnifx.runtime.training.ownership import Ownership
-from dnifx.runtime.training.refusals import refuse_loss_elsewhere, refuse_scaled_late
+from dnifx.runtime.training.refusals import refuse_loss_elsewhere, refuse_other_sharing, refuse_scaled_late
 from dnifx.runtime.training.scaling import Autocast, device_of
 from dnifx.runtime.training.steps import Steps
+from dnifx.runtime.training.tied import Tied
 from dnifx.runtime.training.updates import Update, UpdateOptions
 
 
@@ -106,6 +107,10 @@ class TrainedPart:
         steered = {*names.values(), *self.estimator_optimizers}
         self.lr_schedulers = [each for name, each in lr_schedulers.items() if name in steered]
         self.window, self.late, self.joined = Window(self.program), Late(), Joined()
+        mine = [
+            each for each in self.program.partitions if engine.ranks is None or engine.ranks[each.index] == engine.rank
+        ]
+        self.tied = Tied(self.parameter, (name for each in mine for name in each.uses if name not in each.parameters))
         trained = {each.name: each.parameters for each in self.program.partitions}
         self.flight = Flight(self.program.model, trained, corrections_of(self.program))
         known = dict(self.program.model.named_parameters(remove_duplicate=False))
@@ -126,6 +131,7 @@ class TrainedPart:
             "window": self.window,
             "late": self.late,
             "flight": self.flight,
+            "tied": self.tied,
             "ranks": engine,
             "places": engine,
             "parameter": self.parameter,
@@ -164,6 +170,7 @@ class TrainedPart:
         args, kwargs = self.window.filled(args, kwargs)
         self.late.begin(self.steps)
         self.flight.begin(self.steps)
+        self.tied.begin(self.steps)
         self.terms.clear()
         updates = {**self.optimizers, **self.estimator_optimizers}
         for each in updates.values():
@@ -205,7 +212,10 @@ class TrainedPart:
         """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
         for input_kind in self.captured.matching(args, kwargs, self.holding.bring):
             try:
-                step = self.functions.training(input_kind, schedule_of(input_kind.program), diagnose)
+                schedule = schedule_of(input_kind.program)
+                late = max(schedule.tied_lag, schedule_of(self.program).tied_lag) > 0
+                self.tied.behind |= late
+                step = self.functions.training(input_kind, schedule, diagnose, late)
             except InputError as error:
                 if not self.captured.steered:
                     raise
@@ -281,8 +291,12 @@ class TrainedPart:
             if input_kind.numbers_hold(inputs) and self.holds_on_every_rank(input_kind, inputs):
                 if self.net.elsewhere and not self.asks_values:
                     self.holding.let_go()
+                if self.tied.behind and self.engine.ranks is not None:
+                    refuse_other_sharing(self.program, input_kind.program, range(len(self.program.partitions)))
                 with torch.no_grad():
-                    return self.functions.evaluating(input_kind)(self.functions.names(input_kind), *inputs, None)[1]
+                    made = self.functions.evaluating(input_kind)(self.functions.names(input_kind), *inputs, None)
+                self.tied.behind = False
+                return made[1]
         raise InputError("no captured graph holds for these inputs")
 
     def run_whole(
@@ -329,9 +343,10 @@ class TrainedPart:
         return self.task.reduced(loss, self.steps), losses_of(loss, examples, self.task.mean)
 
     def at_home(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what boundaries or partitions keep, by key or name, where each of these is now. Random states stay on the host."""
+        """Return what is kept for boundaries, partitions or parameters, where each of these is now. Random states stay on the host."""
         homes = {each.name: each.index for each in self.program.partitions}
         homes |= {each.key: each.producer for each in self.program.boundaries}
+        homes |= {path: each.index for each in self.program.partitions for path in each.parameters}
         found = {}
         for name, each in kept.items():
             device = self.engine.device_of(homes[name]) if name in homes else None
@@ -351,6 +366,7 @@ class TrainedPart:
             "attributes": self.captured.attributes.state_dict(),
             "late": self.late.state_dict(),
             "flight": self.flight.state_dict(),
+            "tied": self.tied.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -361,8 +377,10 @@ class TrainedPart:
         """
         self.window.load_state_dict(state["window"])
         flight = state.get("flight", {"passages": {}, "gradients": {}})
+        tied = state.get("tied", {"now": {}, "due": {}})
         self.late.load_state_dict(self.at_home(state["late"]), [each.key for each in self.program.boundaries])
         self.flight.load_state_dict({group: self.at_home(each) for group, each in flight.items()})
+        self.tied.load_state_dict({group: self.at_home(each) for group, each in tied.items()})
         self.ownership.load_state_dict(state["adopted"])
         self.captured.attributes.load_state_dict(state["attributes"])
         self.steps = state["steps"]

@@ -1,6 +1,6 @@
 """What a trainer refuses before its first step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -90,3 +90,32 @@ def refuse_loss_elsewhere(loss: PartLoss | None, last: torch.device | None) -> N
             f"the loss holds tensors on {away}, and the last partition is on {last}. Move the loss there, by loss.to({str(last)!r}), "
             "before net.trainer"
         )
+
+
+def refuse_other_sharing(program: Program, other: Program, homes: Sequence[int]) -> None:
+    """Raise PlaceError where partitions in several places share a parameter for some inputs, and not for others.
+
+    What an update makes is brought to the places of the program that it is made for, so elsewhere it would be missed.
+
+    Args:
+        program: The program of the example inputs.
+        other: That of other inputs.
+        homes: The place of each partition.
+    """
+    one, two = (
+        {name: used_in(each, name, homes) for part in each.partitions for name in part.uses}
+        for each in (program, other)
+    )
+    for name in [*one, *two]:
+        places, others = one.get(name, frozenset()), two.get(name, frozenset())
+        if places != others and len(places | others) > 1:
+            users = [each.name for each in program.partitions if homes[each.index] in places | others]
+            raise PlaceError(
+                f"for these inputs other partitions use {name!r} than for the example, so that its updates would not reach them all "
+                f"({nearest('', users, 4)}). Give them one rank and tied_lag=0, or train in one process, or use it for all inputs alike"
+            )
+
+
+def used_in(program: Program, name: str, homes: Sequence[int]) -> frozenset[int]:
+    """Return the places of the partitions that use a parameter."""
+    return frozenset(homes[each.index] for each in program.partitions if name in each.uses)

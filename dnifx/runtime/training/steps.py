@@ -38,7 +38,7 @@ from dnifx.runtime.net.net import Emitters
 from dnifx.runtime.training.late import fit_late, summed
 from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
-from dnifx.runtime.training.refusals import places_of, refuse_idle, refuse_replaced
+from dnifx.runtime.training.refusals import places_of, refuse_idle, refuse_other_sharing, refuse_replaced
 from dnifx.runtime.training.together import Together
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
@@ -114,12 +114,13 @@ class Steps:
         self._parameters = tuple(self.part.net.parameters())
         self._places = places_of(self.part.net)
 
-    def training(self, input_kind: InputKind, schedule: Schedule, diagnose: bool) -> Step:
-        """Return the function of a schedule in an input kind, generated once.
+    def training(self, input_kind: InputKind, schedule: Schedule, diagnose: bool, late: bool = False) -> Step:
+        """Return the function of a schedule in an input kind, generated once; the run may read tied parameters late.
 
         Raises:
             InputError: It would train parameters that no optimizer of their partition can hold.
             LossError: A partition leaves something for the loss that nobody named.
+            PlaceError: Partitions in several places share other parameters there.
         """
         self.notice()
         latest = self._latest  # a schedule that stays is the same object: nothing of it has to be hashed
@@ -128,6 +129,9 @@ class Steps:
         key = (input_kind.number, schedule, diagnose)
         if key not in self._functions:
             self.ownership.admit(input_kind.program)
+            several = range(len(input_kind.program.partitions)) if late else self.engine.ranks
+            if several:
+                refuse_other_sharing(self.part.program, input_kind.program, several)
             self.engine.settle(input_kind.program)
             program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:

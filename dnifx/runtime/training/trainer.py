@@ -94,7 +94,7 @@ class Trainer(InFolders):
             default, with_names(fitted_groups(net.program, net.recurrences), net), "estimator_optimizer"
         )
         every = {**self.optimizers, **self.estimator_optimizers}
-        refuse_unrecorded(engine, net.program, self.lag, every, options)
+        refuse_unrecorded(engine, net.program, self.latest, every, options)
         self.lr_schedulers = make_schedulers(lr_scheduler, every, self.optimizers)
         self.metric = any(map(follows_metric, self.lr_schedulers.values()))
         self.turn, self.holding = Turn(), Holding(net, engine, {**self.optimizers, **self.estimator_optimizers})
@@ -387,7 +387,7 @@ class Trainer(InFolders):
         with self.turn.taken():
             self.engine.spread()
             take_up(self, state)
-        self.engine.restart(self.lag)
+        self.engine.restart(self.latest)
         self.net.elsewhere, self.net.spread = "", spread_over(self.engine)
 
     @property
