@@ -230,7 +230,9 @@ def refuse_everywhere(program: Program, over: str = "over ranks") -> None:
     elif program.signature is not None and program.signature.left:
         reason = "forward leaves values on the model, which other places would not see"
     if reason:
-        raise PlaceError(f"{reason}: this does not run {over}. Leave places= out, and train in one place")
+        raise PlaceError(
+            f"{reason}: this does not run {over}. Leave places= out, and train in one place; several processes can give replicas='average'"
+        )
 
 
 def conflicts(program: Program) -> Iterator[Conflict]:

@@ -4,6 +4,7 @@ Without a mesh all processes are one replica. A mesh has two dimensions: its row
 ranks of its places. Processes of a column have the same partitions, and train them on other shares of a batch.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,31 @@ class Processes:
     def everyone(self) -> tuple[int, ...]:
         """All processes."""
         return tuple(process for row in self.rows for process in row)
+
+
+def replicas_alone(places: Any, mesh: Any, engine: Any) -> tuple[Any, Any]:
+    """Return places and a mesh for replicas that shard their weights; where neither is given, each process is a replica of one place.
+
+    One process alone has nothing to shard, as it has nothing to average.
+
+    Raises:
+        PlaceError: Places make one replica, or the engine runs one process.
+    """
+    if engine is not None:
+        raise PlaceError(
+            f"replicas='shard' runs over several processes, and engine={engine!r} in one: leave one of the two out"
+        )
+    if places is None and mesh is None:
+        if not (dist.is_available() and (dist.is_initialized() or "WORLD_SIZE" in os.environ)):
+            return None, None
+        _, count = join_ranks()
+        return "ranks", DeviceMesh("cpu", [[process] for process in range(count)])
+    if mesh is None:
+        raise PlaceError(
+            "replicas='shard' shards the weights of each place over replicas, and places= alone makes one replica: give mesh=, replicas by "
+            "places, with it; or leave places= out, and each process is a replica"
+        )
+    return places, mesh
 
 
 def processes_of(mesh: Any) -> Processes:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils import _pytree as pytree
 
 from dnifx.engines.base import InOnePlace
@@ -27,6 +28,9 @@ PATIENCE = 60.0
 
 SAMPLES = 16
 """How many values of a tensor tell it from others."""
+
+GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13 calls them otherwise
+SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _NUMBERS = count()
 
@@ -103,10 +107,13 @@ class Ranks(InOnePlace):
         self.rank, self.ranks, self.lag, self.tied, self.processes = processes.rank, ranks, lag, tied, processes
         self.replica, self.replicas = processes.replica, len(processes.rows)
         self.traffic, self.device, self.timeout = traffic, device, timeout
-        self._groups = {each: self._group(processes.members) for each in ("values", "targets", "control")}
+        self._groups = {each: self._group(*processes.rows) for each in ("values", "targets", "control")}
         self._groups["everyone"] = self._groups["control"]
         if len(processes.rows) > 1:
-            self._groups |= {"alike": self._group(processes.alike), "everyone": self._group(processes.everyone)}
+            self._groups |= {
+                "alike": self._group(*zip(*processes.rows, strict=True)),
+                "everyone": self._group(processes.everyone),
+            }
         self.process = dist.get_rank()
         number = [next(_NUMBERS)]
         dist.broadcast_object_list(number, processes.rows[0][0], self._groups["everyone"])
@@ -119,11 +126,14 @@ class Ranks(InOnePlace):
         self._agreement: Agreement | None = None
         atexit.register(self.close)
 
-    def _group(self, members: Sequence[int]) -> dist.ProcessGroup:
-        """Return a new process group of some processes, which all of these make."""
-        limit, some = timedelta(seconds=self.timeout), len(members) < dist.get_world_size()
-        made: dist.ProcessGroup = dist.new_group([*members], limit, "gloo", use_local_synchronization=some)
-        return made
+    def _group(self, *several: Sequence[int]) -> dist.ProcessGroup:
+        """Return a new process group of those of several sets of processes in which this one is. All processes make all of them.
+
+        So each has a name that none had before: a store keeps the addresses of a group that was closed.
+        """
+        limit = timedelta(seconds=self.timeout)
+        made: list[dist.ProcessGroup] = [dist.new_group([*members], limit, "gloo") for members in several]
+        return next(group for group, members in zip(made, several, strict=True) if dist.get_rank() in members)
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -136,14 +146,35 @@ class Ranks(InOnePlace):
         Raises:
             RankError: Another process has failed.
         """
-        with self._together():
+        with self.together():
             dist.all_reduce(tensor, group=self._groups["alike"])
         return self.replicas
+
+    def mesh_of_replicas(self) -> DeviceMesh:
+        """Return a mesh of the processes that have the same partitions. All call it.
+
+        What a step waits for goes over the engine's own groups, which are closed when the run ends: a mesh keeps its own open.
+        """
+        self._groups["mesh"] = self._group(*zip(*self.processes.rows, strict=True))
+        name = (
+            f"replicas_{next(_NUMBERS)}"  # torch takes meshes of one name for the same, after the first is closed too
+        )
+        return DeviceMesh.from_group(self._groups["mesh"], self.device.type, mesh_dim_names=(name,))
+
+    def gather_shards(self, whole: Tensor, own: Tensor) -> None:
+        """Put the shards of all replicas one after the other into a tensor. Every replica waits for all."""
+        with self.together():
+            GATHER(whole, own, group=self._groups["alike"])
+
+    def reduce_shards(self, own: Tensor, whole: Tensor, op: Any) -> None:
+        """Reduce a tensor over the replicas, and put this one's shard of the result into another. Every replica waits for all."""
+        with self.together():
+            SCATTER(own, whole, op, group=self._groups["alike"])
 
     def agreed(self, own: Any) -> Sequence[Any]:
         """Return what each process of all replicas has, on every one. Every process waits for all."""
         found: list[Any] = [None] * len(self.processes.everyone)
-        with self._together():
+        with self.together():
             dist.all_gather_object(found, own, self._groups["everyone"])
         return found
 
@@ -268,14 +299,14 @@ class Ranks(InOnePlace):
     def told(self, value: Any) -> Any:
         """Return what the last partition's rank has, on every rank. Every rank waits for it."""
         shared = [value]
-        with self._together():
+        with self.together():
             dist.broadcast_object_list(shared, self.processes.members[self.ranks[-1]], self._groups["control"])
         return shared[0]
 
     def collected(self, own: Any) -> Sequence[Any]:
         """Return what each rank has, in the order of ranks, on every rank. Every rank waits for all."""
         found: list[Any] = [None] * len(self.processes.members)
-        with self._together():
+        with self.together():
             dist.all_gather_object(found, own, self._groups["control"])
         order = sorted(self.processes.members)  # that of the process group
         return [found[order.index(process)] for process in self.processes.members]
@@ -283,13 +314,18 @@ class Ranks(InOnePlace):
     def share(self, tensor: Tensor, rank: int) -> None:
         """Give a tensor what it holds on a rank, on every rank. Every rank waits for it."""
         own = tensor.detach().contiguous().cpu()
-        with self._together():
+        with self.together():
             dist.broadcast(own.reshape(-1).view(torch.uint8), self.processes.members[rank], self._groups["control"])
         if self.rank != rank:
             tensor.copy_(own)
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
+        """Do something for which processes wait for each other.
+
+        Raises:
+            RankError: Another process has failed.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -322,7 +358,7 @@ class Ranks(InOnePlace):
         """
         if self._agreement is None:
             return 0
-        with self._together():
+        with self.together():
             number = self._agreement.after(steps)
         if number:
             self._signals.taken()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.utils import _pytree as pytree
 
+from dnifx.engines.processes import replicas_alone
 from dnifx.errors import ContextError, DnifxError, DnifxWarning, EstimatorError, InputError, LossError, StateError
 from dnifx.ir import Boundary
 from dnifx.runtime.emitted.compiling import outside_graphs
@@ -340,8 +341,8 @@ class DecoupledModule(Shown):
             clip: The largest norm that the gradient of a partition may have: each is clipped by its own norm, since it does not wait
                 for the others. Or a callable that is given a partition's parameters and changes their gradients.
             accumulate: How many steps make one update, of the mean of their gradients. Estimators learn likewise.
-            replicas: Where ``torch.distributed`` runs several processes: ``"average"`` begins with the weights of process 0 and
-                averages all gradients, ``"apart"`` trains a net of its own in each.
+            replicas: Where ``torch.distributed`` runs several processes: ``"average"`` begins with the weights of process 0 and averages
+                gradients; ``"shard"`` does so too, each with a share of weights and optimizers, by FSDP2; ``"apart"`` trains a net in each.
             penalty: From the parameters of a partition, by name in the net, to a scalar. Its gradient is added in every update of
                 the partition. A penalty inside ``loss=`` would reach the last partition alone, and is refused.
             on_nonfinite: An update whose gradient is not finite is not made, and the running averages of its partition or estimator
@@ -374,6 +375,8 @@ class DecoupledModule(Shown):
             )
         if self.spread:
             raise StateError(self.spread)
+        if replicas == "shard":
+            places, mesh = replicas_alone(places, mesh, engine)
         lags = self.emitters.lag(lag, places, schedule, self.program, mesh), tied_lag
         runs = self.emitters.engine(engine, places, schedule, self.program, lags, timeout, mesh)
         source = self.emitters.schedule(schedule, self.program, lags, runs)

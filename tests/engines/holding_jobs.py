@@ -15,7 +15,8 @@ from dnifx.engines import ranks
 from dnifx.errors import StateError
 from dnifx.runtime.decoupled import DecoupledModule
 from dnifx.runtime.net.absent import Absent
-from dnifx.runtime.training.holding import named_tensors, own_tensors
+from dnifx.runtime.training.holding import own_tensors
+from dnifx.runtime.training.weights import named_tensors
 from tests.engines.jobs import CLASSES, WIDTH, Chain, adam, batches, chain, differences, train
 
 Found = list[str]

@@ -75,7 +75,8 @@ def test_two_processes_are_one_that_sees_both_halves(tmp_path: Path) -> None:
 
 def test_a_single_process_needs_no_word() -> None:
     trainer(0, replicas="average").step(X, target=Y)
-    with pytest.raises(OptimizerError, match=r"replicas='mean': give 'average', 'apart' or None"):
+    trainer(0, replicas="shard").step(X, target=Y)
+    with pytest.raises(OptimizerError, match=r"replicas='mean': give 'average', 'shard', 'apart' or None"):
         trainer(0, replicas="mean")
 
 

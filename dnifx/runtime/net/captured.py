@@ -152,6 +152,15 @@ class CapturedPart:
             before.restore()
         yield self.capture(program)
 
+    def knows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a graph holds for a call, as is known without running anything."""
+        for each in self.input_kinds:
+            if each.signature.key(args, kwargs) == each.key:
+                inputs = each.signature.flatten(args, kwargs)
+                if each.numbers_hold(inputs):
+                    return each.known(inputs)
+        return False
+
     @property
     def steered(self) -> tuple[str, ...]:
         """The lines at which a draw decides what the model does."""

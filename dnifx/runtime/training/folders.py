@@ -9,9 +9,7 @@ import os
 import re
 import shutil
 import signal
-import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,13 @@ from dnifx.engines.stopping import KILLED
 from dnifx.errors import StateError
 from dnifx.runtime.net.absent import hold
 from dnifx.runtime.training.checksums import checksums, refuse_damaged, write_checksums
-from dnifx.runtime.training.holding import named_tensors, own_tensors
+from dnifx.runtime.training.holding import own_tensors
 from dnifx.runtime.training.over_ranks import OverRanks, own_state, own_weights, receive_late, spread_over, take_state
 from dnifx.runtime.training.saving import DAMAGED, copied, saved, write
+from dnifx.runtime.training.shard_files import quiet, room, with_sharded
+from dnifx.runtime.training.shard_states import apart
 from dnifx.runtime.training.turns import Turn
+from dnifx.runtime.training.weights import is_sharded, named_tensors
 from dnifx.writing import PART, clear, sync_folder
 
 WHOLE = ".metadata"
@@ -138,7 +139,9 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     ranks = trainer.engine.ranks
     if ranks is not None or trainer.engine.places:
         receive_late(trainer)
-    own, weights = own_state(trainer), own_weights(trainer)
+    weights = own_weights(trainer)
+    own, sharded = apart(own_state(trainer), f"state.{trainer.engine.rank}.")
+    sharded |= {f"{NET}{name}": value for name, value in weights.items() if is_sharded(value)}
     (part,) = trainer.parts
     carried = {name: each for name, each in part.state_dict().items() if name not in ("late", "flight", "tied")}
     own["common"] = {"steps": trainer.steps, "schedule": trainer.source.state_dict(), "part": carried}
@@ -147,6 +150,7 @@ def save(trainer: OverRanks, folder: Path) -> Path:
     content[f"rank.{engine.rank}"] = packed(own)
     if engine.replica:
         content = {f"replica.{engine.replica}.rank.{engine.rank}": packed(share_of(trainer, own, weights))}
+    content |= sharded
     target, draft = folder / f"step-{trainer.steps}", folder / f".step-{trainer.steps}{PART}"
     first = engine.process == 0
     if first:
@@ -213,8 +217,12 @@ def load(trainer: OverRanks, found: Path) -> None:
     Raises:
         StateError: It belongs to another trainer; this one is as it was.
     """
+    if trainer.holding.shards is not None:
+        trainer.holding.shards.divide()
+        trainer.net.elsewhere = trainer.holding.elsewhere
     wanted = trainer.holding.own if trainer.net.elsewhere else None
-    weights, parts, shapes, shares = read(found, wanted)
+    names = None if wanted is None else trainer.holding.names
+    weights, parts, shapes, shares = read(found, wanted, dict(named_tensors(trainer.net)))
     mine = shares.get(trainer.engine.replica)  # further replicas begin with what the first has
     try:
         before = copied(saved(trainer), ["net", *trainer.groups])  # type: ignore[arg-type]
@@ -222,7 +230,8 @@ def load(trainer: OverRanks, found: Path) -> None:
         before = None
     try:
         check(trainer, shapes, parts, found)
-        take(trainer, weights, parts, mine, None if wanted is None else trainer.holding.names)
+        parts, mine = with_sharded(trainer.groups, trainer.updates, found, (parts, mine), names)
+        take(trainer, weights, parts, mine, names)
     except BaseException as error:
         if before is not None:
             write(trainer, before)  # type: ignore[arg-type]
@@ -232,14 +241,6 @@ def load(trainer: OverRanks, found: Path) -> None:
                 "optimizers"
             ) from error
         raise
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leave out the warning that there is one process, which is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
 
 
 def saves(folder: Path) -> list[Path]:
@@ -263,7 +264,7 @@ def unpacked(content: Tensor) -> Any:
     return torch.load(io.BytesIO(bytes(content.numpy())), map_location="cpu", weights_only=True)
 
 
-def read(path: Path, wanted: Set[str] | None) -> Read:
+def read(path: Path, wanted: Set[str] | None, tensors: Mapping[str, Tensor]) -> Read:
     """Return the wanted weights of a save by name, what each rank saved beside them, and the shapes of all weights.
 
     The last value is what the ranks of each replica but the first saved.
@@ -271,6 +272,7 @@ def read(path: Path, wanted: Set[str] | None) -> Read:
     Args:
         path: Where it is.
         wanted: Names of weights; None for all.
+        tensors: Those of this process, by name. Of those that are sharded, its shares alone are read.
 
     Raises:
         StateError: It is damaged.
@@ -284,9 +286,9 @@ def read(path: Path, wanted: Set[str] | None) -> Read:
         refuse_damaged(path)
         known = FileSystemReader(path).read_metadata().state_dict_metadata
         content: dict[str, Any] = {
-            name: torch.empty(each.size, dtype=each.properties.dtype)
+            name: room(each, tensors.get(name.removeprefix(NET)))
             for name, each in known.items()
-            if isinstance(each, TensorStorageMetadata)
+            if isinstance(each, TensorStorageMetadata) and not name.startswith("state.")
             if wanted is None or not name.startswith(NET) or name.removeprefix(NET) in wanted
         }
         shapes = {

@@ -3,19 +3,20 @@
 import ctypes
 import gc
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dnifx.engines.base import Engine
-from dnifx.errors import StateError
-from dnifx.ir import Program
+from dnifx.errors import InputError, StateError
 from dnifx.runtime.net.absent import Absent, hold, let_go
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.optimizer_set import OptimizerSet
+from dnifx.runtime.training.shards import Shards
+from dnifx.runtime.training.weights import named_tensors, read_names, shared_memory
 
 ELSEWHERE = (
     "the present weights of {names} are on other ranks. Evaluate with trainer.evaluate(x), which runs over the same ranks; or call "
@@ -36,6 +37,7 @@ class Holding:
         net: The net.
         engine: Says which partitions run here.
         optimizers: Those of all partitions and estimators, by the name of what each updates.
+        shards: The weights that are sharded over replicas, or None.
 
     Attributes:
         elsewhere: Which weights are in other processes after a step; empty where all are here.
@@ -45,10 +47,12 @@ class Holding:
         blank: Whether weights of this rank have no values yet, since the model was made on the meta device.
     """
 
-    def __init__(self, net: Net, engine: Engine, optimizers: Mapping[str, Optimizer]) -> None:
-        self.net, self.engine, self.optimizers, self.whole = net, engine, optimizers, True
+    def __init__(
+        self, net: Net, engine: Engine, optimizers: Mapping[str, Optimizer], shards: Shards | None = None
+    ) -> None:
+        self.net, self.engine, self.optimizers, self.whole, self.shards = net, engine, optimizers, True, shards
         ranks = engine.ranks or (engine.rank,) * len(net.partitions)
-        self.elsewhere = elsewhere(net, ranks, engine.rank)
+        self.elsewhere = elsewhere(net, ranks, engine.rank) or ("" if shards is None else shards.note)
         self.names = names_on(net, ranks, engine.rank)
         self.homes: dict[str, int] = {}
         self.others: dict[str, Tensor] = {}
@@ -56,6 +60,8 @@ class Holding:
         self.blank = False
         if engine.ranks is not None:
             self.divide(engine.ranks)
+        if shards is not None:
+            net.elsewhere = self.elsewhere
 
     def divide(self, ranks: tuple[int, ...]) -> None:
         """Find which weights are whose. What no rank reads stays everywhere."""
@@ -94,7 +100,9 @@ class Holding:
             raise StateError(BLANK.format(name=sorted(self.own)[0]))
 
     def let_go(self) -> None:
-        """Free the memory of what other ranks hold: weights, and the states of their optimizers."""
+        """Free the memory of what other ranks hold: weights, and the states of their optimizers. Of what is sharded, keep a share."""
+        if self.shards is not None:
+            self.shards.divide()
         if not self.whole or not self.others:
             return
         self.whole = False
@@ -110,7 +118,9 @@ class Holding:
         give_back()
 
     def make_room(self) -> None:
-        """Give all weights memory; what is in those of other ranks is not defined."""
+        """Give all weights memory; what is in those of other ranks is not defined. What is sharded is gathered."""
+        if self.shards is not None:
+            self.shards.gather()
         for each in self.others.values():
             hold(each)
         self.whole = True
@@ -125,6 +135,29 @@ class Holding:
         with torch.no_grad():
             for name, rank in self.homes.items():
                 self.engine.share(tensors[name], rank)
+
+    def foresee(self, known: Callable[[], bool]) -> None:
+        """Where a replica needs whole weights for its inputs, bring them to all: to capture, or to find whether a graph holds.
+
+        Args:
+            known: Whether a graph is known to hold here.
+        """
+        if self.shards is not None and self.shards.anyone(not known()):
+            self.bring()
+
+    def bring_foreseen(self) -> None:
+        """Bring the present weights of all ranks here. Of sharded ones this was foreseen, since all replicas take part.
+
+        Raises:
+            InputError: It was not.
+        """
+        if self.shards is None:
+            self.bring()
+        elif not self.shards.whole:
+            raise InputError(
+                "these inputs need another graph, as a guard found in the middle of a step, and other replicas do not wait to capture it "
+                "together. Call the net on such inputs before net.trainer(...), or give replicas='average'"
+            )
 
 
 def without_leftovers(tensors: Iterable[Tensor]) -> None:
@@ -157,21 +190,6 @@ def forget(optimizer: Optimizer) -> None:
         each.state.clear()
 
 
-def shared_memory(net: nn.Module) -> frozenset[int]:
-    """Return the memory that several tensors of a net lie in: freed and held again, they would no longer share it."""
-    seen: dict[int, set[int]] = {}
-    for _, each in named_tensors(net):
-        if not (isinstance(each, Absent) or each.is_meta) and each.layout is torch.strided:
-            seen.setdefault(each.untyped_storage().data_ptr(), set()).add(id(each))
-    return frozenset(place for place, tensors in seen.items() if len(tensors) > 1)
-
-
-def named_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return all parameters and buffers of a net by each of their names."""
-    yield from net.named_parameters(remove_duplicate=False)
-    yield from net.named_buffers(remove_duplicate=False)
-
-
 def own_tensors(net: Net, ranks: Sequence[int], rank: int) -> Iterator[tuple[str, Tensor]]:
     """Return the weights that a rank keeps up to date, and those that no rank changes and that it reads."""
     parameters = dict(net.original.named_parameters())
@@ -194,19 +212,4 @@ def read_tensors(net: Net, ranks: Sequence[int], rank: int) -> list[Tensor]:
             own = {name for each in net.partitions if each.index in here for name in each.parameters}
             if own.intersection(interface.mirrors):
                 found.append(interface.estimator.get_buffer("answers"))  # says when copies are due
-    return found
-
-
-def read_names(program: Program, partitions: set[int], names: Iterable[str]) -> set[str]:
-    """Return those of the names of parameters and buffers that the nodes of some partitions read."""
-    inside: dict[str, list[str]] = {}
-    for name in names:
-        steps = name.split(".")
-        for depth in range(1, len(steps) + 1):
-            inside.setdefault(".".join(steps[:depth]), []).append(name)
-    found: set[str] = set()
-    for node in program.graph.nodes if program.graph is not None else ():
-        homes = {program.partition_of.get(each.name) for each in (node, *(node.users if node.op == "get_attr" else ()))}
-        if homes & partitions and node.op in ("get_attr", "call_module"):
-            found.update(inside.get(str(node.target), ()))
     return found

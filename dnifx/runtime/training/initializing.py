@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dnifx.errors import StateError
 from dnifx.runtime.net.absent import Absent, hold
-from dnifx.runtime.training.holding import Holding, named_tensors
+from dnifx.runtime.training.holding import Holding
+from dnifx.runtime.training.weights import named_tensors
 
 Initialize = Callable[[nn.Module], object]
 

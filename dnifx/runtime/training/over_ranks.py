@@ -17,6 +17,7 @@ from dnifx.runtime.training.holding import Holding, own_tensors
 from dnifx.runtime.training.initializing import Initialize, initialize
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.results import StepResult
+from dnifx.runtime.training.shard_states import load, whole
 from dnifx.runtime.training.updates import Update
 
 SPREAD = (
@@ -132,7 +133,8 @@ def collect(trainer: OverRanks) -> None:
         return
     receive_late(trainer)
     trainer.holding.bring()
-    for rank, state in enumerate(trainer.engine.collected(own_state(trainer))):
+    own = whole(own_state(trainer), trainer.holding.shards)
+    for rank, state in enumerate(trainer.engine.collected(own)):
         if rank != trainer.engine.rank:
             take_state(trainer, state)
     trainer.net.elsewhere = ""
@@ -194,7 +196,7 @@ def take_state(trainer: OverRanks, state: Mapping[str, Any], names: Set[str] | N
     for group, items in trainer.groups.items():
         for name, own in state["groups"][group].items():
             if names is None or name in names or group == "lr_schedulers":
-                items[name].load_state_dict(own)
+                load(items[name], own)
     part.late.take(state["late"])
     part.flight.take(state["flight"])
     part.tied.take(state["tied"])

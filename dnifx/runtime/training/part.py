@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class TrainedPart:
         engine: Engine,
         holding: Holding,
     ) -> None:
-        self.engine, self.holding, self.scaling = engine, holding, options.scaling
+        self.engine, self.holding, self.scaling, self.shards = engine, holding, options.scaling, options.shards
         captured.whole = engine.gathered
         self.cast = Autocast(options.autocast, device_of(net))
         raises = options.on_nonfinite == "raise"
@@ -145,7 +146,7 @@ class TrainedPart:
         self.ownership = Ownership(self.program, {name: each.optimizer for name, each in self.optimizers.items()})
         scaled, waits = self.scaling is not None, options.penalty is None and not callable(options.clip)
         self.functions = Steps(
-            captured, net.emitters, shared, self.ownership, engine, self.cast, scaled, waits, own_losses
+            captured, net.emitters, shared, self.ownership, engine, self.cast, scaled, waits, own_losses, self.shards
         )
 
     def fire(
@@ -210,7 +211,8 @@ class TrainedPart:
         schedule_of: Callable[[Program], Schedule],
     ) -> tuple[Tensor | None, Any, Mapping[str, Any]]:
         """Run one step in the input kind of its inputs; where a guard stops it before any update, in a new one."""
-        for input_kind in self.captured.matching(args, kwargs, self.holding.bring):
+        self.holding.foresee(partial(self.captured.knows, args, kwargs))
+        for input_kind in self.captured.matching(args, kwargs, self.holding.bring_foreseen):
             try:
                 schedule = schedule_of(input_kind.program)
                 late = max(schedule.tied_lag, schedule_of(self.program).tied_lag) > 0
@@ -232,6 +234,8 @@ class TrainedPart:
                 continue
             if self.engine.ranks is not None and not self.asks_values:
                 self.holding.let_go()
+            elif self.shards is not None:
+                self.shards.divide()
             recorded = self.engine.captures and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
             guarded = input_kind.guarded and not recorded  # what is recorded held some steps ago
             before = Undo(self.net, written, self.captured.attributes) if guarded else None
@@ -270,7 +274,7 @@ class TrainedPart:
         if not input_kind.guarded:
             return True
         if not input_kind.known(inputs):
-            self.holding.bring()
+            self.holding.bring_foreseen()
         before = Undo(self.net, (inputs[position] for position in input_kind.written), self.captured.attributes)
         if input_kind.known(inputs):
             holds = True
@@ -286,7 +290,8 @@ class TrainedPart:
         Raises:
             InputError: The model cannot be cut in this mode as in training.
         """
-        for input_kind in self.captured.matching(args, kwargs, self.holding.bring):
+        self.holding.foresee(partial(self.captured.knows, args, kwargs))
+        for input_kind in self.captured.matching(args, kwargs, self.holding.bring_foreseen):
             inputs = input_kind.signature.flatten(args, kwargs)
             if input_kind.numbers_hold(inputs) and self.holds_on_every_rank(input_kind, inputs):
                 if self.net.elsewhere and not self.asks_values:
@@ -330,7 +335,7 @@ class TrainedPart:
     def parameter(self, path: str) -> Tensor:
         """Return a parameter of the model."""
         found: Tensor = held(self.net.original, *path.split("."))
-        return found
+        return found if self.shards is None else self.shards.leaf(found)
 
     def compute_loss(self, output: Any, target: Any) -> Tensor:
         """Return the scalar loss of an output, as far as the loss sees it, and what is added to it."""

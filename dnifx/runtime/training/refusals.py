@@ -1,9 +1,9 @@
 """What a trainer refuses before its first step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dnifx.engines.places import same_device
 from dnifx.errors import InputError, PlaceError, ScheduleError, StateError, nearest
@@ -53,10 +53,11 @@ def places_of(net: nn.Module) -> list[Place]:
     ]
 
 
-def refuse_replaced(places: Iterable[Place]) -> None:
-    """Raise StateError where a parameter is another than the one that the optimizers hold."""
+def refuse_replaced(places: Iterable[Place], gathered: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Raise StateError where a parameter is another than the one that the optimizers hold, or, of a sharded one, the ``gathered``."""
     for registry, name, parameter, path in places:
-        if registry.get(name) is not parameter:
+        found = registry.get(name)
+        if found is not parameter and (gathered is None or found is not gathered(parameter)):
             raise StateError(
                 f"the parameter {path!r} was replaced after net.trainer(...), and its optimizer holds the one before. Make the trainer "
                 "afterwards, or write into the parameter: load_state_dict without assign=True, or parameter.data.copy_(...)"

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dnifx.engines.base import Engine
+from dnifx.engines.ranks import Ranks
 from dnifx.errors import OptimizerError
+from dnifx.runtime.net.net import Net
+from dnifx.runtime.training.shards import Shards
+from dnifx.runtime.training.weights import is_sharded
 
-Replicas = Literal["average", "apart"]
+Replicas = Literal["average", "shard", "apart"]
 
 
 Total = Callable[[Tensor], int]
@@ -29,8 +33,8 @@ def total_of(replicas: Replicas | None, net: nn.Module, engine: Engine) -> Total
     Raises:
         OptimizerError: There are several processes, and nothing is said of them; or each has other partitions, and they would be averaged.
     """
-    if replicas not in (None, "average", "apart"):
-        raise OptimizerError(f"replicas={replicas!r}: give 'average', 'apart' or None")
+    if replicas not in (None, "average", "shard", "apart"):
+        raise OptimizerError(f"replicas={replicas!r}: give 'average', 'shard', 'apart' or None")
     if engine.ranks is not None:
         return total_of_ranks(replicas, net, engine)
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -67,6 +71,30 @@ def total_of_ranks(replicas: Replicas | None, net: nn.Module, engine: Engine) ->
     return engine.total
 
 
+def shards_of(replicas: Replicas | None, net: Net, engine: Engine) -> Shards | None:
+    """Return the weights of a net, sharded over replicas; None where each replica has all of them.
+
+    Raises:
+        OptimizerError: They cannot be sharded.
+    """
+    if replicas != "shard" or engine.replicas == 1:
+        return None
+    reason, where = "", [name for name, each in net.named_parameters() if is_sharded(each)]
+    if not isinstance(engine, Ranks):
+        reason = "this trainer runs in one process. Give mesh=, replicas by places"
+    elif where:
+        reason = f"{where[0]!r} is a DTensor already. Give the net as it is before fully_shard, and a net of its own to each trainer"
+    elif any(each.is_meta for each in net.parameters()):
+        reason = "the model is on the meta device, and FSDP divides weights that have values. Build it on the CPU"
+    elif engine.device.type != "cpu":
+        reason = f"the model is on {engine.device}, and shards travel over gloo, from CPU to CPU"
+    elif any(each.late for each in net.program.interfaces):
+        reason = "Late(k) keeps the weights of earlier steps, whole. Take another estimator"
+    if reason or not isinstance(engine, Ranks):
+        raise OptimizerError(f"replicas='shard' shards weights, and {reason}; or give replicas='average'")
+    return Shards(net, engine)
+
+
 def begin_alike(net: nn.Module, process: int) -> None:
     """Give all processes the weights of one; those on the meta device get theirs later."""
     with torch.no_grad():
@@ -82,10 +110,13 @@ def over_processes(tensor: Tensor) -> int:
 
 
 def average(parameters: Iterable[nn.Parameter], total: Total) -> None:
-    """Replace gradients by their mean over all replicas; one that is missing in some of them is zero there."""
+    """Replace gradients by their mean over all replicas; one that is missing in some of them is zero there.
+
+    Those of sharded parameters are means already.
+    """
     kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for parameter in parameters:
-        if parameter.requires_grad:
+        if parameter.requires_grad and not is_sharded(parameter):
             kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
     for group in kinds.values():
         had = torch.tensor([each.grad is not None for each in group]).to(group[0])

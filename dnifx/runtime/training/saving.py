@@ -13,6 +13,7 @@ from dnifx.runtime.training.exchange import Exchange
 from dnifx.runtime.training.holding import Holding
 from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.scaling import Scaling
+from dnifx.runtime.training.shard_states import load, whole
 from dnifx.runtime.training.updates import Update
 
 
@@ -35,14 +36,19 @@ class Saved(Protocol):
 
 def saved(trainer: Saved) -> dict[str, Any]:
     """Return all that a run needs to go on."""
+    net, shards = trainer.net.state_dict(), trainer.holding.shards
+    groups = {
+        group: {name: each.state_dict() for name, each in items.items()} for group, items in trainer.groups.items()
+    }
+    updates = {name: each.state_dict() for name, each in trainer.updates.items() if each.count}
     return {
         "steps": trainer.steps,
-        "net": trainer.net.state_dict(),
-        **{group: {name: each.state_dict() for name, each in items.items()} for group, items in trainer.groups.items()},
+        "net": net,
+        **whole(groups, shards),
         "schedule": trainer.source.state_dict(),
         "parts": [part.state_dict() for part in trainer.parts],
         "messages": [each.state_dict() for each in trainer.exchange.buffers] if trainer.exchange is not None else [],
-        "updates": {name: each.state_dict() for name, each in trainer.updates.items() if each.count},
+        "updates": whole(updates, shards),
         **({"scaler": trainer.scaling.scaler.state_dict()} if trainer.scaling is not None else {}),
     }
 
@@ -129,7 +135,7 @@ def write(trainer: Saved, state: Mapping[str, Any]) -> None:
         buffer.load_state_dict(kept)
     for group, items in trainer.groups.items():
         for name, item in items.items():
-            item.load_state_dict(state[group][name])
+            load(item, state[group][name])
     for name, each in trainer.updates.items():
         each.load_state_dict(state.get("updates", {}).get(name, {"count": 0, "sums": {}}))
     if trainer.scaling is not None and "scaler" in state:

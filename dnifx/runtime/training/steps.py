@@ -39,6 +39,7 @@ from dnifx.runtime.training.late import fit_late, summed
 from dnifx.runtime.training.own_losses import OwnLosses, with_own_losses
 from dnifx.runtime.training.ownership import Ownership
 from dnifx.runtime.training.refusals import places_of, refuse_idle, refuse_other_sharing, refuse_replaced
+from dnifx.runtime.training.shards import Shards
 from dnifx.runtime.training.together import Together
 from dnifx.runtime.training.traces import extend_trace, fit_by_trace, pass_on, window_jacobian
 
@@ -92,6 +93,7 @@ class Steps:
         scaled: Whether the backward passes are those of a multiple of the loss.
         joined: Whether updates may wait, to be made together.
         own_losses: What partitions train themselves of what they leave on the model.
+        shards: The weights that are sharded over replicas, or None.
     """
 
     part: CapturedPart
@@ -103,6 +105,7 @@ class Steps:
     scaled: bool = False
     joined: bool = False
     own_losses: OwnLosses = field(default_factory=dict)
+    shards: Shards | None = None
     _functions: dict[tuple[int, Schedule, bool], Step] = field(default_factory=dict)
     _evaluations: dict[int, Step] = field(default_factory=dict)
     _probes: dict[tuple[int, bool], Step] = field(default_factory=dict)
@@ -132,6 +135,8 @@ class Steps:
             several = range(len(input_kind.program.partitions)) if late else self.engine.ranks
             if several:
                 refuse_other_sharing(self.part.program, input_kind.program, several)
+            if self.shards is not None:
+                self.shards.admit(input_kind.program)
             self.engine.settle(input_kind.program)
             program = with_own_losses(input_kind.program, self.own_losses)
             if len(self._functions) >= KEPT_STEPS:
@@ -161,7 +166,7 @@ class Steps:
         Raises:
             StateError: An estimator was frozen, or a parameter was replaced.
         """
-        refuse_replaced(self._places)
+        refuse_replaced(self._places, self.shards.leaf if self.shards is not None else None)
         learning = tuple([each.requires_grad for each in self._parameters])
         if learning != self._learning:
             refuse_idle(self.part.program)
@@ -205,7 +210,10 @@ class Steps:
         """Return what the functions of an input kind call by name, gathered once."""
         if input_kind.number not in self._names:
             modules = [self.in_place(*each) for each in enumerate(input_kind.submodules)]
-            names = called_by_name(self.part.program, input_kind, self.shared, self.cast, modules)
+            calls: list[Callable[..., Any]] = [each.forward for each in modules]
+            if self.shards is not None:
+                calls = [self.shards.around(*each) for each in enumerate(calls)]
+            names = called_by_name(self.part.program, input_kind, self.shared, self.cast, modules, calls)
             self._names[input_kind.number] = names
         return self._names[input_kind.number]
 
@@ -216,12 +224,16 @@ def called_by_name(
     shared: Mapping[str, Any],
     cast: Callable[[Any], Any],
     modules: Sequence[nn.Module],
+    calls: Sequence[Callable[..., Any]],
 ) -> SimpleNamespace:
-    """Return what generated functions call by name: partitions, estimators, input models, and what is shared."""
+    """Return what generated functions call by name: partitions, estimators, input models, and what is shared.
+
+    ``calls`` are what runs the partitions, whose graphs are ``modules``.
+    """
     names = SimpleNamespace(**shared, unflatten=input_kind.finish)
     names.modules = {}
-    for partition, module in zip(input_kind.program.partitions, modules, strict=True):
-        setattr(names, partition.name, cast(module.forward))
+    for partition, module, call in zip(input_kind.program.partitions, modules, calls, strict=True):
+        setattr(names, partition.name, cast(call))
         names.modules[partition.name] = module
     for boundary, interface in zip(program.boundaries, program.interfaces, strict=True):
         setattr(names, f"estimate_{boundary.key}", cast(interface.estimator))

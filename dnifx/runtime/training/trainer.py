@@ -35,7 +35,7 @@ from dnifx.runtime.training.part import TrainedPart
 from dnifx.runtime.training.probing import PeriodProbe, Probe, probe, probe_period
 from dnifx.runtime.training.recorded import python_reads, refuse_unrecorded
 from dnifx.runtime.training.refusals import refuse_refrozen
-from dnifx.runtime.training.replicas import Replicas, total_of
+from dnifx.runtime.training.replicas import Replicas, shards_of, total_of
 from dnifx.runtime.training.results import StepResult
 from dnifx.runtime.training.saving import saved, take_up
 from dnifx.runtime.training.turns import Turn
@@ -81,7 +81,7 @@ class Trainer(InFolders):
         check_own_losses(net.program, own_losses)
         self.own_losses = dict(own_losses)
         with_own_losses(net.program, self.own_losses)
-        options = replace(options, total=total_of(replicas, net, engine))
+        options = replace(options, total=total_of(replicas, net, engine), shards=shards_of(replicas, net, engine))
         self.accumulate, self.scaling = options.accumulate, options.scaling
         parameters = dict(net.original.named_parameters())
         owned = {
@@ -97,7 +97,7 @@ class Trainer(InFolders):
         refuse_unrecorded(engine, net.program, self.latest, every, options)
         self.lr_schedulers = make_schedulers(lr_scheduler, every, self.optimizers)
         self.metric = any(map(follows_metric, self.lr_schedulers.values()))
-        self.turn, self.holding = Turn(), Holding(net, engine, {**self.optimizers, **self.estimator_optimizers})
+        self.turn, self.holding = Turn(), Holding(net, engine, every, options.shards)
         updates, fits = make_updates(net, self.optimizers, self.estimator_optimizers, options, self.turn)
         self.updates = {**updates, **fits}
         shared = updates, fits, self.lr_schedulers, self.own_losses, options, engine, self.holding

@@ -15,6 +15,8 @@ from dnifx.runtime.emitted.finite import Flag, changed, clear_where, not_finite,
 from dnifx.runtime.net.net import Net
 from dnifx.runtime.training.replicas import Total, average
 from dnifx.runtime.training.scaling import Scaling
+from dnifx.runtime.training.shard_states import load_sums
+from dnifx.runtime.training.shards import Shards, own_part, refuse_mixed, refused_by
 from dnifx.runtime.training.turns import Turn
 
 Clip = float | Callable[[list[nn.Parameter]], object]
@@ -34,6 +36,7 @@ class UpdateOptions:
         penalty: From a partition's parameters, by name, to a scalar whose gradient is added.
         scaling: What multiplies the loss, so that gradients are divided.
         autocast: What partitions, estimators and the loss are cast to; None for no autocast.
+        shards: The weights that are sharded over replicas; None where each replica has all.
     """
 
     clip: Clip | None = None
@@ -43,6 +46,7 @@ class UpdateOptions:
     penalty: Penalty | None = None
     scaling: Scaling | None = None
     autocast: torch.dtype | None = None
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
         whole = isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool)
@@ -122,7 +126,11 @@ class Update:
             self.options.scaling.unscale(self.optimizer)
         if self.options.penalty is not None:
             self.penalise(self.options.penalty)
-        self.refused = bad = not_finite([each.grad for each in self.parameters if each.grad is not None])
+        shards = self.options.shards
+        bad = not_finite([own_part(each.grad) for each in self.parameters if each.grad is not None])
+        if shards is not None:
+            bad = shards.agree(self.parameters, bool(bad))
+        self.refused = bad
         if bad is True:
             if self.options.on_nonfinite == "raise" and not self.overflows:
                 raise LossError(why_not_updated(self.name, "net.trainer"))
@@ -136,8 +144,12 @@ class Update:
             return False
         if self.options.total is not None and several:
             average(self.parameters, self.options.total)
-        if callable(self.options.clip):
+        if callable(self.options.clip) and shards is not None:
+            shards.clip_by(self.options.clip, self.parameters)
+        elif callable(self.options.clip):
             self.options.clip(self.parameters)
+        elif self.options.clip is not None and shards is not None:
+            shards.clip(self.parameters, self.options.clip)
         elif self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         return True
@@ -162,7 +174,10 @@ class Update:
     def make(self) -> None:
         """Call the optimizer."""
         self.turn.begin(self.name)
-        if self.flag is None:
+        if self.options.shards is not None:
+            with refused_by(self.name, self.optimizer):
+                self.optimizer.step()
+        elif self.flag is None:
             self.optimizer.step()
         else:
             step_unless(self.optimizer, self.flag)
@@ -180,12 +195,16 @@ class Update:
         Raises:
             LossError: It is no scalar with a gradient.
         """
-        value = penalty({self.names[each]: each for each in self.parameters})
+        given = {self.names[each]: each for each in self.parameters}
+        shards = self.options.shards
+        value = penalty(given) if shards is None else shards.penalty(penalty, given)
         if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
             raise LossError(
                 f"penalty= gave {value!r} for {self.name}; give a scalar tensor that is computed from the parameters it is given"
             )
         torch.autograd.backward(value)
+        if shards is not None:
+            shards.align(self.parameters)
 
     def complete(self) -> bool:
         """Add the gradients up. Where these were the last ones of an update, put their mean in their place and return True."""
@@ -228,10 +247,7 @@ class Update:
             )
         parameters = self.parameters
         self.count = state["count"]
-        self._sums = {
-            parameters[place]: torch.as_tensor(total, device=parameters[place].device)
-            for place, total in state["sums"].items()
-        }
+        self._sums = load_sums(parameters, state["sums"])
 
 
 def make_updates(
@@ -246,6 +262,8 @@ def make_updates(
     places: list[Boundary | Recurrence] = [*net.boundaries, *net.recurrences]
     called = {each.key: f"the estimator of {each.name!r}" for each in places}
     plain = replace(options, clip=None, penalty=None)
+    for name, each in optimizers.items():
+        refuse_mixed(name, each)
     updates = {name: Update(name, each, options, turn, named) for name, each in optimizers.items()}
     fits = {key: Update(called[key], each, plain, turn, named) for key, each in estimator_optimizers.items()}
     return updates, fits
