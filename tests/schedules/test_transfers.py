@@ -190,3 +190,15 @@ def test_bandwidth_takes_time() -> None:
     assert slow.makespan == pytest.approx(quick.makespan + 1)  # rank 0 works on for a second while the values travel
     with pytest.raises(ScheduleError, match="seconds"):
         schedules.simulate(found, program, link=schedules.Link(latency=1.0))
+
+
+def test_a_rank_sends_one_message_after_the_other_to_whichever_rank() -> None:
+    """Rank 1 stands in the middle: its values go on while its gradients go back, over one line."""
+    program, steps, line = chain(3), 40, 8 * 4 * 4.0  # bytes of one message
+    found = schedules.transferred(
+        schedules.lagged(schedules.sequential(program), program, steps // 2), program, (0, 1, 2)
+    )
+    costs = {str(unplaced(action)): 1e-3 for action in found.actions if action.kind not in TRANSFERS}
+    simulation = schedules.simulate(found, program, costs, steps, schedules.Link(bandwidth=line))
+    assert {action.rank for action in found.actions if action.kind is Kind.SEND_TARGET} == {1, 2}
+    assert 1 / simulation.rate == pytest.approx(2.0, rel=0.05)
