@@ -190,12 +190,12 @@ def _backprop(wiring: Links, fit: bool) -> Schedule:
     return arranged("backprop", chosen_actions(choice, wiring), wiring, answered=answered)
 
 
+PHASES = (Kind.INPUT, Kind.FORWARD, Kind.SYNTHESISE, Kind.BACKWARD, Kind.UPDATE, Kind.TARGET, Kind.FIT)
+
+
 def in_phases(action: Action) -> tuple[int, int]:
     """Key: all that is of one kind stands together."""
     return PHASES.index(action.kind), -action.index if action.kind is Kind.BACKWARD else action.index
-
-
-PHASES = (Kind.INPUT, Kind.FORWARD, Kind.SYNTHESISE, Kind.BACKWARD, Kind.UPDATE, Kind.TARGET, Kind.FIT)
 
 
 def phases(program: Program) -> Schedule:

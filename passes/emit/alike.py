@@ -19,14 +19,13 @@ Group = tuple[int, ...]
 def groups(actions: Sequence[Action], program: Program) -> tuple[Group, ...]:
     """Return the boundaries whose estimators a step asks together, in the order in which it asks them."""
     asked, fitted = runs_of(Kind.SYNTHESISE, actions), runs_of(Kind.FIT, actions)
-    known = {action for action in actions if action.kind is Kind.FIT}
+    learning = {index for run in fitted for index in run}
     found: list[Group] = []
-    for run in asked:
-        own = [index for index in run if is_plain(index, program)]
+    for own_run in asked:
+        own = [index for index in own_run if is_plain(index, program)]
         for index in own:
             several = tuple(other for other in own if other == index or are_alike(index, other, program))
-            learns = any(Action(Kind.FIT, each) in known for each in several)
-            joined = not learns or any(set(several) <= {*other} for other in fitted)
+            joined = learning.isdisjoint(several) or any({*several} <= {*run} for run in fitted)
             if several[0] == index and len(several) > 1 and joined:
                 found.append(several)
     return tuple(found)
@@ -55,8 +54,7 @@ def are_alike(one: int, other: int, program: Program) -> bool:
     specs, interfaces = program.boundaries[one].specs, program.interfaces
     if specs != program.boundaries[other].specs or interfaces[one].fit_weight != interfaces[other].fit_weight:
         return False
-    pairs = (tuple(interfaces[each].estimator.modules()) for each in (one, other))
-    first, second = pairs
+    first, second = (tuple(interfaces[each].estimator.modules()) for each in (one, other))
     return len(first) == len(second) and all(map(are_same, first, second))
 
 

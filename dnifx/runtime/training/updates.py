@@ -144,15 +144,19 @@ class Update:
             return False
         if self.options.total is not None and several:
             average(self.parameters, self.options.total)
-        if callable(self.options.clip) and shards is not None:
-            shards.clip_by(self.options.clip, self.parameters)
-        elif callable(self.options.clip):
-            self.options.clip(self.parameters)
-        elif self.options.clip is not None and shards is not None:
-            shards.clip(self.parameters, self.options.clip)
-        elif self.options.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        if self.options.clip is not None:
+            self.limit(self.options.clip)
         return True
+
+    def limit(self, clip: Clip) -> None:
+        """Clip the gradients."""
+        shards = self.options.shards
+        if callable(clip):
+            clip(self.parameters) if shards is None else shards.clip_by(clip, self.parameters)
+        elif shards is None:
+            nn.utils.clip_grad_norm_(self.parameters, clip)
+        else:
+            shards.clip(self.parameters, clip)
 
     @property
     def flag(self) -> Tensor | None:
