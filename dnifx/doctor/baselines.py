@@ -106,7 +106,8 @@ class Pipeline:
 
     def _begins(self, stage: int) -> float | None:
         """Return when a stage could begin what comes next, or the message for it leave; None where that is not known yet."""
-        done, free = len(self.ends[stage]), self._free(stage)
+        done = len(self.ends[stage])
+        free = self.ends[stage][-1] if done else 0.0
         if done == len(self.orders[stage]):
             return None
         what, micro = self.orders[stage][done]
@@ -115,10 +116,6 @@ class Pipeline:
             return free
         sent = self._sent.get((source, what, micro))
         return max(sent[0], free + self.link.latency) if sent else None
-
-    def _free(self, stage: int) -> float:
-        """Return when a stage has done all that it has begun."""
-        return self.ends[stage][-1] if self.ends[stage] else 0.0
 
     def _do(self, stage: int, begins: float) -> None:
         what, micro = self.orders[stage][len(self.ends[stage])]
@@ -129,7 +126,7 @@ class Pipeline:
             self._sent[before, what, micro].pop(0)
             size = self.stages[min(stage, before)].bytes
             self._busy[before] = max(begins, self._busy[before]) + size / link.bandwidth
-            now = max(self._free(stage), self._busy[before] + link.latency) + size * link.handling
+            now = self._busy[before] + link.latency + size * link.handling
         now += own.forward if what == "F" else own.backward
         if 0 <= behind < len(self.stages):
             now += self.stages[min(stage, behind)].bytes * link.handling
